@@ -1,0 +1,1 @@
+//! Parameters: one table, one YAML file per robot.

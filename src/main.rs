@@ -1,0 +1,2 @@
+//! `pi05`: parse, load, run, exit code.
+fn main() {}

@@ -1,0 +1,1 @@
+//! What surrounds the network: checkpoint folders, statistics, tokenizer, prompt, image resize, robot adapters.

@@ -1,0 +1,2 @@
+//! A recorded bag instead of a robot: the same path, on the bag's clock, with a report at the end.
+pub mod recording;

@@ -1,0 +1,128 @@
+//! Everything a replay leaves behind, in memory: what `commands.mcap`, `summary.json` and `report.html` are made from.
+
+use std::collections::BTreeMap;
+
+use crate::clock::Stamp;
+
+/// One replay, complete. All times are bag time.
+#[derive(Clone, Debug, Default)]
+pub struct Recording {
+    /// Path of the bag, as given.
+    pub bag: String,
+    /// Checkpoint, as given (`synth:tiny`, a folder).
+    pub checkpoint: String,
+    /// Engine that ran, with its dtype: `cpu f32`.
+    pub engine: String,
+    /// Robot adapter.
+    pub robot: String,
+    /// Task prompt.
+    pub prompt: String,
+    /// Names of the camera slots, in the model's order.
+    pub cameras: Vec<String>,
+    /// First and last stamp of the bag's messages.
+    pub start: Stamp,
+    /// See `start`.
+    pub end: Stamp,
+    /// Steps per second of a chunk.
+    pub policy_rate_hz: f64,
+    /// Ticks per second.
+    pub rate_hz: f64,
+    /// What each command value drives, with its limits.
+    pub joints: Vec<JointInfo>,
+    /// For each of `joints`, the index into a measured state that it corresponds to, if any.
+    pub measured_index: Vec<Option<usize>>,
+    /// Every joint state used, oldest first.
+    pub measured: Vec<Measured>,
+    /// Every tick that gave a command, oldest first.
+    pub commands: Vec<CommandSample>,
+    /// Every inference, oldest first.
+    pub chunks: Vec<ChunkRecord>,
+    /// Events by name (`image_dropped: camera base_0_rgb: …`, `position_limited`, …).
+    pub counters: BTreeMap<String, u64>,
+    /// Notes for a person, such as "the bag ends inside a record".
+    pub notes: Vec<String>,
+}
+
+/// Name and limits of one command value.
+#[derive(Clone, Debug, PartialEq)]
+pub struct JointInfo {
+    /// Joint name.
+    pub name: String,
+    /// Lower position limit (rad or m).
+    pub position_min: f64,
+    /// Upper position limit (rad or m).
+    pub position_max: f64,
+    /// Speed limit (rad/s or m/s).
+    pub velocity_max: f64,
+}
+
+/// A joint state that was taken in.
+#[derive(Clone, Debug)]
+pub struct Measured {
+    /// Stamp of the message.
+    pub stamp: Stamp,
+    /// Positions in configured order.
+    pub positions: Vec<f64>,
+}
+
+/// One control tick's output.
+#[derive(Clone, Debug)]
+pub struct CommandSample {
+    /// Time of the tick.
+    pub stamp: Stamp,
+    /// One value per joint of [`Recording::joints`].
+    pub values: Vec<f64>,
+    /// The chunk whose plan was followed.
+    pub chunk: u64,
+    /// The plan's end was reached or passed: braking or holding.
+    pub resting: bool,
+    /// A limit changed at least one value.
+    pub limited: bool,
+}
+
+/// One inference and the chunk it gave.
+#[derive(Clone, Debug)]
+pub struct ChunkRecord {
+    /// Number of the chunk, from 0.
+    pub id: u64,
+    /// Stamp of its observation: the time of its step 0.
+    pub observed: Stamp,
+    /// When it took over.
+    pub arrived: Stamp,
+    /// Leading steps that had elapsed by then and were dropped.
+    pub dropped_steps: usize,
+    /// `[steps][joints]`, robot space.
+    pub actions: Vec<Vec<f64>>,
+    /// Prompt tokens that the model saw.
+    pub tokens: usize,
+    /// Age of each camera's image at the observation, ms; `None` where the camera is masked.
+    pub image_age_ms: Vec<Option<f64>>,
+    /// Wall time of each stage. The only part that differs between two runs.
+    pub timings: Timings,
+    /// What the model saw, one per camera slot: `[side, side, 3]` rgb8. Kept for some chunks only.
+    pub seen: Option<Vec<Option<Vec<u8>>>>,
+    /// Side of the images in `seen`.
+    pub seen_side: u32,
+}
+
+/// Wall time of one inference by stage, milliseconds.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Timings {
+    /// Resize, normalise, tokenise.
+    pub encode_ms: f64,
+    /// SigLIP and projector, all cameras.
+    pub vision_ms: f64,
+    /// Prefix to K/V.
+    pub prefix_ms: f64,
+    /// All denoise steps.
+    pub denoise_ms: f64,
+    /// Unnormalise and robot adapter.
+    pub decode_ms: f64,
+}
+
+impl Timings {
+    /// Sum of the stages.
+    pub fn total_ms(&self) -> f64 {
+        self.encode_ms + self.vision_ms + self.prefix_ms + self.denoise_ms + self.decode_ms
+    }
+}
