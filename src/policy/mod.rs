@@ -1,1 +1,4 @@
 //! What surrounds the network: checkpoint folders, statistics, tokenizer, prompt, image resize, robot adapters.
+
+pub mod checkpoint;
+pub mod statistics;
