@@ -3,6 +3,10 @@
 //! Knows no files, no ROS and no robot; `policy::checkpoint` fills its [`tensors::TensorTable`], `engine` computes with it.
 //! The mathematics is described where it is computed, in `engine::cpu`.
 
+pub mod dims;
+pub mod names;
+pub mod sampler;
+pub mod synth;
 pub mod tensors;
 
 /// One camera image as the network takes it: `[side, side, 3]`, row-major.

@@ -1,0 +1,190 @@
+//! One Gemma decoder block, for both models: the prefix (RMSNorm) and the action expert (adaRMS), which attends to
+//! the prefix's keys and values of the same layer (spec/PI05.md §5.4 and §7).
+
+use rayon::prelude::*;
+
+use super::attention::shared_head;
+use super::linear::Linear;
+use super::math::{PARALLEL_ELEMENTS, add, add_gated, geglu, rms_norm};
+use super::{MissingTensor, vector};
+use crate::engine::probe::Tap;
+use crate::engine::weights::Weights;
+use crate::model::dims::GemmaDims;
+
+/// A block's matrices.
+pub struct Block {
+    q: Linear,
+    k: Linear,
+    v: Linear,
+    o: Linear,
+    gate: Linear,
+    up: Linear,
+    down: Linear,
+}
+
+/// A norm before a sub-layer, with the gate after it: learned weights in the prefix, made from the time in the expert.
+#[derive(Clone, Copy)]
+pub struct Norm<'a> {
+    /// Multiplier per channel: `1 + w`, or `1 + scale`.
+    pub scale: &'a [f32],
+    /// adaRMS only.
+    pub shift: Option<&'a [f32]>,
+    /// adaRMS only: multiplies the sub-layer's output.
+    pub gate: Option<&'a [f32]>,
+}
+
+/// Keys (after RoPE) and values of one layer, `[tokens, head_dim]` each.
+#[derive(Clone, Debug, Default)]
+pub struct LayerKv {
+    /// Keys.
+    pub k: Vec<f32>,
+    /// Values.
+    pub v: Vec<f32>,
+}
+
+impl Block {
+    pub fn new(weights: &Weights, at: &str) -> Result<Self, MissingTensor> {
+        let linear = |name: &str| {
+            let name = format!("{at}{name}");
+            Linear::new(weights, &name).ok_or(MissingTensor(name))
+        };
+        Ok(Self {
+            q: linear("self_attn.q_proj")?,
+            k: linear("self_attn.k_proj")?,
+            v: linear("self_attn.v_proj")?,
+            o: linear("self_attn.o_proj")?,
+            gate: linear("mlp.gate_proj")?,
+            up: linear("mlp.up_proj")?,
+            down: linear("mlp.down_proj")?,
+        })
+    }
+
+    /// This layer's keys and values for the normalised tokens `h`, which stand at `positions` of `rope`.
+    pub fn kv(&self, h: &[f32], rope: &Rope, first: usize, at: &str, tap: &mut Tap) -> LayerKv {
+        let mut k = self.k.of(h);
+        tap.record(format_args!("{at}.k_proj"), &k);
+        rope.rotate(&mut k, 1, first);
+        let v = self.v.of(h);
+        tap.record(format_args!("{at}.v_proj"), &v);
+        LayerKv { k, v }
+    }
+
+    /// `x + gate * attention(norm(x))`. `past`: keys and values that come before the tokens' own. Returns their own.
+    #[expect(clippy::too_many_arguments, reason = "the block's inputs, each of its own kind")]
+    pub fn attend(
+        &self,
+        dims: &GemmaDims,
+        x: &mut [f32],
+        norm: Norm,
+        past: Option<&LayerKv>,
+        rope: &Rope,
+        first: usize,
+        at: &str,
+        tap: &mut Tap,
+    ) -> LayerKv {
+        let mut h = vec![0.0; x.len()];
+        norm.apply(x, &mut h);
+        tap.record(format_args!("{at}.input_layernorm"), &h);
+        let own = self.kv(&h, rope, first, at, tap);
+        let mut q = self.q.of(&h);
+        tap.record(format_args!("{at}.q_proj"), &q);
+        rope.rotate(&mut q, dims.heads, first);
+        let mut mixed = vec![0.0; q.len()];
+        match past {
+            None => shared_head(&q, &own.k, &own.v, dims.head_dim, &mut mixed),
+            Some(past) => {
+                let (k, v) = ([&past.k[..], &own.k].concat(), [&past.v[..], &own.v].concat());
+                shared_head(&q, &k, &v, dims.head_dim, &mut mixed);
+            }
+        }
+        self.o.apply(&mixed, &mut h);
+        tap.record(format_args!("{at}.self_attn"), &h);
+        norm.residual(x, &h);
+        own
+    }
+
+    /// `x + gate * mlp(norm(x))`
+    pub fn mlp(&self, x: &mut [f32], norm: Norm, at: &str, tap: &mut Tap) {
+        let mut h = vec![0.0; x.len()];
+        norm.apply(x, &mut h);
+        tap.record(format_args!("{at}.post_attention_layernorm"), &h);
+        let mut hidden = self.gate.of(&h);
+        let up = self.up.of(&h);
+        if hidden.len() < PARALLEL_ELEMENTS {
+            geglu(&mut hidden, &up);
+        } else {
+            let part = PARALLEL_ELEMENTS;
+            hidden.par_chunks_mut(part).zip(up.par_chunks(part)).for_each(|(gate, up)| geglu(gate, up));
+        }
+        self.down.apply(&hidden, &mut h);
+        tap.record(format_args!("{at}.mlp"), &h);
+        norm.residual(x, &h);
+        tap.record(format_args!("{at}.out"), x);
+    }
+}
+
+impl Norm<'_> {
+    /// Normalises each row of `x`.
+    pub fn apply(&self, x: &[f32], out: &mut [f32]) {
+        let width = self.scale.len();
+        for (x, out) in x.chunks_exact(width).zip(out.chunks_exact_mut(width)) {
+            rms_norm(x, self.scale, self.shift, out);
+        }
+    }
+
+    fn residual(&self, x: &mut [f32], y: &[f32]) {
+        match self.gate {
+            None => add(x, y),
+            Some(gate) => {
+                let width = gate.len();
+                for (x, y) in x.chunks_exact_mut(width).zip(y.chunks_exact(width)) {
+                    add_gated(x, gate, y);
+                }
+            }
+        }
+    }
+}
+
+/// RMSNorm multipliers `1 + w` of the prefix model.
+pub fn rms_scale(weights: &Weights, name: &str) -> Result<Vec<f32>, MissingTensor> {
+    Ok(vector(weights, name)?.into_iter().map(|w| 1.0 + w).collect())
+}
+
+/// Rotary embedding, half-split, θ = 10000: tables of cos and sin, `[positions, head_dim / 2]`.
+pub struct Rope {
+    half: usize,
+    cos: Vec<f32>,
+    sin: Vec<f32>,
+}
+
+impl Rope {
+    /// Tables for positions `0..positions`; angles in f32 with an unrounded `inv_freq` (spec/PI05.md §10).
+    pub fn new(head_dim: usize, positions: usize) -> Self {
+        let half = head_dim / 2;
+        let inv_freq: Vec<f32> =
+            (0..half).map(|j| 1.0 / 10_000f32.powf((2 * j) as f32 / head_dim as f32)).collect();
+        let angles = (0..positions).flat_map(|p| inv_freq.iter().map(move |f| p as f32 * f));
+        let (sin, cos) = angles.map(f32::sin_cos).unzip();
+        Self { half, cos, sin }
+    }
+
+    /// Number of positions in the tables.
+    pub fn positions(&self) -> usize {
+        self.cos.len() / self.half
+    }
+
+    /// Rotates `x` `[tokens, heads * head_dim]` in place; token `i` stands at position `first + i`.
+    pub fn rotate(&self, x: &mut [f32], heads: usize, first: usize) {
+        let half = self.half;
+        for (i, token) in x.chunks_exact_mut(heads * 2 * half).enumerate() {
+            let table = (first + i) * half..(first + i + 1) * half;
+            let (cos, sin) = (&self.cos[table.clone()], &self.sin[table]);
+            for head in token.chunks_exact_mut(2 * half) {
+                let (x1, x2) = head.split_at_mut(half);
+                for (((x1, x2), cos), sin) in x1.iter_mut().zip(x2).zip(cos).zip(sin) {
+                    (*x1, *x2) = (*x1 * cos - *x2 * sin, *x2 * cos + *x1 * sin);
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,220 @@
+//! Matrix products: `y = x Wᵀ + b` with weights where they lie, and the two products of attention.
+
+use gemm::Parallelism;
+use rayon::prelude::*;
+
+use crate::engine::weights::{Tensor, Weights};
+
+/// A linear layer. The weight `[out, in]` stays in its file's type and is widened to f32 block by block.
+pub struct Linear {
+    weight: Tensor,
+    bias: Option<Vec<f32>>,
+    inputs: usize,
+    outputs: usize,
+}
+
+/// Below this many multiply-adds a product is not worth waking another thread.
+const PARALLEL_WORK: usize = 1 << 20;
+/// Rows of a weight that are widened together: large enough to use `x` well, small enough to stay in a cache.
+const BLOCK_ELEMENTS: usize = 1 << 19;
+
+impl Linear {
+    /// The layer `name` (`.weight`, and `.bias` if there is one). `None` if the weight is not there.
+    pub fn new(weights: &Weights, name: &str) -> Option<Self> {
+        let weight = weights.get(&format!("{name}.weight"))?;
+        let outputs = *weight.shape().first()?;
+        let inputs = weight.shape()[1..].iter().product();
+        let bias = weights.get(&format!("{name}.bias")).map(|bias| bias.to_vec());
+        Some(Self { weight, bias, inputs, outputs })
+    }
+
+    /// Width of the output.
+    pub fn outputs(&self) -> usize {
+        self.outputs
+    }
+
+    /// `y = x Wᵀ + b`; x `[m, in]`, y `[m, out]`.
+    pub fn apply(&self, x: &[f32], y: &mut [f32]) {
+        let (n, k) = (self.outputs, self.inputs);
+        let m = x.len() / k;
+        assert!(x.len() == m * k && y.len() == m * n, "invariant of the callers: shapes come from one Dims");
+        let threads = if m * n * k < PARALLEL_WORK { 1 } else { rayon::current_num_threads() };
+        let lying = self.weight.as_f32();
+        let mut block = n.div_ceil(threads);
+        if lying.is_none() {
+            block = block.min((BLOCK_ELEMENTS / k).max(16));
+        }
+        let y = Columns(y.as_mut_ptr());
+        let one_block = |start: usize| {
+            let rows = block.min(n - start);
+            let widened;
+            let weight = match lying {
+                Some(weight) => &weight[start * k..(start + rows) * k],
+                None => {
+                    let mut scratch = vec![0f32; rows * k];
+                    self.weight.convert(start * k..(start + rows) * k, &mut scratch);
+                    widened = scratch;
+                    &widened[..]
+                }
+            };
+            // SAFETY: `y` is [m, n] row-major and borrowed mutably by `apply`; this call writes its columns
+            // start..start + rows only, and no other block has any of them.
+            unsafe { gemm_into(m, rows, k, x, weight, y.at(start), n) };
+        };
+        if threads == 1 {
+            (0..n).step_by(block).for_each(one_block);
+        } else {
+            (0..n.div_ceil(block)).into_par_iter().for_each(|b| one_block(b * block));
+        }
+        if let Some(bias) = &self.bias {
+            // SAFETY: all blocks are done; this is the only access to y [m, n].
+            let y = unsafe { std::slice::from_raw_parts_mut(y.at(0), m * n) };
+            y.chunks_exact_mut(n).for_each(|row| super::math::add(row, bias));
+        }
+    }
+
+    /// [`Self::apply`] into a new vector.
+    pub fn of(&self, x: &[f32]) -> Vec<f32> {
+        let mut y = vec![0.0; x.len() / self.inputs * self.outputs];
+        self.apply(x, &mut y);
+        y
+    }
+}
+
+/// A matrix that several threads fill, each its own columns.
+#[derive(Clone, Copy)]
+struct Columns(*mut f32);
+
+// SAFETY: the pointer is only dereferenced through disjoint columns, see `Linear::apply`.
+unsafe impl Send for Columns {}
+// SAFETY: as above.
+unsafe impl Sync for Columns {}
+
+impl Columns {
+    fn at(&self, column: usize) -> *mut f32 {
+        self.0.wrapping_add(column)
+    }
+}
+
+/// `y[i, j] = Σ_k x[i, k] w[j, k]` for i < m, j < n; row i of y starts at `y + i * y_stride`. One thread.
+///
+/// # Safety
+/// The `n` elements from `y + i * y_stride` are valid for writes for every i < m, and nobody else uses them.
+unsafe fn gemm_into(m: usize, n: usize, k: usize, x: &[f32], w: &[f32], y: *mut f32, y_stride: usize) {
+    assert!(x.len() == m * k && w.len() == n * k, "invariant of the caller");
+    let (k_, y_stride) = (k as isize, y_stride as isize);
+    // SAFETY: x is [m, k], w is [n, k] (read as its transpose), both row-major and checked above; y by contract.
+    unsafe {
+        gemm::gemm(
+            m,
+            n,
+            k,
+            y,
+            1,
+            y_stride,
+            false,
+            x.as_ptr(),
+            1,
+            k_,
+            w.as_ptr(),
+            k_,
+            1,
+            0.0,
+            1.0,
+            false,
+            false,
+            false,
+            Parallelism::None,
+        );
+    }
+}
+
+/// A strided read-only matrix: row `i` starts at `i * stride`.
+#[derive(Clone, Copy)]
+pub struct Rows<'a> {
+    /// First row's elements onwards.
+    pub data: &'a [f32],
+    /// Number of rows.
+    pub rows: usize,
+    /// Elements per row.
+    pub columns: usize,
+    /// Distance between rows.
+    pub stride: usize,
+}
+
+impl<'a> Rows<'a> {
+    /// Tightly packed rows.
+    pub fn packed(data: &'a [f32], columns: usize) -> Self {
+        Self { data, rows: data.len() / columns, columns, stride: columns }
+    }
+
+    fn assert_inside(&self) {
+        let end = self.rows.checked_sub(1).map_or(0, |last| last * self.stride + self.columns);
+        assert!(
+            end <= self.data.len() && self.columns <= self.stride,
+            "invariant of the caller: rows lie inside"
+        );
+    }
+}
+
+/// `y = a bᵀ`: y `[a.rows, b.rows]`, packed. One thread.
+pub fn product_transposed(a: Rows<'_>, b: Rows<'_>, y: &mut [f32]) {
+    a.assert_inside();
+    b.assert_inside();
+    assert!(a.columns == b.columns && y.len() == a.rows * b.rows, "invariant of the caller");
+    // SAFETY: a and b lie inside their slices, y has a.rows * b.rows elements: all checked above.
+    unsafe {
+        gemm::gemm(
+            a.rows,
+            b.rows,
+            a.columns,
+            y.as_mut_ptr(),
+            1,
+            b.rows as isize,
+            false,
+            a.data.as_ptr(),
+            1,
+            a.stride as isize,
+            b.data.as_ptr(),
+            b.stride as isize,
+            1,
+            0.0,
+            1.0,
+            false,
+            false,
+            false,
+            Parallelism::None,
+        );
+    }
+}
+
+/// `y = a b`: a `[m, k]`, b `[k, n]`, y `[m, n]`, packed. One thread.
+pub fn product(a: Rows<'_>, b: Rows<'_>, y: &mut [f32]) {
+    a.assert_inside();
+    b.assert_inside();
+    assert!(a.columns == b.rows && y.len() == a.rows * b.columns, "invariant of the caller");
+    // SAFETY: a, b and y lie inside their slices: all checked above.
+    unsafe {
+        gemm::gemm(
+            a.rows,
+            b.columns,
+            a.columns,
+            y.as_mut_ptr(),
+            1,
+            b.columns as isize,
+            false,
+            a.data.as_ptr(),
+            1,
+            a.stride as isize,
+            b.data.as_ptr(),
+            1,
+            b.stride as isize,
+            0.0,
+            1.0,
+            false,
+            false,
+            false,
+            Parallelism::None,
+        );
+    }
+}

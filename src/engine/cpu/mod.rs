@@ -1,0 +1,280 @@
+//! The reference engine: π0.5 in f32, to be read beside spec/PI05.md.
+//!
+//! Masked cameras and padding never enter the sequence; the last prefix layer computes K and V only; modulation
+//! vectors are made once per schedule; weights are used where the file's mapping has them.
+
+mod attention;
+mod gemma;
+mod linear;
+mod math;
+mod time;
+mod vision;
+
+use std::sync::Arc;
+
+use gemma::{Block, LayerKv, Norm, Rope, rms_scale};
+use linear::Linear;
+use thiserror::Error;
+use time::{Modulation, TimeConditioning};
+use vision::Vision;
+
+use super::EngineError;
+use super::probe::Tap;
+use super::weights::{Tensor, Weights};
+use crate::model::dims::Dims;
+use crate::model::names::{EXPERT, LANGUAGE, language_final_norm};
+use crate::model::sampler::{Denoiser, Sampler};
+use crate::model::tensors::TOKEN_EMBEDDING;
+use crate::model::{ModelInput, Pixels};
+
+/// A network ready to run. One inference at a time (`&mut`); all cores.
+pub struct CpuEngine {
+    dims: Dims,
+    vision: Vision,
+    embedding: Tensor,
+    language: Vec<PrefixLayer>,
+    /// `1 + w` of the norm after the last prefix layer, which only `verify` looks at.
+    final_norm: Option<Vec<f32>>,
+    expert: Vec<Block>,
+    time: TimeConditioning,
+    action_in: Linear,
+    action_out: Linear,
+    rope: Rope,
+}
+
+struct PrefixLayer {
+    block: Block,
+    input_norm: Vec<f32>,
+    post_norm: Vec<f32>,
+}
+
+/// Image tokens of all present cameras, `[tokens, language width]`.
+pub struct Features(Vec<f32>);
+
+/// Keys and values of every prefix layer.
+pub struct KvCache {
+    layers: Vec<LayerKv>,
+    /// Valid prefix tokens.
+    tokens: usize,
+}
+
+/// A tensor that the engine needs is not among the weights.
+#[derive(Debug, Error)]
+#[error("tensor {0}: missing")]
+pub struct MissingTensor(String);
+
+/// A whole tensor as f32.
+fn vector(weights: &Weights, name: &str) -> Result<Vec<f32>, MissingTensor> {
+    weights.get(name).map(|tensor| tensor.to_vec()).ok_or_else(|| MissingTensor(name.to_owned()))
+}
+
+impl CpuEngine {
+    /// Takes the tensors that `dims` implies; shapes were checked by [`Dims::from_tensors`].
+    pub fn new(weights: &Weights, dims: Dims) -> Result<Self, MissingTensor> {
+        let linear = |name: &str| Linear::new(weights, name).ok_or_else(|| MissingTensor(name.to_owned()));
+        let prefix_layer = |i: usize| {
+            let at = format!("{LANGUAGE}layers.{i}.");
+            Ok(PrefixLayer {
+                block: Block::new(weights, &at)?,
+                input_norm: rms_scale(weights, &format!("{at}input_layernorm.weight"))?,
+                post_norm: rms_scale(weights, &format!("{at}post_attention_layernorm.weight"))?,
+            })
+        };
+        Ok(Self {
+            vision: Vision::new(weights, dims.vision)?,
+            embedding: weights
+                .get(TOKEN_EMBEDDING)
+                .ok_or_else(|| MissingTensor(TOKEN_EMBEDDING.to_owned()))?,
+            language: (0..dims.language.layers).map(prefix_layer).collect::<Result<_, _>>()?,
+            final_norm: rms_scale(weights, &language_final_norm()).ok(),
+            expert: (0..dims.expert.layers)
+                .map(|i| Block::new(weights, &format!("{EXPERT}layers.{i}.")))
+                .collect::<Result<_, _>>()?,
+            time: TimeConditioning::new(weights, &dims.expert)?,
+            action_in: linear("action_in_proj")?,
+            action_out: linear("action_out_proj")?,
+            rope: Rope::new(dims.language.head_dim, 0),
+            dims,
+        })
+    }
+
+    /// The network's dimensions.
+    pub fn dims(&self) -> &Dims {
+        &self.dims
+    }
+
+    /// Stage 1: image tokens of the present cameras.
+    pub fn vision(&mut self, images: &[Option<Pixels>], tap: &mut Tap) -> Result<Features, EngineError> {
+        Ok(Features(self.vision.run(images, tap)?))
+    }
+
+    /// Stage 2: the prefix (image tokens, then prompt tokens) to keys and values. Every token sees every token.
+    pub fn prefix(
+        &mut self,
+        features: &Features,
+        tokens: &[u32],
+        tap: &mut Tap,
+    ) -> Result<KvCache, EngineError> {
+        let width = self.dims.language.width;
+        let mut x = features.0.clone();
+        x.extend(self.embed(tokens)?);
+        if x.is_empty() {
+            return Err(EngineError::Input {
+                what: "prefix",
+                expected: "at least one image or prompt token".into(),
+                found: "none".into(),
+            });
+        }
+        tap.record(format_args!("prefix.embs"), &x);
+        let valid = x.len() / width;
+        self.grow_rope(valid);
+
+        let last = self.language.len() - 1;
+        let final_name = format!("prefix.layer.{last}.out");
+        let beyond_kv =
+            tap.wants(format_args!("{final_name}")) || tap.wants(format_args!("prefix.final_norm"));
+        let mut layers = Vec::with_capacity(self.language.len());
+        for (i, layer) in self.language.iter().enumerate() {
+            let at = format!("prefix.layer.{i}");
+            let norm = |scale| Norm { scale, shift: None, gate: None };
+            let kv = if i < last || beyond_kv {
+                let input_norm = norm(&layer.input_norm);
+                let kv = layer.block.attend(
+                    &self.dims.language,
+                    &mut x,
+                    input_norm,
+                    None,
+                    &self.rope,
+                    0,
+                    &at,
+                    tap,
+                );
+                layer.block.mlp(&mut x, norm(&layer.post_norm), &at, tap);
+                kv
+            } else {
+                let mut h = vec![0.0; x.len()];
+                norm(&layer.input_norm).apply(&x, &mut h);
+                layer.block.kv(&h, &self.rope, 0, &at, tap)
+            };
+            tap.record(format_args!("prefix.kv.{i}.k"), &kv.k);
+            tap.record(format_args!("prefix.kv.{i}.v"), &kv.v);
+            layers.push(kv);
+        }
+        if let Some(scale) = self.final_norm.as_deref().filter(|_| beyond_kv) {
+            let mut h = vec![0.0; x.len()];
+            Norm { scale, shift: None, gate: None }.apply(&x, &mut h);
+            tap.record(format_args!("prefix.final_norm"), &h);
+        }
+        Ok(KvCache { layers, tokens: valid })
+    }
+
+    /// Stage 3: from `noise` `[horizon, action_dim]` to actions of the same shape, in model space.
+    pub fn denoise(
+        &mut self,
+        kv: &KvCache,
+        noise: &[f32],
+        sampler: &Sampler,
+        tap: &mut Tap,
+    ) -> Result<Vec<f32>, EngineError> {
+        if noise.is_empty() || noise.len() % self.dims.action_dim != 0 {
+            return Err(EngineError::Input {
+                what: "noise",
+                expected: format!("[horizon, {}]", self.dims.action_dim),
+                found: format!("{} values", noise.len()),
+            });
+        }
+        self.grow_rope(kv.tokens + noise.len() / self.dims.action_dim);
+        let modulations = self.time.modulations(&sampler.times(), tap);
+        let mut x = noise.to_vec();
+        sampler.run(&mut Steps { engine: self, kv, modulations, tap }, &mut x)?;
+        Ok(x)
+    }
+
+    /// All stages.
+    pub fn infer(
+        &mut self,
+        input: &ModelInput,
+        noise: &[f32],
+        sampler: &Sampler,
+        tap: &mut Tap,
+    ) -> Result<Vec<f32>, EngineError> {
+        let features = self.vision(&input.images, tap)?;
+        let kv = self.prefix(&features, &input.tokens, tap)?;
+        self.denoise(&kv, noise, sampler, tap)
+    }
+
+    /// `E[token] * √width`
+    fn embed(&self, tokens: &[u32]) -> Result<Vec<f32>, EngineError> {
+        let width = self.dims.language.width;
+        let scale = (width as f32).sqrt();
+        let mut rows = vec![0.0; tokens.len() * width];
+        for (row, &token) in rows.chunks_exact_mut(width).zip(tokens) {
+            let token = token as usize;
+            if token >= self.dims.vocab {
+                return Err(EngineError::Input {
+                    what: "prompt token",
+                    expected: format!("below the embedding's {} rows", self.dims.vocab),
+                    found: token.to_string(),
+                });
+            }
+            self.embedding.convert(token * width..(token + 1) * width, row);
+            row.iter_mut().for_each(|e| *e *= scale);
+        }
+        Ok(rows)
+    }
+
+    /// Velocity of the action tokens `x` `[horizon, action_dim]`: every one sees the prefix and every other.
+    fn velocity(&self, x: &[f32], kv: &KvCache, modulation: &Modulation, tap: &mut Tap) -> Vec<f32> {
+        let mut h = self.action_in.of(x);
+        tap.record(format_args!("suffix.embs"), &h);
+        for (i, (block, past)) in self.expert.iter().zip(&kv.layers).enumerate() {
+            let at = format!("suffix.layer.{i}");
+            let (input, post) = (modulation.norm(2 * i), modulation.norm(2 * i + 1));
+            if let (Some(attn), Some(mlp)) = (input.gate, post.gate) {
+                tap.record(format_args!("{at}.gate_attn"), attn);
+                tap.record(format_args!("{at}.gate_mlp"), mlp);
+            }
+            block.attend(&self.dims.expert, &mut h, input, Some(past), &self.rope, kv.tokens, &at, tap);
+            block.mlp(&mut h, post, &at, tap);
+        }
+        let mut normed = vec![0.0; h.len()];
+        modulation.norm(2 * self.expert.len()).apply(&h, &mut normed);
+        tap.record(format_args!("suffix.final_norm"), &normed);
+        self.action_out.of(&normed)
+    }
+
+    fn grow_rope(&mut self, positions: usize) {
+        if self.rope.positions() < positions {
+            self.rope = Rope::new(self.dims.language.head_dim, positions);
+        }
+    }
+}
+
+/// One chunk's denoising: the engine as a velocity field.
+struct Steps<'a, 'tap> {
+    engine: &'a CpuEngine,
+    kv: &'a KvCache,
+    modulations: Vec<Arc<Modulation>>,
+    tap: &'a mut Tap<'tap>,
+}
+
+impl Denoiser for Steps<'_, '_> {
+    type Vector = Vec<f32>;
+    type Error = EngineError;
+
+    fn velocity(&mut self, x: &Vec<f32>, step: usize) -> Result<Vec<f32>, EngineError> {
+        self.tap.record(format_args!("step.{step}.x_t"), x);
+        // The fixtures record the inside of the first step only.
+        let mut nobody = Tap::none();
+        let inside = if step == 0 { &mut *self.tap } else { &mut nobody };
+        let v = self.engine.velocity(x, self.kv, &self.modulations[step], inside);
+        self.tap.record(format_args!("step.{step}.v_t"), &v);
+        Ok(v)
+    }
+
+    fn add_scaled(&mut self, x: &mut Vec<f32>, scale: f32, v: &Vec<f32>) {
+        for (x, v) in x.iter_mut().zip(v) {
+            *x += scale * v;
+        }
+    }
+}

@@ -1,0 +1,125 @@
+//! Time conditioning: t → sin/cos → time MLP → the adaRMS modulation of all norms (spec/PI05.md §6, §7.4, §7.6).
+
+use std::collections::HashMap;
+use std::f64::consts::PI;
+use std::sync::Arc;
+
+use super::MissingTensor;
+use super::gemma::Norm;
+use super::linear::Linear;
+use super::math::silu;
+use crate::engine::probe::Tap;
+use crate::engine::weights::Weights;
+use crate::model::dims::GemmaDims;
+use crate::model::names::EXPERT;
+
+/// Makes modulation vectors and keeps them: they depend on t alone, so a schedule's are made once.
+pub struct TimeConditioning {
+    width: usize,
+    mlp_in: Linear,
+    mlp_out: Linear,
+    /// One per norm: two per layer, then the final one.
+    dense: Vec<Linear>,
+    cache: HashMap<u32, Arc<Modulation>>,
+}
+
+/// All norms' modulation at one time: `[norms, 3 * width]` as (1 + scale, shift, gate).
+pub struct Modulation {
+    width: usize,
+    norms: Vec<f32>,
+}
+
+/// Schedules of more distinct times than this (50 steps of a 4-stage solver) start the cache anew.
+const CACHED_TIMES: usize = 256;
+
+impl TimeConditioning {
+    pub fn new(weights: &Weights, dims: &GemmaDims) -> Result<Self, MissingTensor> {
+        let linear = |name: String| Linear::new(weights, &name).ok_or(MissingTensor(name));
+        let mut dense = Vec::with_capacity(2 * dims.layers + 1);
+        for i in 0..dims.layers {
+            dense.push(linear(format!("{EXPERT}layers.{i}.input_layernorm.dense"))?);
+            dense.push(linear(format!("{EXPERT}layers.{i}.post_attention_layernorm.dense"))?);
+        }
+        dense.push(linear(format!("{EXPERT}norm.dense"))?);
+        Ok(Self {
+            width: dims.width,
+            mlp_in: linear("time_mlp_in".into())?,
+            mlp_out: linear("time_mlp_out".into())?,
+            dense,
+            cache: HashMap::new(),
+        })
+    }
+
+    /// The modulation at each of `times`. Those not yet known are made together, in one pass over the weights.
+    pub fn modulations(&mut self, times: &[f32], tap: &mut Tap) -> Vec<Arc<Modulation>> {
+        if tap.wants(format_args!("step.0.adarms_cond")) {
+            let (sincos, cond) = self.conditions(times);
+            for (step, (sincos, cond)) in
+                sincos.chunks_exact(self.width).zip(cond.chunks_exact(self.width)).enumerate()
+            {
+                tap.record(format_args!("step.{step}.time_sincos"), sincos);
+                tap.record(format_args!("step.{step}.adarms_cond"), cond);
+            }
+        }
+        let mut fresh: Vec<f32> =
+            times.iter().copied().filter(|t| !self.cache.contains_key(&t.to_bits())).collect();
+        if !fresh.is_empty() {
+            if self.cache.len() + fresh.len() > CACHED_TIMES {
+                self.cache.clear();
+                fresh = times.to_vec();
+            }
+            let made: Vec<_> = self.make(&fresh).map(Arc::new).collect();
+            self.cache.extend(fresh.iter().map(|t| t.to_bits()).zip(made));
+        }
+        times.iter().map(|t| self.cache[&t.to_bits()].clone()).collect()
+    }
+
+    fn make(&self, times: &[f32]) -> impl Iterator<Item = Modulation> {
+        let (_, cond) = self.conditions(times);
+        let width = self.width;
+        let mut made: Vec<Vec<f32>> =
+            times.iter().map(|_| Vec::with_capacity(self.dense.len() * 3 * width)).collect();
+        for dense in &self.dense {
+            for (row, norms) in dense.of(&cond).chunks_exact(3 * width).zip(&mut made) {
+                norms.extend(row[..width].iter().map(|scale| 1.0 + scale));
+                norms.extend(&row[width..]);
+            }
+        }
+        made.into_iter().map(move |norms| Modulation { width, norms })
+    }
+
+    /// `(sin | cos)` of each time, and `silu(out(silu(in(·))))` of it: `[times, width]` each.
+    fn conditions(&self, times: &[f32]) -> (Vec<f32>, Vec<f32>) {
+        let sincos: Vec<f32> = times.iter().flat_map(|&t| sincos(t, self.width)).collect();
+        let mut cond = self.mlp_in.of(&sincos);
+        silu(&mut cond);
+        let mut cond = self.mlp_out.of(&cond);
+        silu(&mut cond);
+        (sincos, cond)
+    }
+}
+
+impl Modulation {
+    /// Norm number `i`: layer `i / 2`'s input (even) or post-attention (odd) norm; the final norm comes last.
+    pub fn norm(&self, i: usize) -> Norm<'_> {
+        let row = &self.norms[i * 3 * self.width..][..3 * self.width];
+        let (scale, rest) = row.split_at(self.width);
+        let (shift, gate) = rest.split_at(self.width);
+        Norm { scale, shift: Some(shift), gate: Some(gate) }
+    }
+}
+
+/// The sines, then the cosines, of `t * 2π / period_j`, periods from 4e-3 to 4 in geometric steps; f64 inside.
+fn sincos(t: f32, width: usize) -> Vec<f32> {
+    const MIN_PERIOD: f64 = 4e-3;
+    const MAX_PERIOD: f64 = 4.0;
+    let half = width / 2;
+    let angle = |j: usize| {
+        let fraction = if half > 1 { j as f64 / (half - 1) as f64 } else { 0.0 };
+        let period = MIN_PERIOD * (MAX_PERIOD / MIN_PERIOD).powf(fraction);
+        f64::from(t) * (1.0 / period * 2.0 * PI)
+    };
+    let sin = (0..half).map(|j| angle(j).sin() as f32);
+    let cos = (0..half).map(|j| angle(j).cos() as f32);
+    sin.chain(cos).collect()
+}

@@ -1,0 +1,154 @@
+//! Weights in memory: mapped from their files and used where they lie, or made procedurally.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::ops::Range;
+use std::sync::Arc;
+
+use half::{bf16, f16};
+use memmap2::{Advice, Mmap};
+
+use super::EngineError;
+use crate::model::dims::Dims;
+use crate::model::names;
+use crate::model::synth;
+use crate::model::tensors::{Dtype, TensorTable};
+
+/// One tensor's elements. Cheap to clone.
+#[derive(Clone)]
+pub struct Tensor {
+    dtype: Dtype,
+    shape: Arc<[usize]>,
+    store: Store,
+    bytes: Range<usize>,
+}
+
+#[derive(Clone)]
+enum Store {
+    Mapped(Arc<Mmap>),
+    F32(Arc<Vec<f32>>),
+    BF16(Arc<Vec<bf16>>),
+}
+
+/// All tensors by canonical name.
+pub struct Weights {
+    tensors: BTreeMap<String, Tensor>,
+}
+
+impl Weights {
+    /// Maps the files of a checkpoint. Nothing is read yet; pages come in as they are used.
+    pub fn map(table: &TensorTable) -> Result<Self, EngineError> {
+        let mut maps = Vec::with_capacity(table.files.len());
+        for path in &table.files {
+            let error = |source| EngineError::Map { file: path.display().to_string(), source };
+            let file = File::open(path).map_err(error)?;
+            // SAFETY: the mapping is private and only read. Another process that changes or truncates the file while
+            // we run could change weights or kill this process (SIGBUS): the same contract every mapped model file has.
+            let map = unsafe { Mmap::map(&file) }.map_err(error)?;
+            // Advice only; a kernel that refuses it still works.
+            let _ = map.advise(Advice::WillNeed);
+            maps.push(Arc::new(map));
+        }
+        let mut tensors = BTreeMap::new();
+        for (name, entry) in &table.entries {
+            let map = &maps[entry.file];
+            let len = entry.elements().and_then(|n| n.checked_mul(entry.dtype.size()));
+            let start = usize::try_from(entry.offset).ok();
+            let end = start.zip(len).and_then(|(start, len)| start.checked_add(len));
+            let (Some(start), Some(end)) = (start, end.filter(|&end| end <= map.len())) else {
+                return Err(EngineError::OutOfFile {
+                    file: table.files[entry.file].display().to_string(),
+                    tensor: name.clone(),
+                    end: entry.offset.saturating_add(len.unwrap_or(usize::MAX) as u64),
+                    len: map.len() as u64,
+                });
+            };
+            let tensor = Tensor {
+                dtype: entry.dtype,
+                shape: entry.shape.as_slice().into(),
+                store: Store::Mapped(map.clone()),
+                bytes: start..end,
+            };
+            tensors.insert(name.clone(), tensor);
+        }
+        Ok(Self { tensors })
+    }
+
+    /// Makes the procedural weights of a built-in network: f32, or rounded to bf16 as the full-size one is defined.
+    /// `progress` is told how many parameters were made by each step.
+    pub fn synthetic(dims: &Dims, dtype: Dtype, mut progress: impl FnMut(usize)) -> Self {
+        let mut tensors = BTreeMap::new();
+        for (name, shape) in names::required(dims) {
+            let len = shape.iter().product::<usize>();
+            let store = match dtype {
+                Dtype::F32 => {
+                    let mut data = vec![0f32; len];
+                    synth::fill(&name, &shape, &mut data, |w| w);
+                    Store::F32(Arc::new(data))
+                }
+                Dtype::BF16 | Dtype::F16 => {
+                    let mut data = vec![bf16::ZERO; len];
+                    synth::fill(&name, &shape, &mut data, bf16::from_f32);
+                    Store::BF16(Arc::new(data))
+                }
+            };
+            let dtype = if matches!(store, Store::F32(_)) { Dtype::F32 } else { Dtype::BF16 };
+            let bytes = 0..len * dtype.size();
+            tensors.insert(name, Tensor { dtype, shape: shape.into(), store, bytes });
+            progress(len);
+        }
+        Self { tensors }
+    }
+
+    /// A tensor that is in the table; `None` otherwise.
+    pub fn get(&self, name: &str) -> Option<Tensor> {
+        self.tensors.get(name).cloned()
+    }
+}
+
+impl Tensor {
+    /// Row-major shape.
+    pub fn shape(&self) -> &[usize] {
+        &self.shape
+    }
+
+    /// Raw little-endian elements.
+    fn bytes(&self) -> &[u8] {
+        let all: &[u8] = match &self.store {
+            Store::Mapped(map) => map,
+            Store::F32(data) => bytemuck::cast_slice(data),
+            Store::BF16(data) => bytemuck::cast_slice(data),
+        };
+        &all[self.bytes.clone()]
+    }
+
+    /// The elements where they lie, if they are f32 and aligned.
+    pub fn as_f32(&self) -> Option<&[f32]> {
+        (self.dtype == Dtype::F32).then(|| bytemuck::try_cast_slice(self.bytes()).ok()).flatten()
+    }
+
+    /// Elements `range` as f32 (exact for every dtype), into `out` of the same length.
+    pub fn convert(&self, range: Range<usize>, out: &mut [f32]) {
+        let size = self.dtype.size();
+        let bytes = &self.bytes()[range.start * size..range.end * size];
+        match self.dtype {
+            Dtype::F32 => each(bytes, out, f32::from_le_bytes),
+            Dtype::BF16 => each(bytes, out, |b| f32::from_bits(u32::from(u16::from_le_bytes(b)) << 16)),
+            Dtype::F16 => each(bytes, out, |b| f16::from_le_bytes(b).to_f32()),
+        }
+    }
+
+    /// All elements as f32.
+    pub fn to_vec(&self) -> Vec<f32> {
+        let mut out = vec![0.0; self.shape.iter().product()];
+        self.convert(0..out.len(), &mut out);
+        out
+    }
+}
+
+fn each<const N: usize>(bytes: &[u8], out: &mut [f32], convert: impl Fn([u8; N]) -> f32) {
+    let (chunks, _) = bytes.as_chunks::<N>();
+    for (value, &chunk) in out.iter_mut().zip(chunks) {
+        *value = convert(chunk);
+    }
+}

@@ -1,0 +1,363 @@
+//! The network's dimensions: read off tensor shapes and checked against each other, or one of the built-in two.
+
+use std::collections::BTreeSet;
+
+use thiserror::Error;
+
+use super::names::{EXPERT, LANGUAGE, VISION, required};
+use super::tensors::{TOKEN_EMBEDDING, TensorTable};
+
+/// SigLIP.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct VisionDims {
+    /// Side of the input image, pixels.
+    pub image: usize,
+    /// Side of a patch, pixels.
+    pub patch: usize,
+    /// Hidden width.
+    pub width: usize,
+    /// Encoder blocks.
+    pub layers: usize,
+    /// Attention heads.
+    pub heads: usize,
+    /// Hidden width of the MLP.
+    pub mlp: usize,
+}
+
+impl VisionDims {
+    /// Tokens per image.
+    pub fn tokens(&self) -> usize {
+        (self.image / self.patch) * (self.image / self.patch)
+    }
+}
+
+/// A Gemma: the prefix model or the action expert. One K/V head, shared by all query heads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct GemmaDims {
+    /// Hidden width.
+    pub width: usize,
+    /// Decoder blocks.
+    pub layers: usize,
+    /// Query heads.
+    pub heads: usize,
+    /// Width of one head; even.
+    pub head_dim: usize,
+    /// Hidden width of the MLP.
+    pub mlp: usize,
+}
+
+impl GemmaDims {
+    /// `heads * head_dim`; differs from `width` in the expert.
+    pub fn q_width(&self) -> usize {
+        self.heads * self.head_dim
+    }
+}
+
+/// All dimensions of one π0.5 network.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Dims {
+    /// SigLIP.
+    pub vision: VisionDims,
+    /// Gemma-2B, the prefix model.
+    pub language: GemmaDims,
+    /// The action expert.
+    pub expert: GemmaDims,
+    /// Rows of the token embedding.
+    pub vocab: usize,
+    /// Values per action in the model (32 in official checkpoints).
+    pub action_dim: usize,
+    /// Actions per chunk.
+    pub horizon: usize,
+    /// Prompt slots; longer prompts are truncated.
+    pub max_tokens: usize,
+}
+
+/// What shapes cannot tell; `None` takes the official value.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct DimsHints {
+    /// SigLIP's heads. Default: heads of 72, as in So400m.
+    pub vision_heads: Option<usize>,
+    /// Actions per chunk. Default 50.
+    pub horizon: Option<usize>,
+    /// Prompt slots. Default 200.
+    pub max_tokens: Option<usize>,
+    /// Values per action; must agree with the tensors.
+    pub action_dim: Option<usize>,
+}
+
+/// Width of one SigLIP So400m head.
+const SIGLIP_HEAD: usize = 72;
+/// openpi's default `action_horizon`.
+const DEFAULT_HORIZON: usize = 50;
+/// openpi's `max_token_len` for π0.5.
+const DEFAULT_MAX_TOKENS: usize = 200;
+
+/// Why a set of tensors is no π0.5 network.
+#[derive(Debug, Error, PartialEq, Eq)]
+pub enum DimsError {
+    /// A tensor that every π0.5 has is not there.
+    #[error(
+        "tensor {name}: missing ({missing} of {required} tensors are): is this a π0.5 checkpoint, and complete?"
+    )]
+    Missing {
+        /// The first one missing.
+        name: String,
+        /// How many are missing.
+        missing: usize,
+        /// How many a network of this size needs.
+        required: usize,
+    },
+    /// A tensor has the wrong shape.
+    #[error("tensor {name}: expected shape {expected}, found {found:?}")]
+    Shape {
+        /// The tensor.
+        name: String,
+        /// Expected shape or rule.
+        expected: String,
+        /// Shape in the file.
+        found: Vec<usize>,
+    },
+    /// Something that shapes cannot tell is needed or contradicts them.
+    #[error("{0}")]
+    Hint(String),
+}
+
+impl Dims {
+    /// Dimensions of a checkpoint's tensors; every tensor that inference needs is there with its shape, or an error
+    /// names the first that is not.
+    pub fn from_tensors(table: &TensorTable, hints: &DimsHints) -> Result<Self, DimsError> {
+        let patches = Shape::of(table, format!("{VISION}embeddings.patch_embedding.weight"))?;
+        let [width, channels, patch, patch_w] = patches.dims("[width, 3, patch, patch]")?;
+        if channels != 3 || patch != patch_w || patch == 0 {
+            return Err(patches.not("[width, 3, patch, patch]"));
+        }
+        let positions = Shape::of(table, format!("{VISION}embeddings.position_embedding.weight"))?;
+        let [tokens, _] = positions.dims("[patches, width]")?;
+        let side = tokens.isqrt();
+        if side == 0 || side * side != tokens {
+            return Err(positions.not("[patches, width] with a square number of patches"));
+        }
+        let fc1 = Shape::of(table, format!("{VISION}encoder.layers.0.mlp.fc1.weight"))?;
+        let [vision_mlp, _] = fc1.dims("[mlp, width]")?;
+        let vision = VisionDims {
+            image: side * patch,
+            patch,
+            width,
+            layers: count_layers(table, &format!("{VISION}encoder.layers.")),
+            heads: vision_heads(width, hints.vision_heads)?,
+            mlp: vision_mlp,
+        };
+
+        let embedding = Shape::of(table, TOKEN_EMBEDDING.to_owned())?;
+        let [vocab, _] = embedding.dims("[vocab, width]")?;
+        let language = gemma(table, LANGUAGE)?;
+        let expert = gemma(table, EXPERT)?;
+        for (what, a, b) in [
+            ("layers", language.layers, expert.layers),
+            ("head_dim", language.head_dim, expert.head_dim),
+            ("heads", language.heads, expert.heads),
+        ] {
+            if a != b {
+                return Err(DimsError::Hint(format!(
+                    "the expert attends to the prefix layer by layer, so both need the same {what}: expected {a} as in {LANGUAGE}, found {b} in {EXPERT}"
+                )));
+            }
+        }
+        let action_in = Shape::of(table, "action_in_proj.weight".to_owned())?;
+        let [_, action_dim] = action_in.dims("[width, action_dim]")?;
+        if let Some(said) = hints.action_dim.filter(|&said| said != action_dim) {
+            return Err(DimsError::Hint(format!(
+                "config.json says an action dimension of {said}, but action_in_proj.weight is {:?}: one of the two files is from another checkpoint",
+                action_in.found
+            )));
+        }
+        let dims = Dims {
+            vision,
+            language,
+            expert,
+            vocab,
+            action_dim,
+            horizon: hints.horizon.unwrap_or(DEFAULT_HORIZON),
+            max_tokens: hints.max_tokens.unwrap_or(DEFAULT_MAX_TOKENS),
+        };
+        dims.check(table)?;
+        Ok(dims)
+    }
+
+    /// Every required tensor is in the table with the shape that these dimensions imply.
+    fn check(&self, table: &TensorTable) -> Result<(), DimsError> {
+        let required = required(self);
+        let mut missing = required.iter().filter(|(name, _)| !table.entries.contains_key(name));
+        if let Some((first, _)) = missing.next() {
+            return Err(DimsError::Missing {
+                name: first.clone(),
+                missing: 1 + missing.count(),
+                required: required.len(),
+            });
+        }
+        for (name, shape) in required {
+            let found = &table.entries[&name].shape;
+            if *found != shape {
+                return Err(DimsError::Shape {
+                    name,
+                    expected: format!("{shape:?} as the other tensors imply"),
+                    found: found.clone(),
+                });
+            }
+        }
+        Ok(())
+    }
+
+    /// π0.5 as published: 3.35 billion parameters in use.
+    pub const FULL: Dims = Dims {
+        vision: VisionDims { image: 224, patch: 14, width: 1152, layers: 27, heads: 16, mlp: 4304 },
+        language: GemmaDims { width: 2048, layers: 18, heads: 8, head_dim: 256, mlp: 16384 },
+        expert: GemmaDims { width: 1024, layers: 18, heads: 8, head_dim: 256, mlp: 4096 },
+        vocab: 257_152,
+        action_dim: 32,
+        horizon: 50,
+        max_tokens: 200,
+    };
+
+    /// The built-in tiny network: widths and layer counts of the fixtures, sizes of a real robot.
+    pub const TINY: Dims = Dims {
+        vision: VisionDims { image: 224, patch: 14, width: 64, layers: 2, heads: 4, mlp: 128 },
+        language: GemmaDims { width: 128, layers: 3, heads: 8, head_dim: 32, mlp: 160 },
+        expert: GemmaDims { width: 64, layers: 3, heads: 8, head_dim: 32, mlp: 96 },
+        vocab: 512,
+        action_dim: 32,
+        horizon: 50,
+        max_tokens: 200,
+    };
+
+    /// Parameters that inference reads.
+    pub fn parameters(&self) -> usize {
+        required(self).iter().map(|(_, shape)| shape.iter().product::<usize>()).sum()
+    }
+}
+
+fn gemma(table: &TensorTable, prefix: &str) -> Result<GemmaDims, DimsError> {
+    let layer = format!("{prefix}layers.0.");
+    let k = Shape::of(table, format!("{layer}self_attn.k_proj.weight"))?;
+    let [head_dim, width] = k.dims("[head_dim, width]")?;
+    if head_dim == 0 || head_dim % 2 != 0 || width == 0 {
+        return Err(k.not("[head_dim, width] with an even head_dim"));
+    }
+    let q = Shape::of(table, format!("{layer}self_attn.q_proj.weight"))?;
+    let [q_width, _] = q.dims("[heads * head_dim, width]")?;
+    if q_width == 0 || q_width % head_dim != 0 {
+        return Err(q.not(&format!("[heads * {head_dim}, {width}]")));
+    }
+    let gate = Shape::of(table, format!("{layer}mlp.gate_proj.weight"))?;
+    let [mlp, _] = gate.dims("[mlp, width]")?;
+    let layers = count_layers(table, &format!("{prefix}layers."));
+    Ok(GemmaDims { width, layers, heads: q_width / head_dim, head_dim, mlp })
+}
+
+fn vision_heads(width: usize, said: Option<usize>) -> Result<usize, DimsError> {
+    match said {
+        Some(heads) if heads > 0 && width % heads == 0 => Ok(heads),
+        Some(heads) => Err(DimsError::Hint(format!(
+            "config.json: pi05_thor.vision_heads: expected a divisor of SigLIP's width {width}, found {heads}"
+        ))),
+        None if width > 0 && width % SIGLIP_HEAD == 0 => Ok(width / SIGLIP_HEAD),
+        None => Err(DimsError::Hint(format!(
+            "SigLIP's width {width} is no multiple of {SIGLIP_HEAD}, so its number of heads is unknown: add \"pi05_thor\": {{\"vision_heads\": N}} to config.json"
+        ))),
+    }
+}
+
+/// How many different `i` there are in names `{prefix}{i}.…`; a gap shows up as missing tensors.
+fn count_layers(table: &TensorTable, prefix: &str) -> usize {
+    let from_prefix = table.entries.range(prefix.to_owned()..).map(|(name, _)| name);
+    let in_layers = from_prefix.map_while(|name| name.strip_prefix(prefix));
+    in_layers.filter_map(|rest| rest.split_once('.')?.0.parse::<usize>().ok()).collect::<BTreeSet<_>>().len()
+}
+
+/// A tensor's shape that remembers its name.
+struct Shape<'a> {
+    name: String,
+    found: &'a [usize],
+}
+
+impl<'a> Shape<'a> {
+    fn of(table: &'a TensorTable, name: String) -> Result<Self, DimsError> {
+        match table.entries.get(&name) {
+            Some(entry) => Ok(Self { name, found: &entry.shape }),
+            None => Err(DimsError::Missing { name, missing: 1, required: required(&Dims::FULL).len() }),
+        }
+    }
+
+    fn dims<const N: usize>(&self, expected: &str) -> Result<[usize; N], DimsError> {
+        self.found.try_into().map_err(|_| self.not(expected))
+    }
+
+    fn not(&self, expected: &str) -> DimsError {
+        DimsError::Shape {
+            name: self.name.clone(),
+            expected: expected.to_owned(),
+            found: self.found.to_vec(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::tensors::{Dtype, TensorEntry};
+
+    fn table(dims: &Dims) -> TensorTable {
+        let entry = |shape| TensorEntry { dtype: Dtype::F32, shape, file: 0, offset: 0 };
+        TensorTable {
+            files: vec![],
+            entries: required(dims).into_iter().map(|(n, s)| (n, entry(s))).collect(),
+        }
+    }
+
+    fn hints(dims: &Dims) -> DimsHints {
+        DimsHints { vision_heads: Some(dims.vision.heads), ..Default::default() }
+    }
+
+    #[test]
+    fn shapes_tell_the_dimensions() {
+        for dims in [Dims::FULL, Dims::TINY] {
+            assert_eq!(Dims::from_tensors(&table(&dims), &hints(&dims)), Ok(dims));
+        }
+        assert_eq!(Dims::from_tensors(&table(&Dims::FULL), &DimsHints::default()), Ok(Dims::FULL));
+    }
+
+    #[test]
+    fn the_full_model_has_the_published_number_of_parameters() {
+        // spec §1: 3 353 433 872 used, counting language_model.norm [2048], which inference does not read.
+        assert_eq!(Dims::FULL.parameters() + 2048, 3_353_433_872);
+    }
+
+    #[test]
+    fn any_missing_or_misshapen_tensor_is_named() {
+        for (name, shape) in required(&Dims::TINY) {
+            let mut without = table(&Dims::TINY);
+            without.entries.remove(&name);
+            let said = Dims::from_tensors(&without, &hints(&Dims::TINY)).unwrap_err().to_string();
+            assert!(said.contains(&name) && said.contains("missing"), "{name}: {said}");
+
+            let mut wrong = table(&Dims::TINY);
+            let mut shape = shape;
+            *shape.last_mut().unwrap() += 1;
+            wrong.entries.get_mut(&name).unwrap().shape = shape;
+            Dims::from_tensors(&wrong, &hints(&Dims::TINY)).unwrap_err();
+        }
+    }
+
+    #[test]
+    fn contradicting_hints_are_refused() {
+        let tiny = table(&Dims::TINY);
+        for bad in [
+            DimsHints::default(), // 64 is no multiple of 72
+            DimsHints { vision_heads: Some(5), ..hints(&Dims::TINY) },
+            DimsHints { vision_heads: Some(0), ..hints(&Dims::TINY) },
+            DimsHints { action_dim: Some(7), ..hints(&Dims::TINY) },
+        ] {
+            assert!(matches!(Dims::from_tensors(&tiny, &bad), Err(DimsError::Hint(_))), "{bad:?}");
+        }
+    }
+}
