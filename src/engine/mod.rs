@@ -42,6 +42,9 @@ pub enum EngineError {
         /// Length of the file.
         len: u64,
     },
+    /// No memory for procedural weights.
+    #[error("no memory for the built-in model's weights: {0}")]
+    OutOfMemory(std::io::Error),
     /// The input does not fit the network.
     #[error("{what}: expected {expected}, found {found}")]
     Input {

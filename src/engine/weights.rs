@@ -5,8 +5,9 @@ use std::fs::File;
 use std::ops::Range;
 use std::sync::Arc;
 
-use half::{bf16, f16};
-use memmap2::{Advice, Mmap};
+use half::f16;
+use memmap2::{Advice, Mmap, MmapMut};
+use pulp::Arch;
 
 use super::EngineError;
 use crate::model::dims::Dims;
@@ -26,8 +27,7 @@ pub struct Tensor {
 #[derive(Clone)]
 enum Store {
     Mapped(Arc<Mmap>),
-    F32(Arc<Vec<f32>>),
-    BF16(Arc<Vec<bf16>>),
+    Made(Arc<MmapMut>),
 }
 
 /// All tensors by canonical name.
@@ -74,30 +74,29 @@ impl Weights {
         Ok(Self { tensors })
     }
 
-    /// Makes the procedural weights of a built-in network: f32, or rounded to bf16 as the full-size one is defined.
-    /// `progress` is told how many parameters were made by each step.
-    pub fn synthetic(dims: &Dims, dtype: Dtype, mut progress: impl FnMut(usize)) -> Self {
+    /// Makes the procedural weights of a built-in network in memory, in its own dtype.
+    /// `progress` is told how many parameters each step made.
+    pub fn synthetic(
+        dims: &Dims,
+        dtype: Dtype,
+        mut progress: impl FnMut(usize),
+    ) -> Result<Self, EngineError> {
         let mut tensors = BTreeMap::new();
         for (name, shape) in names::required(dims) {
             let len = shape.iter().product::<usize>();
-            let store = match dtype {
-                Dtype::F32 => {
-                    let mut data = vec![0f32; len];
-                    synth::fill(&name, &shape, &mut data, |w| w);
-                    Store::F32(Arc::new(data))
-                }
-                Dtype::BF16 | Dtype::F16 => {
-                    let mut data = vec![bf16::ZERO; len];
-                    synth::fill(&name, &shape, &mut data, bf16::from_f32);
-                    Store::BF16(Arc::new(data))
-                }
-            };
-            let dtype = if matches!(store, Store::F32(_)) { Dtype::F32 } else { Dtype::BF16 };
             let bytes = 0..len * dtype.size();
-            tensors.insert(name, Tensor { dtype, shape: shape.into(), store, bytes });
+            let mut map = MmapMut::map_anon(bytes.end).map_err(EngineError::OutOfMemory)?;
+            // Advice only: gigabytes in 4 KiB pages cost more to fault in than to compute.
+            #[cfg(target_os = "linux")]
+            let _ = map.advise(Advice::HugePage);
+            synth::fill(&name, &shape, dtype, &mut map);
+            tensors.insert(
+                name,
+                Tensor { dtype, shape: shape.into(), store: Store::Made(Arc::new(map)), bytes },
+            );
             progress(len);
         }
-        Self { tensors }
+        Ok(Self { tensors })
     }
 
     /// A tensor that is in the table; `None` otherwise.
@@ -116,8 +115,7 @@ impl Tensor {
     fn bytes(&self) -> &[u8] {
         let all: &[u8] = match &self.store {
             Store::Mapped(map) => map,
-            Store::F32(data) => bytemuck::cast_slice(data),
-            Store::BF16(data) => bytemuck::cast_slice(data),
+            Store::Made(map) => map,
         };
         &all[self.bytes.clone()]
     }
@@ -148,7 +146,9 @@ impl Tensor {
 
 fn each<const N: usize>(bytes: &[u8], out: &mut [f32], convert: impl Fn([u8; N]) -> f32) {
     let (chunks, _) = bytes.as_chunks::<N>();
-    for (value, &chunk) in out.iter_mut().zip(chunks) {
-        *value = convert(chunk);
-    }
+    Arch::new().dispatch(|| {
+        for (value, &chunk) in out.iter_mut().zip(chunks) {
+            *value = convert(chunk);
+        }
+    });
 }

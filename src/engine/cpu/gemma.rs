@@ -42,6 +42,13 @@ pub struct LayerKv {
     pub v: Vec<f32>,
 }
 
+/// The MLP's two hidden activations, the largest of all: kept between layers, since fresh pages cost time.
+#[derive(Default)]
+pub struct MlpScratch {
+    hidden: Vec<f32>,
+    up: Vec<f32>,
+}
+
 impl Block {
     pub fn new(weights: &Weights, at: &str) -> Result<Self, MissingTensor> {
         let linear = |name: &str| {
@@ -104,19 +111,20 @@ impl Block {
     }
 
     /// `x + gate * mlp(norm(x))`
-    pub fn mlp(&self, x: &mut [f32], norm: Norm, at: &str, tap: &mut Tap) {
+    pub fn mlp(&self, x: &mut [f32], norm: Norm, scratch: &mut MlpScratch, at: &str, tap: &mut Tap) {
         let mut h = vec![0.0; x.len()];
         norm.apply(x, &mut h);
         tap.record(format_args!("{at}.post_attention_layernorm"), &h);
-        let mut hidden = self.gate.of(&h);
-        let up = self.up.of(&h);
+        let MlpScratch { hidden, up } = scratch;
+        self.gate.apply_to(&h, hidden);
+        self.up.apply_to(&h, up);
         if hidden.len() < PARALLEL_ELEMENTS {
-            geglu(&mut hidden, &up);
+            geglu(hidden, up);
         } else {
             let part = PARALLEL_ELEMENTS;
             hidden.par_chunks_mut(part).zip(up.par_chunks(part)).for_each(|(gate, up)| geglu(gate, up));
         }
-        self.down.apply(&hidden, &mut h);
+        self.down.apply(hidden, &mut h);
         tap.record(format_args!("{at}.mlp"), &h);
         norm.residual(x, &h);
         tap.record(format_args!("{at}.out"), x);

@@ -1,5 +1,7 @@
 //! Matrix products: `y = x Wᵀ + b` with weights where they lie, and the two products of attention.
 
+use std::cell::RefCell;
+
 use gemm::Parallelism;
 use rayon::prelude::*;
 
@@ -17,6 +19,11 @@ pub struct Linear {
 const PARALLEL_WORK: usize = 1 << 20;
 /// Rows of a weight that are widened together: large enough to use `x` well, small enough to stay in a cache.
 const BLOCK_ELEMENTS: usize = 1 << 19;
+
+thread_local! {
+    /// A block of weights as f32; kept, since fresh pages would cost more than the widening.
+    static WIDENED: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
+}
 
 impl Linear {
     /// The layer `name` (`.weight`, and `.bias` if there is one). `None` if the weight is not there.
@@ -47,19 +54,21 @@ impl Linear {
         let y = Columns(y.as_mut_ptr());
         let one_block = |start: usize| {
             let rows = block.min(n - start);
-            let widened;
-            let weight = match lying {
-                Some(weight) => &weight[start * k..(start + rows) * k],
-                None => {
-                    let mut scratch = vec![0f32; rows * k];
-                    self.weight.convert(start * k..(start + rows) * k, &mut scratch);
-                    widened = scratch;
-                    &widened[..]
-                }
+            let elements = start * k..(start + rows) * k;
+            let multiply = |weight: &[f32]| {
+                // SAFETY: `y` is [m, n] row-major and borrowed mutably by `apply`; this call writes its columns
+                // start..start + rows only, and no other block has any of them.
+                unsafe { gemm_into(m, rows, k, x, weight, y.at(start), n) };
             };
-            // SAFETY: `y` is [m, n] row-major and borrowed mutably by `apply`; this call writes its columns
-            // start..start + rows only, and no other block has any of them.
-            unsafe { gemm_into(m, rows, k, x, weight, y.at(start), n) };
+            match lying {
+                Some(weight) => multiply(&weight[elements]),
+                None => WIDENED.with_borrow_mut(|widened| {
+                    widened.resize(widened.len().max(elements.len()), 0.0);
+                    let widened = &mut widened[..elements.len()];
+                    self.weight.convert(elements, widened);
+                    multiply(widened);
+                }),
+            }
         };
         if threads == 1 {
             (0..n).step_by(block).for_each(one_block);
@@ -73,10 +82,16 @@ impl Linear {
         }
     }
 
+    /// [`Self::apply`] into a vector that is resized to fit.
+    pub fn apply_to(&self, x: &[f32], y: &mut Vec<f32>) {
+        y.resize(x.len() / self.inputs * self.outputs, 0.0);
+        self.apply(x, y);
+    }
+
     /// [`Self::apply`] into a new vector.
     pub fn of(&self, x: &[f32]) -> Vec<f32> {
-        let mut y = vec![0.0; x.len() / self.inputs * self.outputs];
-        self.apply(x, &mut y);
+        let mut y = Vec::new();
+        self.apply_to(x, &mut y);
         y
     }
 }

@@ -12,7 +12,7 @@ mod vision;
 
 use std::sync::Arc;
 
-use gemma::{Block, LayerKv, Norm, Rope, rms_scale};
+use gemma::{Block, LayerKv, MlpScratch, Norm, Rope, rms_scale};
 use linear::Linear;
 use thiserror::Error;
 use time::{Modulation, TimeConditioning};
@@ -133,6 +133,7 @@ impl CpuEngine {
         let final_name = format!("prefix.layer.{last}.out");
         let beyond_kv =
             tap.wants(format_args!("{final_name}")) || tap.wants(format_args!("prefix.final_norm"));
+        let mut scratch = MlpScratch::default();
         let mut layers = Vec::with_capacity(self.language.len());
         for (i, layer) in self.language.iter().enumerate() {
             let at = format!("prefix.layer.{i}");
@@ -149,7 +150,7 @@ impl CpuEngine {
                     &at,
                     tap,
                 );
-                layer.block.mlp(&mut x, norm(&layer.post_norm), &at, tap);
+                layer.block.mlp(&mut x, norm(&layer.post_norm), &mut scratch, &at, tap);
                 kv
             } else {
                 let mut h = vec![0.0; x.len()];
@@ -227,6 +228,7 @@ impl CpuEngine {
     fn velocity(&self, x: &[f32], kv: &KvCache, modulation: &Modulation, tap: &mut Tap) -> Vec<f32> {
         let mut h = self.action_in.of(x);
         tap.record(format_args!("suffix.embs"), &h);
+        let mut scratch = MlpScratch::default();
         for (i, (block, past)) in self.expert.iter().zip(&kv.layers).enumerate() {
             let at = format!("suffix.layer.{i}");
             let (input, post) = (modulation.norm(2 * i), modulation.norm(2 * i + 1));
@@ -235,7 +237,7 @@ impl CpuEngine {
                 tap.record(format_args!("{at}.gate_mlp"), mlp);
             }
             block.attend(&self.dims.expert, &mut h, input, Some(past), &self.rope, kv.tokens, &at, tap);
-            block.mlp(&mut h, post, &at, tap);
+            block.mlp(&mut h, post, &mut scratch, &at, tap);
         }
         let mut normed = vec![0.0; h.len()];
         modulation.norm(2 * self.expert.len()).apply(&h, &mut normed);
