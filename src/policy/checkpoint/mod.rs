@@ -1,9 +1,31 @@
 //! A checkpoint folder, openpi's or LeRobot's layout, recognised by its content (spec/PI05.md §11).
+//!
+//! Promises one checked [`Checkpoint`] from either layout, or one line that says what is wrong where. Called by
+//! whatever loads a policy, and by `pi05 verify|inspect|synth`. Never reads the data of the weights, never loads a
+//! tokenizer, never judges whether the tensors make a network: dimensions are inferred from the table elsewhere.
 
-use std::path::PathBuf;
+mod config;
+mod error;
+mod folder;
+mod json;
+mod lerobot;
+mod names;
+mod norm;
+mod openpi;
+pub mod safetensors;
+mod stream;
+mod tokenizer;
+mod weights;
+pub mod write;
+
+use std::path::{Path, PathBuf};
+
+use config::Config;
+pub use config::DEFAULT_CAMERAS;
+pub use error::CheckpointError;
 
 use super::statistics::Statistics;
-use crate::model::tensors::TensorTable;
+use crate::model::tensors::{TOKEN_EMBEDDING, TensorTable};
 
 /// Whose conventions the checkpoint follows: resize, arithmetic, prompt, time steps (spec/PI05.md §13).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -63,4 +85,62 @@ pub struct Checkpoint {
     pub state_in_prompt: bool,
     /// Length of the action feature (LeRobot's `output_features.action.shape`), if said.
     pub action_len: Option<usize>,
+    /// What a person may want to know, one line each: tensors passed over, odd statistics, no config.json.
+    pub notes: Vec<String>,
+}
+
+impl Checkpoint {
+    /// Reads everything that a policy needs from `folder`.
+    ///
+    /// `asset_id` picks one of openpi's statistics (`droid`, `physical-intelligence/libero`); without it there may
+    /// be one at most. LeRobot's folders have no asset ids.
+    pub fn open(folder: &Path, asset_id: Option<&str>) -> Result<Self, CheckpointError> {
+        let (mut checkpoint, config) = Self::network(folder)?;
+        let notes = &mut checkpoint.notes;
+        match checkpoint.layout {
+            Layout::OpenPi => checkpoint.statistics = openpi::statistics(folder, asset_id, notes)?,
+            Layout::LeRobot => {
+                let steps = lerobot::read(folder, &config, notes)?;
+                checkpoint.statistics = steps.statistics;
+                checkpoint.camera_aliases = steps.camera_aliases;
+                checkpoint.relative_actions = steps.relative_actions;
+                checkpoint.state_in_prompt = steps.state_in_prompt;
+            }
+        }
+        let embedding = checkpoint.tensors.entries.get(TOKEN_EMBEDDING);
+        let rows = embedding.and_then(|entry| entry.shape.first().copied());
+        checkpoint.tokenizer = tokenizer::find(folder, rows, &tokenizer::Caches::from_env())?;
+        Ok(checkpoint)
+    }
+
+    /// Reads weights and `config.json` only: enough for the network, as `pi05 verify` runs it. Statistics,
+    /// tokenizer, aliases and relative actions stay empty, and nothing wrong with them matters.
+    pub fn open_network(folder: &Path) -> Result<Self, CheckpointError> {
+        Self::network(folder).map(|(checkpoint, _)| checkpoint)
+    }
+
+    fn network(folder: &Path) -> Result<(Self, Config), CheckpointError> {
+        let metadata = folder.metadata().map_err(|e| CheckpointError::io(folder, e))?;
+        if !metadata.is_dir() {
+            return Err(CheckpointError::file(folder, "expected the folder of a checkpoint, found a file"));
+        }
+        let mut config = Config::read(folder)?;
+        let (tensors, mut notes) = weights::read(folder)?;
+        notes.append(&mut config.notes);
+        let checkpoint = Self {
+            folder: folder.to_owned(),
+            layout: config.layout,
+            tensors,
+            hints: config.hints.clone(),
+            statistics: None,
+            tokenizer: None,
+            cameras: config.cameras.clone(),
+            camera_aliases: Vec::new(),
+            relative_actions: None,
+            state_in_prompt: config.state_in_prompt,
+            action_len: config.action_len,
+            notes,
+        };
+        Ok((checkpoint, config))
+    }
 }

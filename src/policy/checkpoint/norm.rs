@@ -1,0 +1,91 @@
+//! What both layouts ask of the statistics of one feature before they are used.
+
+use std::path::Path;
+
+use super::error::CheckpointError;
+use crate::policy::statistics::{FeatureStats, NormMode};
+
+/// The names of the statistics, as both layouts write them, with their places.
+pub(super) fn by_name(stats: &FeatureStats) -> [(&'static str, &Option<Vec<f64>>); 8] {
+    let FeatureStats { mean, std, min, max, q01, q99, q10, q90 } = stats;
+    [
+        ("mean", mean),
+        ("std", std),
+        ("min", min),
+        ("max", max),
+        ("q01", q01),
+        ("q99", q99),
+        ("q10", q10),
+        ("q90", q90),
+    ]
+}
+
+/// As [`by_name`], to be filled.
+pub(super) fn by_name_mut(stats: &mut FeatureStats) -> [(&'static str, &mut Option<Vec<f64>>); 8] {
+    let FeatureStats { mean, std, min, max, q01, q99, q10, q90 } = stats;
+    [
+        ("mean", mean),
+        ("std", std),
+        ("min", min),
+        ("max", max),
+        ("q01", q01),
+        ("q99", q99),
+        ("q10", q10),
+        ("q90", q90),
+    ]
+}
+
+/// The two statistics that a mode computes with, lower end (or mean) first.
+fn needed(mode: NormMode) -> Option<[&'static str; 2]> {
+    match mode {
+        NormMode::Quantiles => Some(["q01", "q99"]),
+        NormMode::Quantile10 => Some(["q10", "q90"]),
+        NormMode::MinMax => Some(["min", "max"]),
+        NormMode::MeanStd => Some(["mean", "std"]),
+        NormMode::Identity => None,
+    }
+}
+
+/// Refuses statistics that `mode` cannot compute with: a missing one, none at all in a vector, vectors of
+/// different lengths, numbers that are not finite. A range that runs backwards is computed with as the
+/// references do, and noted.
+pub(super) fn check(
+    file: &Path,
+    feature: &str,
+    stats: &FeatureStats,
+    mode: NormMode,
+    notes: &mut Vec<String>,
+) -> Result<(), CheckpointError> {
+    let wrong = |stat: &str, expected: String, found: String| {
+        Err(CheckpointError::Key { file: file.to_owned(), key: format!("{feature}.{stat}"), expected, found })
+    };
+    let mut first: Option<(&str, usize)> = None;
+    for (stat, values) in by_name(stats) {
+        let Some(values) = values else { continue };
+        if let Some(i) = values.iter().position(|x| !x.is_finite()) {
+            return wrong(&format!("{stat}[{i}]"), "a finite number".into(), values[i].to_string());
+        }
+        let (other, len) = *first.get_or_insert((stat, values.len().max(1)));
+        if values.len() != len {
+            let expected =
+                if other == stat { "at least 1".into() } else { format!("{len} numbers as in {other}") };
+            return wrong(stat, expected, values.len().to_string());
+        }
+    }
+    let Some([low, high]) = needed(mode) else { return Ok(()) };
+    let value =
+        |wanted| by_name(stats).into_iter().find(|(stat, _)| *stat == wanted).and_then(|(_, v)| v.as_ref());
+    for stat in [low, high] {
+        if value(stat).is_none() {
+            let expected = format!("numbers, which {mode:?} normalisation needs");
+            return wrong(stat, expected, "nothing".into());
+        }
+    }
+    if mode != NormMode::MeanStd
+        && let (Some(lows), Some(highs)) = (value(low), value(high))
+        && let Some(i) = lows.iter().zip(highs).position(|(l, h)| l > h)
+    {
+        notes.push(format!("{feature}: {low}[{i}] = {} lies above {high}[{i}] = {}", lows[i], highs[i]));
+    }
+    Ok(())
+}
