@@ -23,5 +23,7 @@ pub mod control;
 pub mod engine;
 pub mod model;
 pub mod observe;
+pub mod pipeline;
 pub mod policy;
 pub mod replay;
+pub mod verify;

@@ -1,0 +1,216 @@
+//! From a checkpoint's name to a running network, and through its stages with the time of each.
+
+use std::path::Path;
+use std::time::Instant;
+
+use thiserror::Error;
+
+use crate::engine::EngineError;
+use crate::engine::cpu::{CpuEngine, MissingTensor};
+use crate::engine::probe::Tap;
+use crate::engine::weights::Weights;
+use crate::model::ModelInput;
+use crate::model::dims::{Dims, DimsError, DimsHints};
+use crate::model::names;
+use crate::model::sampler::{Sampler, TimeRounding};
+use crate::model::tensors::Dtype;
+use crate::policy::checkpoint::{Checkpoint, CheckpointError, Layout};
+
+/// Where a network comes from.
+#[derive(Clone, Debug)]
+pub enum Model {
+    /// One of the built-in procedural networks.
+    Synthetic(Synthetic),
+    /// A folder.
+    Folder(Box<Checkpoint>),
+}
+
+/// The built-in procedural networks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Synthetic {
+    /// 1 M parameters; any robot fits.
+    Tiny,
+    /// π0.5's own size, 3.35 billion parameters.
+    Full,
+}
+
+/// Why a network could not be loaded.
+#[derive(Debug, Error)]
+pub enum LoadError {
+    /// The folder.
+    #[error(transparent)]
+    Checkpoint(#[from] CheckpointError),
+    /// Its tensors.
+    #[error("{checkpoint}: {source}")]
+    Dims {
+        /// The folder.
+        checkpoint: String,
+        /// What is wrong.
+        source: DimsError,
+    },
+    /// A built-in model that does not exist.
+    #[error("checkpoint \"{0}\": expected synth:tiny, synth:full or a folder")]
+    UnknownSynthetic(String),
+    /// The engine.
+    #[error(transparent)]
+    Engine(#[from] EngineError),
+    /// Cannot happen after the dimensions were checked.
+    #[error("{checkpoint}: {source}")]
+    Missing {
+        /// The folder.
+        checkpoint: String,
+        /// Which tensor.
+        source: MissingTensor,
+    },
+}
+
+impl Synthetic {
+    /// Its dimensions.
+    pub fn dims(self) -> Dims {
+        match self {
+            Synthetic::Tiny => Dims::TINY,
+            Synthetic::Full => Dims::FULL,
+        }
+    }
+
+    /// Its weights' type: the full-size one is defined as rounded to bf16.
+    pub fn dtype(self) -> Dtype {
+        match self {
+            Synthetic::Tiny => Dtype::F32,
+            Synthetic::Full => Dtype::BF16,
+        }
+    }
+}
+
+impl Model {
+    /// `synth:tiny`, `synth:full` or a folder. With everything that a policy needs beside the network.
+    pub fn open(name: &str, asset_id: Option<&str>) -> Result<Self, LoadError> {
+        Self::from_name(name, |folder| Checkpoint::open(folder, asset_id))
+    }
+
+    /// The same, but only what the network itself needs: no statistics, no tokenizer.
+    pub fn open_network(name: &str) -> Result<Self, LoadError> {
+        Self::from_name(name, Checkpoint::open_network)
+    }
+
+    fn from_name(
+        name: &str,
+        open: impl FnOnce(&Path) -> Result<Checkpoint, CheckpointError>,
+    ) -> Result<Self, LoadError> {
+        match name.strip_prefix("synth:") {
+            Some("tiny") => Ok(Model::Synthetic(Synthetic::Tiny)),
+            Some("full") => Ok(Model::Synthetic(Synthetic::Full)),
+            Some(_) => Err(LoadError::UnknownSynthetic(name.to_owned())),
+            None => Ok(Model::Folder(Box::new(open(Path::new(name))?))),
+        }
+    }
+
+    /// The network's dimensions; every tensor is there with its shape.
+    pub fn dims(&self) -> Result<Dims, LoadError> {
+        match self {
+            Model::Synthetic(synthetic) => Ok(synthetic.dims()),
+            Model::Folder(checkpoint) => {
+                let hints = DimsHints {
+                    vision_heads: checkpoint.hints.vision_heads,
+                    horizon: checkpoint.hints.action_horizon,
+                    max_tokens: checkpoint.hints.max_token_len,
+                    action_dim: checkpoint.hints.action_dim,
+                };
+                Dims::from_tensors(&checkpoint.tensors, &hints).map_err(|source| LoadError::Dims {
+                    checkpoint: checkpoint.folder.display().to_string(),
+                    source,
+                })
+            }
+        }
+    }
+
+    /// Whose conventions hold.
+    pub fn layout(&self) -> Layout {
+        match self {
+            Model::Synthetic(_) => Layout::OpenPi,
+            Model::Folder(checkpoint) => checkpoint.layout,
+        }
+    }
+
+    /// Whose rounding of the times holds.
+    pub fn time_rounding(&self) -> TimeRounding {
+        match self.layout() {
+            Layout::OpenPi => TimeRounding::Accumulated,
+            Layout::LeRobot => TimeRounding::Direct,
+        }
+    }
+
+    /// The network, ready to run. `progress` hears of (parameters made, parameters in all) where they are made.
+    pub fn load(&self, mut progress: impl FnMut(usize, usize)) -> Result<CpuEngine, LoadError> {
+        let dims = self.dims()?;
+        let (weights, checkpoint) = match self {
+            Model::Synthetic(synthetic) => {
+                let (mut made, all) = (0, dims.parameters());
+                let weights = Weights::synthetic(&dims, synthetic.dtype(), |parameters| {
+                    made += parameters;
+                    progress(made, all);
+                })?;
+                (weights, "built-in".to_owned())
+            }
+            Model::Folder(checkpoint) => {
+                (Weights::map(&checkpoint.tensors)?, checkpoint.folder.display().to_string())
+            }
+        };
+        CpuEngine::new(&weights, dims).map_err(|source| LoadError::Missing { checkpoint, source })
+    }
+
+    /// Bytes of the network's weights.
+    pub fn bytes(&self) -> u64 {
+        match self {
+            Model::Synthetic(synthetic) => (synthetic.dims().parameters() * synthetic.dtype().size()) as u64,
+            Model::Folder(checkpoint) => {
+                let bytes = |name: &String| {
+                    let entry = checkpoint.tensors.entries.get(name)?;
+                    Some((entry.elements()? * entry.dtype.size()) as u64)
+                };
+                let required = self.dims().map(|dims| names::required(&dims)).unwrap_or_default();
+                required.iter().filter_map(|(name, _)| bytes(name)).sum()
+            }
+        }
+    }
+}
+
+/// Wall time of each stage of one inference, milliseconds.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct StageTimes {
+    /// SigLIP and projector, all cameras.
+    pub vision_ms: f64,
+    /// Prefix to K/V.
+    pub prefix_ms: f64,
+    /// All denoise steps.
+    pub denoise_ms: f64,
+}
+
+impl StageTimes {
+    /// All stages.
+    pub fn total_ms(&self) -> f64 {
+        self.vision_ms + self.prefix_ms + self.denoise_ms
+    }
+}
+
+/// One inference, stage by stage: actions `[horizon, action_dim]` in model space, and what each stage took.
+pub fn infer(
+    engine: &mut CpuEngine,
+    input: &ModelInput,
+    noise: &[f32],
+    sampler: &Sampler,
+    tap: &mut Tap,
+) -> Result<(Vec<f32>, StageTimes), EngineError> {
+    let start = Instant::now();
+    let features = engine.vision(&input.images, tap)?;
+    let seen = Instant::now();
+    let kv = engine.prefix(&features, &input.tokens, tap)?;
+    let cached = Instant::now();
+    let actions = engine.denoise(&kv, noise, sampler, tap)?;
+    let times = StageTimes {
+        vision_ms: (seen - start).as_secs_f64() * 1e3,
+        prefix_ms: (cached - seen).as_secs_f64() * 1e3,
+        denoise_ms: cached.elapsed().as_secs_f64() * 1e3,
+    };
+    Ok((actions, times))
+}
