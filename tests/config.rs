@@ -1,5 +1,7 @@
 //! Parameter files: what is taken, what is refused and in which words, and that the shipped files say what the table says.
 
+#![allow(clippy::unwrap_used, clippy::panic)] // in functions that the tests share
+
 use std::path::PathBuf;
 
 use pi05_thor::config::parameters::{self, Change, DefaultValue, Kind, Range, TABLE};
@@ -100,7 +102,7 @@ fn naming_the_joints_means_giving_their_limits() {
     let short = parse(&lists.replace("velocity_max: [1, 2]", "velocity_max: [1]")).unwrap_err().to_string();
     assert_eq!(
         short,
-        "robot.yaml: joints.velocity_max: expected 2 values, one per action, found 1 values; \
+        "robot.yaml: joints.velocity_max: expected a list of 2, one per action, found a list of 1; \
          give one for each of joints.action_names (or joints.names)"
     );
     // Limits of the built-in joints can be changed one list at a time.
@@ -137,7 +139,7 @@ fn each_violation_is_one_line_with_parameter_expected_found_and_advice() {
         ),
         ("prompt: 7", "prompt: expected a text, found 7; put it in quotes"),
         ("prompt:", "prompt: expected a text, found nothing; correct it or leave it out"),
-        ("checkpoint: [a]", "checkpoint: expected a text, found a list of 1 values; give one value"),
+        ("checkpoint: [a]", "checkpoint: expected a text, found a list of 1; give one value"),
         (
             "robot: \"alhoa\\n\"",
             "robot: expected one of aloha, droid, libero, generic, found \"alhoa\\n\"; correct it or leave it out",
@@ -152,12 +154,12 @@ fn each_violation_is_one_line_with_parameter_expected_found_and_advice() {
         ),
         (
             "joints.names: [a, \"\"]",
-            "joints.names: expected a list of texts, none empty, found a list of 2 values; correct entry 1, which is \"\"",
+            "joints.names: expected a list of texts, none empty, found a list of 2; correct entry 1, which is \"\"",
         ),
         (
             "joints.velocity_max: [1, .inf]",
             "joints.velocity_max: expected a list of numbers from 0.000001 to 1000000 [rad/s or m/s], \
-             found a list of 2 values; correct entry 1, which is inf",
+             found a list of 2; correct entry 1, which is inf",
         ),
         (
             "control.rate_hertz: 5",
@@ -174,7 +176,7 @@ fn each_violation_is_one_line_with_parameter_expected_found_and_advice() {
         ),
         (
             "policy.delta_mask: [true]",
-            "policy.delta_mask: expected 14 values, one per action, found 1 values; \
+            "policy.delta_mask: expected a list of 14, one per action, found a list of 1; \
              give one for each of joints.action_names (or joints.names)",
         ),
         ("joints.names: []", "joints.names: expected 1 to 256 names, found 0 names; name the robot's joints"),
@@ -255,12 +257,15 @@ fn what_is_no_parameter_file_is_refused_in_one_line() {
         ("robot: aloha", "\"aloha\" under /robot, without ros__parameters"),
         ("ros__parameters: {robot: aloha}", "without a node name"),
         ("/**: {ros__parameters: 7}", "7 under ros__parameters"),
-        ("/**: {ros__parameters: {prompt: a, prompt: b}}", "duplicate"),
+        ("/**: {ros__parameters: {prompt: a, prompt: b}}", "the name prompt twice at line 1, column 36"),
         ("/**: {ros__parameters: {sampler.steps: 1, sampler: {steps: 2}}}", "parameter sampler.steps twice"),
-        ("/**: {ros__parameters: {prompt: [}}", ""),
-        ("/**: {ros__parameters: {prompt: a}}\n---\n/**: {ros__parameters: {prompt: b}}", ""),
-        ("a: [[[[[[[[[[[[[[[[[[[[[[[[[1]]]]]]]]]]]]]]]]]]]]]]]]]", ""),
-        (bomb, ""),
+        ("/**: {ros__parameters: {prompt: [}}", "line 1, column"),
+        (
+            "/**: {ros__parameters: {prompt: a}}\n---\n/**: {ros__parameters: {prompt: b}}",
+            "a second document at line 2",
+        ),
+        ("a: [[[[[[[[[[[[[[[[[[[[[[[[[1]]]]]]]]]]]]]]]]]]]]]]]]]", "limit"),
+        (bomb, "a YAML anchor or alias, which ROS 2 does not take at line 1"),
         (&long_name, "longer than 256 bytes"),
         (&"# padding\n".repeat(FILE_MAX / 10 + 1), "bytes, more than"),
     ] {
@@ -365,16 +370,17 @@ fn names_of_lines(text: &str) -> Vec<Option<String>> {
         .collect()
 }
 
-/// `text` with the table's comment in the line above each parameter, in place of a comment that is there.
+/// `text` with the table's comment right above each parameter, in place of a comment that is there.
 fn with_comments(text: &str) -> String {
     let mut out: Vec<String> = Vec::new();
     for (line, name) in text.lines().zip(names_of_lines(text)) {
         if let Some(name) = name {
             let indent = &line[..line.len() - line.trim_start().len()];
-            if out.last().is_some_and(|above| above.starts_with(&format!("{indent}# "))) {
+            while out.last().is_some_and(|above| above.starts_with(&format!("{indent}# "))) {
                 out.pop();
             }
-            out.push(format!("{indent}# {}", parameters::find(&name).unwrap().comment()));
+            let comment = parameters::find(&name).unwrap().comment();
+            out.extend(comment.lines().map(|line| format!("{indent}# {line}")));
         }
         out.push(line.to_owned());
     }

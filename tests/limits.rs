@@ -1,6 +1,8 @@
 //! What control promises, for any input: commands stay within limits, an in-limit motion is unchanged, everything ends
 //! at rest. Time is simulated; nothing here waits.
 
+#![allow(clippy::unwrap_used)] // in functions that the tests share
+
 use pi05_thor::clock::Steady;
 use pi05_thor::control::{
     Accepted, Chunk, ControlConfig, ControlMode, JointLimit, JointLimits, Rejected, Scheduler,
@@ -170,7 +172,6 @@ proptest! {
                 check_step(limit, from, command.values[joint], dt)?;
             }
             let moved = previous.as_deref() != Some(command.values);
-            prop_assert!(command.resting || previous.is_none() || now < i64::MAX);
             previous = Some(command.values.to_vec());
             Ok(moved)
         };

@@ -42,8 +42,8 @@ pub struct Violation {
     pub advice: String,
 }
 
-/// Most violations that are listed; the rest is counted.
-const LISTED_MAX: usize = 20;
+/// Most violations that are listed.
+pub(super) const LISTED_MAX: usize = 20;
 /// Longest piece of a file that is repeated in a message, in characters.
 const QUOTED_MAX: usize = 60;
 
@@ -59,7 +59,7 @@ pub(super) fn shortened(text: &str) -> String {
 fn lines(violations: &[Violation]) -> String {
     let mut lines: Vec<String> = violations.iter().take(LISTED_MAX).map(ToString::to_string).collect();
     if violations.len() > LISTED_MAX {
-        lines.push(format!("and {} more of the kind", violations.len() - LISTED_MAX));
+        lines.push("and more of the kind".to_owned());
     }
     lines.join("\n")
 }

@@ -6,7 +6,7 @@
 use std::collections::{BTreeMap, HashSet};
 
 use super::choices::*;
-use super::error::{ConfigError, Violation, shortened};
+use super::error::{ConfigError, LISTED_MAX, Violation, shortened};
 use super::parameters::{
     CAMERAS_MAX, DefaultValue, JOINTS_MAX, Kind, Parameter, ROS_OWN, Value, camera_slot, find, nearest,
 };
@@ -84,6 +84,9 @@ fn checked(parameters: Vec<(String, Raw)>, origin: &str) -> Result<Values, Confi
     let mut values = Values::default();
     let mut violations = Vec::new();
     for (name, raw) in parameters {
+        if violations.len() > LISTED_MAX {
+            break; // nobody reads more, and each costs a search
+        }
         if ROS_OWN.iter().any(|own| name.starts_with(own)) {
             continue;
         }
@@ -336,9 +339,9 @@ impl Layers<'_> {
     /// Only a list that the file (or the robot) gives can have a wrong length; a missing one has been refused already.
     fn check_length(&mut self, parameter: &str, expected: usize, found: usize) {
         if found != expected && self.layered(parameter).is_some() {
-            let expected = format!("{expected} values, one per action");
+            let expected = format!("a list of {expected}, one per action");
             let advice = "give one for each of joints.action_names (or joints.names)";
-            self.refuse(parameter, expected, format!("{found} values"), advice);
+            self.refuse(parameter, expected, format!("a list of {found}"), advice);
         }
     }
 

@@ -284,10 +284,10 @@ impl Parameter {
         format!("{what}{range}{unit}")
     }
 
-    /// Its comment in a YAML file: the documentation, and the words to choose from or the unit.
+    /// Its comment in a YAML file: the documentation with the unit, and below it the words to choose from.
     pub fn comment(&self) -> String {
         match (self.range, self.unit) {
-            (Range::OneOf(names), _) => format!("{} ({})", self.doc, names.join(" | ")),
+            (Range::OneOf(names), _) => format!("{}\n{}", self.doc, names.join(" | ")),
             (_, "") => self.doc.to_owned(),
             (_, unit) => format!("{} [{unit}]", self.doc),
         }

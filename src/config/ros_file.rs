@@ -7,6 +7,8 @@
 use std::fmt;
 
 use serde::de::{Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
+use serde_saphyr::Error;
+use serde_saphyr::budget::BudgetBreach;
 use serde_saphyr::options::{DuplicateKeyPolicy, NonFiniteFloatPolicy};
 
 use super::error::{ConfigError, shortened};
@@ -53,7 +55,7 @@ impl fmt::Display for Raw {
             Self::Double(v) => write!(f, "{v:?}"),
             Self::Text(v) => write!(f, "\"{}\"", shortened(v)),
             Self::List(v) if v.is_empty() => write!(f, "an empty list"),
-            Self::List(v) => write!(f, "a list of {} values", v.len()),
+            Self::List(v) => write!(f, "a list of {}", v.len()),
             Self::Map(_) => write!(f, "names with values of their own"),
         }
     }
@@ -67,7 +69,7 @@ pub fn parse(text: &str, origin: &str) -> Result<Vec<(String, Raw)>, ConfigError
         return Err(malformed(format!("{} bytes, more than {FILE_MAX}", text.len())));
     }
     let root: Raw = serde_saphyr::from_str_with_options(text, options())
-        .map_err(|error| malformed(shortened_message(&error.without_snippet().to_string())))?;
+        .map_err(|error| malformed(yaml_reason(&error)))?;
     let mut blocks = Vec::new();
     find_blocks(String::new(), root, &mut blocks).map_err(malformed)?;
     let mut parameters: Vec<(String, Raw)> = Vec::new();
@@ -115,9 +117,27 @@ fn options() -> serde_saphyr::Options {
     }
 }
 
-/// The parser's message on one line.
-fn shortened_message(message: &str) -> String {
-    message.split_whitespace().collect::<Vec<_>>().join(" ").chars().take(300).collect()
+/// What the YAML reader refuses, in our words where its own are for programmers; on one line.
+fn yaml_reason(error: &Error) -> String {
+    let error = error.without_snippet();
+    let at = match error.location() {
+        Some(location) => format!(" at line {}, column {}", location.line(), location.column()),
+        None => String::new(),
+    };
+    match error {
+        Error::DuplicateMappingKey { key, .. } => {
+            format!("the name {} twice{at}", shortened(key.as_deref().unwrap_or("?")))
+        }
+        Error::Budget { breach: BudgetBreach::Anchors { .. } | BudgetBreach::Aliases { .. }, .. } => {
+            format!("a YAML anchor or alias, which ROS 2 does not take{at}")
+        }
+        Error::Budget { breach: BudgetBreach::Documents { .. }, .. } => format!("a second document{at}"),
+        Error::Budget { .. } => format!("more names and values than any robot has{at}"),
+        other => {
+            let words: Vec<String> = other.to_string().split_whitespace().map(str::to_owned).collect();
+            words.join(" ").chars().take(300).collect()
+        }
+    }
 }
 
 /// Collects every `ros__parameters` below `node`.

@@ -302,7 +302,7 @@ impl Scheduler {
         if let Phase::Following(running) = self.phase
             && now >= self.running.end()
         {
-            self.begin_rest(Steady(now.0.saturating_sub(dt_ns)));
+            self.begin_rest(now, dt_ns);
             self.phase = Phase::Resting(running);
         }
         let (Phase::Following(running) | Phase::Resting(running)) = self.phase else {
@@ -391,13 +391,17 @@ impl Scheduler {
         self.phase = Phase::Following(running);
     }
 
-    /// Where the commands are not on the plan as it ends (held back by a limit, or still fading over), brakes from
-    /// where they are.
-    fn begin_rest(&mut self, from: Steady) {
+    /// A joint that is not on the plan as it ends, or cannot follow it into its tail, brakes from where it is: held back
+    /// by a limit, still fading over, or late.
+    fn begin_rest(&mut self, now: Steady, dt_ns: i64) {
+        let from = Steady(now.0.saturating_sub(dt_ns));
         self.running.sample(from, &mut self.desired);
+        self.running.sample(now, &mut self.arriving);
         for (joint, limit) in self.limits.as_slice().iter().enumerate() {
-            if self.command[joint] != self.desired[joint] {
-                self.running.set_tail(joint, from, Brake::new(limit, self.command[joint], self.rate[joint]));
+            let command = self.command[joint];
+            let on_plan = command == self.desired[joint];
+            if !on_plan || limit.limit(command, self.arriving[joint], seconds(dt_ns)).any() {
+                self.running.set_tail(joint, from, Brake::new(limit, command, self.rate[joint]));
             }
         }
         self.fade = Fade::DONE;
@@ -427,7 +431,9 @@ impl Scheduler {
             self.counters.count_limits(&limited);
             any |= limited.any();
             self.command[joint] = limited.value;
-            self.rate[joint] = if dt > 0.0 { (limited.value - previous) / dt } else { 0.0 };
+            if dt > 0.0 {
+                self.rate[joint] = (limited.value - previous) / dt;
+            }
         }
         any
     }
