@@ -261,16 +261,15 @@ pub fn nearest(name: &str) -> String {
 impl Parameter {
     /// What it takes, for a person: `a number above 0, up to 1000 [Hz]`.
     pub fn expected(&self) -> String {
-        let (one, many) = match self.kind {
-            Kind::Bool => ("true or false", ""),
-            Kind::Integer => ("a whole number", ""),
-            Kind::Double => ("a number", ""),
-            Kind::String => ("a text", ""),
-            Kind::BoolArray => ("", "a list of true and false"),
-            Kind::DoubleArray => ("", "a list of numbers"),
-            Kind::StringArray => ("", "a list of texts"),
+        let what = match self.kind {
+            Kind::Bool => "true or false",
+            Kind::Integer => "a whole number",
+            Kind::Double => "a number",
+            Kind::String => "a text",
+            Kind::BoolArray => "a list of true and false",
+            Kind::DoubleArray => "a list of numbers",
+            Kind::StringArray => "a list of texts",
         };
-        let what = if many.is_empty() { one } else { many };
         let range = match self.range {
             Range::OneOf(names) => return format!("one of {}", names.join(", ")),
             Range::Topic => return "a ROS 2 topic name".to_owned(),
