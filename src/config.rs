@@ -1,1 +1,0 @@
-//! Parameters: one table, one YAML file per robot.

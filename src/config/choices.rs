@@ -1,0 +1,179 @@
+//! Parameters that are one of a few words, as enums. Each enum knows its words; the table takes them from here.
+
+/// Declares an enum whose variants have names in parameter files.
+macro_rules! choices {
+    ($(#[$meta:meta])* $name:ident { $($(#[$variant_meta:meta])* $variant:ident = $text:literal,)+ }) => {
+        $(#[$meta])*
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        pub enum $name { $($(#[$variant_meta])* $variant,)+ }
+
+        impl $name {
+            /// Every word, in the order of declaration.
+            pub const NAMES: &'static [&'static str] = &[$($text,)+];
+
+            /// The variant that is called so in parameter files.
+            pub fn from_name(name: &str) -> Option<Self> {
+                match name { $($text => Some(Self::$variant),)+ _ => None }
+            }
+
+            /// Its word in parameter files.
+            pub fn name(self) -> &'static str {
+                match self { $(Self::$variant => $text,)+ }
+            }
+        }
+    };
+}
+
+choices! {
+    /// Which robot adapter surrounds the network.
+    RobotKind {
+        /// Two ViperX arms, 14 joints.
+        Aloha = "aloha",
+        /// One Franka arm, joint velocities.
+        Droid = "droid",
+        /// The LIBERO simulator, end-effector displacements.
+        Libero = "libero",
+        /// Whatever the parameters say.
+        Generic = "generic",
+    }
+}
+
+choices! {
+    /// Which engine computes the model.
+    Backend {
+        /// CUDA if it can, else CPU.
+        Auto = "auto",
+        /// The f32 reference.
+        Cpu = "cpu",
+        /// CUDA kernels.
+        Cuda = "cuda",
+        /// TensorRT engines.
+        TensorRt = "tensorrt",
+    }
+}
+
+choices! {
+    /// Number format of the weights in the engine.
+    DtypeChoice {
+        /// f32 on the CPU, bf16 on CUDA.
+        Auto = "auto",
+        /// 32-bit floats.
+        F32 = "f32",
+        /// bfloat16.
+        Bf16 = "bf16",
+        /// 8-bit floats, needs calibration.
+        Fp8 = "fp8",
+    }
+}
+
+choices! {
+    /// How camera images are resized to the model's square.
+    ResizeChoice {
+        /// As the checkpoint's layout was trained.
+        Auto = "auto",
+        /// Pillow's antialiased bilinear on bytes (openpi).
+        Pillow = "pillow",
+        /// torch's bilinear on floats, not antialiased (LeRobot).
+        Torch = "torch",
+    }
+}
+
+choices! {
+    /// The text around the task.
+    PromptFormat {
+        /// As the checkpoint says.
+        Auto = "auto",
+        /// `Task: …, State: …;\nAction: `.
+        State = "state",
+        /// The task and a newline (openpi's pi05_libero).
+        TaskNewline = "task_newline",
+        /// `Task: …;\nAction: ` (LeRobot without state).
+        Task = "task",
+    }
+}
+
+choices! {
+    /// A yes or no that the checkpoint may decide.
+    AutoBool {
+        /// As the checkpoint says.
+        Auto = "auto",
+        /// Yes.
+        True = "true",
+        /// No.
+        False = "false",
+    }
+}
+
+choices! {
+    /// Which statistics normalise state and actions.
+    NormalizationChoice {
+        /// As the checkpoint says.
+        Auto = "auto",
+        /// 1 % and 99 % quantiles to ±1.
+        Quantiles = "quantiles",
+        /// Mean 0, standard deviation 1.
+        MeanStd = "mean_std",
+        /// Minimum and maximum to ±1.
+        MinMax = "min_max",
+    }
+}
+
+choices! {
+    /// How a new chunk takes over from the old one.
+    Execution {
+        /// The newest replaces the rest of the old.
+        Latest = "latest",
+        /// Overlapping chunks averaged.
+        Ensemble = "ensemble",
+        /// Real-time chunking, guided while sampling.
+        Rtc = "rtc",
+        /// Real-time chunking for checkpoints trained for it.
+        RtcTrained = "rtc_trained",
+        /// Each chunk to its end, then hold.
+        OpenLoop = "open_loop",
+    }
+}
+
+choices! {
+    /// Message type of the commands.
+    CommandType {
+        /// `std_msgs/Float64MultiArray`, per tick.
+        Float64MultiArray = "float64_multi_array",
+        /// `sensor_msgs/JointState`, per tick.
+        JointState = "joint_state",
+        /// `trajectory_msgs/JointTrajectory`, per chunk.
+        JointTrajectory = "joint_trajectory",
+    }
+}
+
+choices! {
+    /// Time steps of the sampler.
+    ScheduleChoice {
+        /// Equal steps, as the model was trained.
+        Linear = "linear",
+        /// Half a cosine.
+        Cosine = "cosine",
+        /// Quadratic.
+        Quadratic = "quadratic",
+        /// Logistic.
+        Sigmoid = "sigmoid",
+    }
+}
+
+choices! {
+    /// Integrator of the sampler.
+    SolverChoice {
+        /// First order, as the reference implementations use.
+        Euler = "euler",
+        /// Second order, midpoint.
+        Midpoint = "midpoint",
+        /// Second order, Heun.
+        Heun = "heun",
+        /// Second-order multistep DPM-Solver.
+        DpmSolver2 = "dpm_solver_2",
+        /// Fourth-order Runge-Kutta.
+        Rk4 = "rk4",
+        /// DDIM.
+        Ddim = "ddim",
+    }
+}

@@ -1,0 +1,202 @@
+//! Parameters: one table, one YAML file per robot.
+//!
+//! Promises: a [`Config`] is complete and consistent; what a file leaves out comes from the built-in file of its robot
+//! or from the table; what does not fit is refused with one line per problem. One ROS 2 parameter file serves the node
+//! and `replay` alike. Called at start-up by the command line; knows neither ROS nor checkpoints.
+//!
+//! | file | holds |
+//! |---|---|
+//! | [`parameters`] | the table |
+//! | [`choices`] | parameters that are one of a few words |
+//! | `ros_file` | YAML to names and values |
+//! | `layers` | file over robot over table; what this version does not have |
+//! | `error` | what is said when it does not fit |
+
+pub mod choices;
+mod error;
+mod layers;
+pub mod parameters;
+mod ros_file;
+
+use std::fs::File;
+use std::io::Read;
+use std::path::Path;
+
+pub use choices::{
+    AutoBool, Backend, CommandType, DtypeChoice, Execution, NormalizationChoice, PromptFormat, ResizeChoice,
+    RobotKind, ScheduleChoice, SolverChoice,
+};
+pub use error::{ConfigError, Violation};
+pub use ros_file::FILE_MAX;
+
+use crate::control::{ControlConfig, ControlMode, JointLimit, JointLimits, limits::LimitsError};
+
+/// All parameters, checked. The meaning of each is in [`parameters::TABLE`].
+#[derive(Clone, Debug, PartialEq)]
+#[allow(missing_docs)] // said once, in the table
+pub struct Config {
+    pub checkpoint: String,
+    pub backend: Backend,
+    pub dtype: DtypeChoice,
+    pub robot: RobotKind,
+    pub prompt: String,
+    pub prompt_topic: String,
+    pub use_sim_time: bool,
+    /// 1 to [`parameters::CAMERAS_MAX`], in the order of the file.
+    pub cameras: Vec<Camera>,
+    pub observe: Observe,
+    pub joints: Joints,
+    pub policy: Policy,
+    pub control: Control,
+    pub sampler: Sampler,
+    pub replay: Replay,
+}
+
+/// `cameras.<slot>`: one camera that the robot has.
+#[derive(Clone, Debug, PartialEq)]
+#[allow(missing_docs)]
+pub struct Camera {
+    /// The model's name for it: openpi's (`base_0_rgb`) or LeRobot's own.
+    pub slot: String,
+    pub topic: String,
+    pub max_age_ms: i64,
+}
+
+/// `observe`: what makes one observation.
+#[derive(Clone, Debug, PartialEq)]
+#[allow(missing_docs)]
+pub struct Observe {
+    pub max_skew_ms: i64,
+}
+
+/// `joints`: the robot's state and actions. The limits have one entry per action.
+#[derive(Clone, Debug, PartialEq)]
+#[allow(missing_docs)]
+pub struct Joints {
+    pub topic: String,
+    pub max_age_ms: i64,
+    /// At least one, all different.
+    pub names: Vec<String>,
+    /// At least one, all different.
+    pub action_names: Vec<String>,
+    /// One per action.
+    pub velocity_controlled: Vec<bool>,
+    pub position_min: Vec<f64>,
+    pub position_max: Vec<f64>,
+    pub velocity_max: Vec<f64>,
+    pub acceleration_max: Vec<f64>,
+}
+
+/// `policy`: what surrounds the network, where the checkpoint's own word is not to be taken.
+#[derive(Clone, Debug, PartialEq)]
+#[allow(missing_docs)]
+pub struct Policy {
+    pub resize: ResizeChoice,
+    pub prompt_format: PromptFormat,
+    pub adapt_to_pi: AutoBool,
+    /// `None`: as the checkpoint says. Else one per action.
+    pub delta_mask: Option<Vec<bool>>,
+    pub normalization: NormalizationChoice,
+    /// `None`: look beside the checkpoint.
+    pub tokenizer: Option<String>,
+    /// `None`: the only one there.
+    pub asset_id: Option<String>,
+}
+
+/// `control`: from chunks to commands.
+#[derive(Clone, Debug, PartialEq)]
+#[allow(missing_docs)]
+pub struct Control {
+    pub policy_rate_hz: f64,
+    pub rate_hz: f64,
+    pub execution: Execution,
+    pub blend_steps: usize,
+    pub command: CommandType,
+    pub command_topic: String,
+}
+
+/// `sampler`: from noise to actions.
+#[derive(Clone, Debug, PartialEq)]
+#[allow(missing_docs)]
+pub struct Sampler {
+    pub steps: usize,
+    pub schedule: ScheduleChoice,
+    pub solver: SolverChoice,
+    /// `None`: fresh noise in every run.
+    pub seed: Option<u64>,
+}
+
+/// `replay`: what only a replay needs.
+#[derive(Clone, Debug, PartialEq)]
+#[allow(missing_docs)]
+pub struct Replay {
+    pub latency_ms: i64,
+}
+
+impl Config {
+    /// The built-in configuration of a robot. Of `generic` it is the template, with the joints of no real robot.
+    pub fn builtin(robot: RobotKind) -> Result<Self, ConfigError> {
+        layers::config(builtin_yaml(robot), &format!("config/{}.yaml", robot.name()))
+    }
+
+    /// From the text of a ROS 2 parameter file. `origin` is where the text is from, for messages.
+    ///
+    /// What the text leaves out is as in the built-in file of its robot, then as in the table; but cameras are taken
+    /// from either the one or the other, and so are the joints' names and limits.
+    pub fn from_yaml(text: &str, origin: &str) -> Result<Self, ConfigError> {
+        layers::config(text, origin)
+    }
+
+    /// From a ROS 2 parameter file of at most [`FILE_MAX`] bytes.
+    pub fn from_file(path: &Path) -> Result<Self, ConfigError> {
+        let origin = path.display().to_string();
+        let unreadable = |reason: String| ConfigError::Unreadable { origin: origin.clone(), reason };
+        let file = File::open(path).map_err(|e| unreadable(e.to_string()))?;
+        let mut bytes = Vec::new();
+        file.take(FILE_MAX as u64 + 1).read_to_end(&mut bytes).map_err(|e| unreadable(e.to_string()))?;
+        if bytes.len() > FILE_MAX {
+            return Err(unreadable(format!("more than {FILE_MAX} bytes")));
+        }
+        let text = String::from_utf8(bytes)
+            .map_err(|e| unreadable(format!("no UTF-8 at byte {}", e.utf8_error().valid_up_to())))?;
+        Self::from_yaml(&text, &origin)
+    }
+
+    /// For each action, the state value of the same name: where the measured position of a command is found.
+    pub fn measured_index(&self) -> Vec<Option<usize>> {
+        let joints = &self.joints;
+        joints.action_names.iter().map(|action| joints.names.iter().position(|name| name == action)).collect()
+    }
+
+    /// What [`crate::control::Scheduler`] needs, for chunks of up to `horizon` steps.
+    pub fn control_config(&self, horizon: usize) -> Result<ControlConfig, LimitsError> {
+        let joints = &self.joints;
+        let limits = joints
+            .velocity_controlled
+            .iter()
+            .zip(joints.position_min.iter().zip(&joints.position_max))
+            .zip(joints.velocity_max.iter().zip(&joints.acceleration_max))
+            .map(|((&velocity, (&position_min, &position_max)), (&velocity_max, &acceleration_max))| {
+                let mode = if velocity { ControlMode::Velocity } else { ControlMode::Position };
+                JointLimit { mode, position_min, position_max, velocity_max, acceleration_max }
+            })
+            .collect();
+        Ok(ControlConfig {
+            rate_hz: self.control.rate_hz,
+            blend_steps: self.control.blend_steps,
+            max_steps: horizon,
+            limits: JointLimits::new(limits)?,
+            measured_index: self.measured_index(),
+        })
+    }
+}
+
+/// The shipped file of a robot.
+pub fn builtin_yaml(robot: RobotKind) -> &'static str {
+    match robot {
+        RobotKind::Aloha => include_str!("../../config/aloha.yaml"),
+        RobotKind::Droid => include_str!("../../config/droid.yaml"),
+        RobotKind::Libero => include_str!("../../config/libero.yaml"),
+        RobotKind::Generic => include_str!("../../config/generic.yaml"),
+    }
+}

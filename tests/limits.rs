@@ -1,0 +1,394 @@
+//! What control promises, for any input: commands stay within limits, an in-limit motion is unchanged, everything ends
+//! at rest. Time is simulated; nothing here waits.
+
+#![allow(clippy::unwrap_used)] // in functions that the tests share
+
+use pi05_thor::clock::Steady;
+use pi05_thor::control::{
+    Accepted, Chunk, ControlConfig, ControlMode, JointLimit, JointLimits, Rejected, Scheduler,
+};
+use proptest::prelude::*;
+
+/// 50 Hz policy.
+const STEP: i64 = 20_000_000;
+/// 100 Hz ticks.
+const TICK: i64 = 10_000_000;
+const TICK_S: f64 = 0.01;
+
+fn arm(velocity_max: f64, acceleration_max: f64) -> JointLimit {
+    JointLimit {
+        mode: ControlMode::Position,
+        position_min: -1.0,
+        position_max: 1.5,
+        velocity_max,
+        acceleration_max,
+    }
+}
+
+fn scheduler(limits: &[JointLimit], blend_steps: usize) -> Scheduler {
+    let limits = JointLimits::new(limits.to_vec()).unwrap();
+    let measured_index = (0..limits.as_slice().len()).map(Some).collect();
+    Scheduler::new(ControlConfig { rate_hz: 100.0, blend_steps, max_steps: 50, limits, measured_index })
+        .unwrap()
+}
+
+fn chunk(id: u64, observed: i64, actions: Vec<Vec<f64>>) -> Chunk {
+    Chunk { id, observed: Steady(observed), period_ns: STEP, actions }
+}
+
+/// No bit may be lost to rounding in a promise, but `previous + step - previous` rounds.
+fn at_most(found: f64, bound: f64) -> bool {
+    found.abs() <= bound * (1.0 + 1e-9) + 1e-12
+}
+
+fn any_value() -> impl Strategy<Value = f64> {
+    prop_oneof![
+        8 => -3.0..3.0f64,
+        1 => prop::sample::select(vec![0.0, -0.0, 1e-300, 1e9, -1e9, f64::MAX, f64::MIN]),
+        1 => prop::sample::select(vec![f64::NAN, f64::INFINITY, f64::NEG_INFINITY]),
+    ]
+}
+
+fn any_limit() -> impl Strategy<Value = JointLimit> {
+    let mode = prop::sample::select(vec![ControlMode::Position, ControlMode::Velocity]);
+    (mode, -2.0..0.0f64, 0.1..2.0f64, 0.1..20.0f64, 0.5..50.0f64).prop_map(
+        |(mode, position_min, width, velocity_max, acceleration_max)| JointLimit {
+            mode,
+            position_min,
+            position_max: position_min + width,
+            velocity_max,
+            acceleration_max,
+        },
+    )
+}
+
+/// `found` is permitted `dt` seconds after `previous`.
+fn check_step(limit: &JointLimit, previous: f64, found: f64, dt: f64) -> Result<(), TestCaseError> {
+    prop_assert!(found.is_finite());
+    match limit.mode {
+        ControlMode::Position => {
+            let (min, max) = (limit.position_min, limit.position_max);
+            prop_assert!(at_most(found - previous, limit.velocity_max * dt), "{previous} to {found}");
+            if (min..=max).contains(&previous) {
+                prop_assert!((min..=max).contains(&found), "left the limits: {found}");
+            } else {
+                let outside = |v: f64| (v - max).max(min - v).max(0.0);
+                let reach = limit.velocity_max * dt;
+                prop_assert!(
+                    outside(found) <= (outside(previous) - reach).max(0.0) + 1e-9,
+                    "must lead back as fast as it may: {previous} to {found}"
+                );
+            }
+        }
+        ControlMode::Velocity => {
+            prop_assert!(at_most(found - previous, limit.acceleration_max * dt), "{previous} to {found}");
+            prop_assert!(found.abs() <= limit.velocity_max, "too fast: {found}");
+        }
+    }
+    Ok(())
+}
+
+proptest! {
+    /// Whatever is desired, whatever came before.
+    #[test]
+    fn one_step_is_always_permitted(
+        limit in any_limit(), previous in -3.0..3.0f64, desired in any_value(), dt in 0.0..0.1f64,
+    ) {
+        let previous = match limit.mode {
+            ControlMode::Position => previous,
+            ControlMode::Velocity => previous.clamp(-limit.velocity_max, limit.velocity_max),
+        };
+        let limited = limit.limit(previous, desired, dt);
+        check_step(&limit, previous, limited.value, dt)?;
+        prop_assert_eq!(limited.not_finite, !desired.is_finite());
+        prop_assert!(limited.any() || limited.value.to_bits() == desired.to_bits());
+    }
+
+    #[test]
+    fn an_in_limit_step_is_unchanged(limit in any_limit(), previous in 0.0..1.0f64, part in -0.99..0.99f64) {
+        let (previous, reach) = match limit.mode {
+            ControlMode::Position =>
+                (limit.position_min + previous * (limit.position_max - limit.position_min), limit.velocity_max),
+            ControlMode::Velocity => ((previous * 2.0 - 1.0) * limit.velocity_max, limit.acceleration_max),
+        };
+        let desired = previous + part * reach * TICK_S;
+        let inside = match limit.mode {
+            ControlMode::Position => (limit.position_min..=limit.position_max).contains(&desired),
+            ControlMode::Velocity => desired.abs() <= limit.velocity_max,
+        };
+        prop_assume!(inside);
+        let limited = limit.limit(previous, desired, TICK_S);
+        prop_assert_eq!(limited.value.to_bits(), desired.to_bits());
+        prop_assert!(!limited.any());
+    }
+}
+
+/// A run: at each tick, the time since the last one and perhaps a chunk that arrives.
+#[derive(Clone, Debug)]
+struct Event {
+    elapsed: i64,
+    chunk: Option<(i64, Vec<Vec<f64>>)>,
+}
+
+fn any_run(joints: usize) -> impl Strategy<Value = Vec<Event>> {
+    let actions = prop::collection::vec(prop::collection::vec(any_value(), joints), 1..20);
+    // Mostly finite chunks, or none would be accepted.
+    let finite = prop::collection::vec(prop::collection::vec(-3.0..3.0f64, joints), 1..50);
+    let chunk = (0..30 * STEP, prop_oneof![1 => actions, 4 => finite]);
+    let elapsed = prop_oneof![6 => Just(TICK), 1 => 0..TICK, 1 => TICK..10 * TICK];
+    let event =
+        (elapsed, prop::option::weighted(0.1, chunk)).prop_map(|(elapsed, chunk)| Event { elapsed, chunk });
+    prop::collection::vec(event, 1..150)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(512))]
+
+    /// Chunks with jumps, NaN, any age, at any tick; ticks that come early, late or twice; a start outside the limits.
+    #[test]
+    fn no_command_ever_violates_a_limit_and_all_ends_at_rest(
+        limits in prop::collection::vec(any_limit(), 3),
+        start in prop::collection::vec(-3.0..3.0f64, 3),
+        run in any_run(3),
+        blend_steps in 0..6usize,
+    ) {
+        let mut scheduler = scheduler(&limits, blend_steps);
+        let mut now = 1_000_000_000_000;
+        let mut previous: Option<Vec<f64>> = None;
+        let mut first = true;
+        let mut tick = |scheduler: &mut Scheduler, now: i64, elapsed: i64| -> Result<bool, TestCaseError> {
+            let dt = if first { TICK_S } else { elapsed.min(TICK) as f64 / 1e9 };
+            first = false;
+            let Some(command) = scheduler.tick(Steady(now), Some(&start)) else {
+                prop_assert!(previous.is_none(), "once moving, there is always a command");
+                return Ok(false);
+            };
+            for (joint, limit) in limits.iter().enumerate() {
+                let from = match (&previous, limit.mode) {
+                    (Some(values), _) => values[joint],
+                    (None, ControlMode::Position) => start[joint],
+                    (None, ControlMode::Velocity) => 0.0,
+                };
+                check_step(limit, from, command.values[joint], dt)?;
+            }
+            let moved = previous.as_deref() != Some(command.values);
+            previous = Some(command.values.to_vec());
+            Ok(moved)
+        };
+        for (id, event) in run.iter().enumerate() {
+            now += event.elapsed;
+            if let Some((age, actions)) = &event.chunk {
+                let finite = actions.iter().flatten().all(|v| v.is_finite());
+                let outcome = scheduler.accept(&chunk(id as u64, now - age, actions.clone()), Steady(now));
+                prop_assert!(finite || matches!(outcome, Err(Rejected::Malformed(_))));
+            }
+            tick(&mut scheduler, now, event.elapsed)?;
+        }
+        // Longest chunk, slowest brake, way back from outside the limits, at the slowest speed.
+        let seconds = 50.0 * 0.02 + 20.0 / 0.5 + 5.0 / 0.1;
+        let mut moved = true;
+        for _ in 0..(seconds / TICK_S) as usize {
+            now += TICK;
+            moved = tick(&mut scheduler, now, TICK)?;
+        }
+        prop_assert!(!moved, "must have come to rest");
+        if let Some(values) = previous {
+            for (limit, value) in limits.iter().zip(&values) {
+                match limit.mode {
+                    ControlMode::Position =>
+                        prop_assert!((limit.position_min..=limit.position_max).contains(value)),
+                    ControlMode::Velocity => prop_assert_eq!(*value, 0.0),
+                }
+            }
+        }
+    }
+
+    /// Without new chunks, a position never changes its speed by more than the acceleration limit while it brakes,
+    /// whether the plan was followed exactly, held back by limits or still fading in.
+    #[test]
+    fn the_tail_decelerates_within_the_acceleration_limit(
+        values in prop::collection::vec(-3.0..3.0f64, 2..8),
+        velocity_max in 0.5..10.0f64,
+        acceleration_max in 1.0..50.0f64,
+        blend_steps in 0..6usize,
+    ) {
+        // Position limits far away: where they are near, they go first.
+        let limit = JointLimit { position_min: -100.0, position_max: 100.0, ..arm(velocity_max, acceleration_max) };
+        let mut scheduler = scheduler(&[limit], blend_steps);
+        let steps = values.len() as i64;
+        scheduler.accept(&chunk(0, 0, values.iter().map(|&v| vec![v]).collect()), Steady(0)).unwrap();
+        let mut history = Vec::new();
+        for k in 0..(steps * 2 + 2100) {
+            let command = scheduler.tick(Steady(k * TICK), Some(&[0.0])).unwrap();
+            history.push((command.values[0], command.resting));
+        }
+        let resting: Vec<f64> = history.iter().skip_while(|(_, resting)| !resting).map(|&(v, _)| v).collect();
+        let speeds: Vec<f64> = resting.windows(2).map(|w| (w[1] - w[0]) / TICK_S).collect();
+        for pair in speeds.windows(2) {
+            let change = pair[1] - pair[0];
+            prop_assert!(change.abs() <= acceleration_max * TICK_S + 1e-6, "{} to {} per s", pair[0], pair[1]);
+            prop_assert!(pair[1].abs() <= pair[0].abs() + 1e-6, "a brake does not speed up");
+        }
+        prop_assert_eq!(resting[resting.len() - 1].to_bits(), resting[resting.len() - 100].to_bits());
+    }
+
+    /// The command at time t is the chunk's value at t, bit for bit: elapsed steps are dropped, never replayed.
+    #[test]
+    fn an_in_limit_chunk_is_followed_exactly_from_now_on(
+        slopes in prop::collection::vec(-1.0..1.0f64, 49), delay in 0..40 * STEP,
+    ) {
+        let limit = arm(10.0, 10.0);
+        let mut value = 0.2;
+        let mut actions = vec![vec![value]];
+        for slope in slopes {
+            value = (value + slope * 0.02f64).clamp(-0.9, 1.4);
+            actions.push(vec![value]);
+        }
+        let at = |t: i64| {
+            let (step, rest) = ((t / STEP) as usize, t % STEP);
+            let (a, b) = (actions[step][0], actions[step + 1][0]);
+            a + (b - a) * (rest as f64 / STEP as f64)
+        };
+        let mut scheduler = scheduler(&[limit], 0);
+        let accepted = scheduler.accept(&chunk(7, 0, actions.clone()), Steady(delay)).unwrap();
+        prop_assert_eq!(accepted, Accepted { dropped_steps: (delay as usize).div_ceil(STEP as usize) });
+        let measured = [at(delay)];
+        let mut now = delay;
+        while now < 49 * STEP {
+            let command = scheduler.tick(Steady(now), Some(&measured)).unwrap();
+            prop_assert_eq!(command.values[0].to_bits(), at(now).to_bits(), "at {} ns", now);
+            prop_assert!(!command.limited && !command.resting);
+            now += TICK;
+        }
+        prop_assert_eq!(scheduler.counters().velocity_limited + scheduler.counters().position_limited, 0);
+    }
+
+    /// A fade begins where the commands were going and ends, after its steps, on the new plan; also when the next
+    /// chunk comes in the middle of a fade.
+    #[test]
+    fn a_fade_neither_jumps_nor_lingers(
+        levels in prop::collection::vec(-0.5..0.5f64, 2..6), blend_steps in 1..6i64, gap in 1..12i64,
+    ) {
+        let mut scheduler = scheduler(&[arm(1000.0, 1000.0)], blend_steps as usize);
+        let mut now = 0;
+        let mut previous = 0.0;
+        let mut widest: f64 = 0.0;
+        for (id, &level) in levels.iter().enumerate() {
+            scheduler.accept(&chunk(id as u64, now, vec![vec![level]; 50]), Steady(now)).unwrap();
+            widest = widest.max((level - previous).abs());
+            for k in 0..gap.max(if id + 1 == levels.len() { 20 } else { 0 }) {
+                let value = scheduler.tick(Steady(now), Some(&[0.0])).unwrap().values[0];
+                // At most the share of one tick of the widest difference that there can be.
+                let bound = 1.0 / (2.0 * blend_steps as f64);
+                prop_assert!((value - previous).abs() <= bound + 1e-9, "jump from {previous} to {value}");
+                if k * TICK >= blend_steps * STEP {
+                    prop_assert_eq!(value, level);
+                }
+                previous = value;
+                now += TICK;
+            }
+        }
+    }
+}
+
+#[test]
+fn no_command_before_a_chunk_and_a_measured_position() {
+    let mut scheduler = scheduler(&[arm(1.0, 1.0)], 0);
+    assert!(scheduler.tick(Steady(0), Some(&[0.5])).is_none());
+    scheduler.accept(&chunk(3, 0, vec![vec![1.0]; 50]), Steady(0)).unwrap();
+    assert!(scheduler.tick(Steady(TICK), None).is_none());
+    assert!(scheduler.tick(Steady(2 * TICK), Some(&[])).is_none());
+    assert!(scheduler.tick(Steady(3 * TICK), Some(&[f64::NAN])).is_none());
+    let command = scheduler.tick(Steady(4 * TICK), Some(&[0.5])).unwrap();
+    assert_eq!((command.values, command.chunk, command.limited), (&[0.51][..], 3, true));
+    assert_eq!(scheduler.counters().idle_ticks, 4);
+}
+
+#[test]
+fn late_older_and_future_chunks_are_discarded_and_counted() {
+    let mut scheduler = scheduler(&[arm(1.0, 1.0)], 0);
+    let steps = vec![vec![0.1]; 10];
+    let now = Steady(100 * STEP);
+    let mut accept = |id, step: i64| scheduler.accept(&chunk(id, step * STEP, steps.clone()), now);
+    assert!(matches!(accept(0, 91), Err(Rejected::Late { late_ms: 0, .. })));
+    assert!(matches!(accept(1, 81), Err(Rejected::Late { late_ms: 200, .. })));
+    assert_eq!(accept(2, 95), Ok(Accepted { dropped_steps: 5 }));
+    assert!(matches!(accept(3, 94), Err(Rejected::Superseded { id: 3, running: 2 })));
+    assert_eq!(accept(4, 95), Ok(Accepted { dropped_steps: 5 }));
+    assert_eq!(accept(5, 101), Ok(Accepted { dropped_steps: 0 }));
+    assert!(matches!(accept(6, 102), Err(Rejected::FromFuture { ahead_ms: 40, .. })));
+    let counters = *scheduler.counters();
+    assert_eq!(
+        (
+            counters.chunks_late,
+            counters.chunks_superseded,
+            counters.chunks_from_future,
+            counters.chunks_accepted
+        ),
+        (2, 1, 1, 3)
+    );
+}
+
+#[test]
+fn a_malformed_chunk_is_dropped_whole_and_the_old_one_goes_on() {
+    let mut scheduler = scheduler(&[arm(1.0, 1.0), arm(1.0, 1.0)], 0);
+    scheduler.accept(&chunk(0, 0, vec![vec![0.5, 0.5]; 50]), Steady(0)).unwrap();
+    scheduler.tick(Steady(0), Some(&[0.5, 0.5])).unwrap();
+    let good = vec![0.0, 0.0];
+    for (bad, says) in [
+        (vec![], "at least one step"),
+        (vec![good.clone(); 51], "at most 50 steps, found 51"),
+        (vec![good.clone(), vec![0.0]], "step 1: expected 2 values"),
+        (vec![good.clone(), vec![0.0, f64::NAN]], "step 1, joint 1: expected a finite value, found NaN"),
+        (vec![vec![f64::INFINITY, 0.0]], "step 0, joint 0"),
+    ] {
+        let error = scheduler.accept(&chunk(1, 0, bad), Steady(TICK)).unwrap_err();
+        assert!(error.to_string().contains(says), "{error}");
+    }
+    for (period_ns, observed) in [(0, 0), (-1, 0), (i64::MAX, 0), (STEP, i64::MAX - 10)] {
+        let bad = Chunk { period_ns, ..chunk(1, observed, vec![good.clone(); 50]) };
+        assert!(matches!(scheduler.accept(&bad, Steady(i64::MAX)), Err(Rejected::Malformed(_))));
+    }
+    assert_eq!(scheduler.counters().chunks_malformed, 9);
+    let command = scheduler.tick(Steady(TICK), None).unwrap();
+    assert_eq!((command.values, command.chunk), (&[0.5, 0.5][..], 0));
+}
+
+#[test]
+fn an_overrun_is_counted_and_moves_no_more_than_one_period() {
+    let mut scheduler = scheduler(&[arm(1.0, 1.0)], 0);
+    // 1 per s for a second: just at the limit.
+    let ramp = (0..50).map(|k| vec![f64::from(k) * 0.019]).collect();
+    scheduler.accept(&chunk(0, 0, ramp), Steady(0)).unwrap();
+    scheduler.tick(Steady(0), Some(&[0.0])).unwrap();
+    scheduler.tick(Steady(TICK), None).unwrap();
+    let before = scheduler.tick(Steady(2 * TICK), None).unwrap().values[0];
+    let after = scheduler.tick(Steady(12 * TICK), None).unwrap().values[0];
+    assert!((after - before - 0.01).abs() < 1e-12, "{before} to {after}");
+    assert_eq!(scheduler.counters().skipped_ticks, 9);
+    assert_eq!(scheduler.counters().velocity_limited, 1);
+}
+
+#[test]
+fn velocities_go_to_zero_and_unmeasured_positions_start_on_the_plan() {
+    let limits = [JointLimit { mode: ControlMode::Velocity, ..arm(1.0, 10.0) }, arm(1.0, 1.0)];
+    let mut scheduler = Scheduler::new(ControlConfig {
+        rate_hz: 100.0,
+        blend_steps: 0,
+        max_steps: 10,
+        limits: JointLimits::new(limits.to_vec()).unwrap(),
+        measured_index: vec![None, None],
+    })
+    .unwrap();
+    scheduler.accept(&chunk(0, 0, vec![vec![0.5, 9.0]; 10]), Steady(0)).unwrap();
+    let first = scheduler.tick(Steady(0), None).unwrap();
+    assert_eq!(first.values, [0.1, 1.5]); // one tick of acceleration; the position limit
+    let mut values = vec![];
+    for k in 1..30 {
+        let command = scheduler.tick(Steady(k * TICK), None).unwrap();
+        assert_eq!(command.resting, k >= 18);
+        values.push(command.values[0]);
+    }
+    assert_eq!(values[10], 0.5);
+    assert_eq!(values[28], 0.0);
+}
