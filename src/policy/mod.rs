@@ -1,4 +1,486 @@
-//! What surrounds the network: checkpoint folders, statistics, tokenizer, prompt, image resize, robot adapters.
+//! What surrounds the network: from an observation to its input, and from its output to robot actions.
+//!
+//! [`Policy`] is built once from a checkpoint's side files and the robot's parameters; everything that could be wrong
+//! with them is refused then. After that [`Policy::encode`] and [`Policy::decode`] are pure: same input, same output.
+//! The order of the steps is that of the code base the checkpoint comes from (spec/PI05.md §9, §13).
 
 pub mod checkpoint;
+pub mod normalize;
+pub mod prompt;
+pub mod resize;
+pub mod robot;
 pub mod statistics;
+pub mod tokenizer;
+
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use crate::{
+    model::ModelInput,
+    observe::{Observation, RgbImage},
+};
+use checkpoint::{Checkpoint, Layout, RelativeActions};
+use normalize::{Feature, NormalizeError, Normalizer};
+use prompt::PromptFormat;
+use resize::{Resize, resize_with_pad};
+use robot::{Robot, RobotKind};
+use statistics::{FeatureStats, NormMode, Statistics};
+use tokenizer::{BOS, Tokenizer, TokenizerError};
+
+/// Longest prompt that is looked at. 200 tokens hold no more than a few hundred bytes of language.
+pub const MAX_PROMPT_BYTES: usize = 4096;
+
+/// What the network's tensors say, as far as the policy needs it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NetworkShape {
+    /// Side of the square images.
+    pub image_side: u32,
+    /// Rows of the token embedding.
+    pub vocab: usize,
+    /// Values per action, A.
+    pub action_dim: usize,
+    /// Actions per chunk, H.
+    pub horizon: usize,
+    /// Prompt slots, BOS included.
+    pub max_tokens: usize,
+}
+
+/// What the robot's parameters say. `None`: as the checkpoint's code base does it.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct PolicyOptions {
+    /// Adapter between robot and policy.
+    pub robot: RobotKind,
+    /// Length of [`Observation::state`].
+    pub state_len: usize,
+    /// Names of the robot's action values, in the policy's order; a decoded action has as many.
+    pub action_names: Vec<String>,
+    /// How images are brought to size.
+    pub resize: Option<Resize>,
+    /// Form of the prompt.
+    pub prompt_format: Option<PromptFormat>,
+    /// ALOHA: convert to Physical Intelligence's joint convention.
+    pub adapt_to_pi: Option<bool>,
+    /// Actions that are offsets from the state; may be shorter than the action.
+    pub delta_mask: Option<Vec<bool>>,
+    /// How state and actions are normalised.
+    pub normalization: Option<NormMode>,
+    /// Tokenizer file, instead of the checkpoint's.
+    pub tokenizer: Option<PathBuf>,
+    /// Prompt slots, instead of the network's.
+    pub max_tokens: Option<usize>,
+}
+
+/// Why a policy cannot be built, or an input not be used.
+#[derive(Debug, thiserror::Error)]
+pub enum PolicyError {
+    /// Running unnormalised would move the arm anywhere.
+    #[error("{folder}: the checkpoint has no normalisation statistics; add the files it was trained with")]
+    NoStatistics {
+        /// The checkpoint.
+        folder: String,
+    },
+    /// Statistics do not fit.
+    #[error(transparent)]
+    Normalize(#[from] NormalizeError),
+    /// No tokenizer anywhere.
+    #[error(
+        "{folder}: the checkpoint has no tokenizer; put `tokenizer.model` or `tokenizer.json` there, \
+         or name one in the parameters"
+    )]
+    NoTokenizer {
+        /// The checkpoint.
+        folder: String,
+    },
+    /// The tokenizer does not fit, or cannot tokenise the prompt.
+    #[error(transparent)]
+    Tokenizer(#[from] TokenizerError),
+    /// Not the robot that the adapter is for.
+    #[error(
+        "robot {robot} has {expected} {what} values, the parameters name {found}; \
+         name them all or set the robot to generic"
+    )]
+    RobotLength {
+        /// The adapter.
+        robot: RobotKind,
+        /// `state` or `action`.
+        what: Feature,
+        /// What the adapter takes.
+        expected: usize,
+        /// What the parameters give.
+        found: usize,
+    },
+    /// Nothing to read or to drive.
+    #[error("the parameters name no {what} values; name the joints in the policy's order")]
+    NoValues {
+        /// `state` or `action`.
+        what: Feature,
+    },
+    /// More actions than the network gives.
+    #[error("the parameters name {found} action values, the model gives {most}; check the joint names")]
+    TooManyActions {
+        /// What the parameters give.
+        found: usize,
+        /// A.
+        most: usize,
+    },
+    /// Nothing of the prompt would be read.
+    #[error("the prompt may have 0 tokens; set its maximum to that of the checkpoint, usually 200")]
+    NoPromptSlots,
+    /// An offset from nothing.
+    #[error(
+        "action {index} is an offset from the state (delta mask), but there are only {actions} actions and \
+         {states} state values; shorten the mask"
+    )]
+    DeltaMask {
+        /// First index that has no partner.
+        index: usize,
+        /// Length of the action.
+        actions: usize,
+        /// Length of the state.
+        states: usize,
+    },
+    /// The observation is not of the configured robot.
+    #[error("the state has {found} values, {expected} are configured; check the joint names")]
+    StateLength {
+        /// Configured.
+        expected: usize,
+        /// In the observation.
+        found: usize,
+    },
+    /// A sensor says NaN or infinity.
+    #[error("value {index} of the state is {value}; check the joint's sensor")]
+    StateNotFinite {
+        /// Position in the state.
+        index: usize,
+        /// What stands there.
+        value: f64,
+    },
+    /// The network saw nothing.
+    #[error("no camera has an image; at least one is needed")]
+    NoImage,
+    /// Far beyond what the network reads.
+    #[error("the prompt has {found} bytes, at most {MAX_PROMPT_BYTES} are taken; shorten it")]
+    PromptBytes {
+        /// Length of the prompt.
+        found: usize,
+    },
+    /// The end of the prompt would be cut off.
+    #[error("the prompt has {tokens} tokens together with the state, the model reads {most}; shorten it")]
+    PromptTooLong {
+        /// BOS, task and the state at its longest.
+        tokens: usize,
+        /// Prompt slots.
+        most: usize,
+    },
+    /// The engine's output is not of this policy's network.
+    #[error("the model gave {found} action values, {expected} (horizon × action size) are expected")]
+    ActionLength {
+        /// H · A.
+        expected: usize,
+        /// In the output.
+        found: usize,
+    },
+}
+
+/// One observation, encoded.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Encoded {
+    /// What the engine takes.
+    pub input: ModelInput,
+    /// The normalised state, the robot's own dimensions: what the prompt's digits say.
+    pub normalized_state: Vec<f64>,
+    /// The prompt as tokenised, state included.
+    pub prompt_text: String,
+    /// Its tokens with BOS, before anything is cut off.
+    pub token_count: usize,
+    /// The prompt did not fit; the network sees only its beginning.
+    pub truncated: bool,
+    /// What relative actions are offsets from: the state in the policy's space.
+    anchor: Vec<f64>,
+}
+
+/// Turns observations into network inputs, and network outputs into robot actions.
+#[derive(Debug)]
+pub struct Policy {
+    layout: Layout,
+    shape: NetworkShape,
+    robot: Robot,
+    state: Normalizer,
+    action: Normalizer,
+    state_len: usize,
+    action_names: Vec<String>,
+    delta_mask: Vec<bool>,
+    resize: Resize,
+    prompt_format: PromptFormat,
+    tokenizer: Tokenizer,
+}
+
+impl Policy {
+    /// For a checkpoint folder. Every misfit between its side files, the network and the parameters is refused here.
+    pub fn new(
+        checkpoint: &Checkpoint,
+        shape: NetworkShape,
+        options: PolicyOptions,
+    ) -> Result<Self, PolicyError> {
+        let folder = || checkpoint.folder.display().to_string();
+        let file = options.tokenizer.as_deref().or(checkpoint.tokenizer.as_deref());
+        let file: &Path = file.ok_or_else(|| PolicyError::NoTokenizer { folder: folder() })?;
+        let statistics = checkpoint.statistics.as_ref();
+        let statistics = statistics.ok_or_else(|| PolicyError::NoStatistics { folder: folder() })?;
+        let tokenizer = Tokenizer::from_file(file, shape.vocab)?;
+        let source = Source {
+            layout: checkpoint.layout,
+            statistics,
+            relative: checkpoint.relative_actions.as_ref(),
+            state_in_prompt: checkpoint.state_in_prompt,
+        };
+        Self::build(source, tokenizer, shape, options)
+    }
+
+    /// For a built-in model: openpi's conventions, its tokenizer built in (unless the parameters name one),
+    /// and statistics that change nothing.
+    pub fn synthetic(shape: NetworkShape, options: PolicyOptions) -> Result<Self, PolicyError> {
+        let tokenizer = match &options.tokenizer {
+            Some(file) => Tokenizer::from_file(file, shape.vocab)?,
+            None => Tokenizer::builtin()?,
+        };
+        let unit = |n: usize| FeatureStats {
+            mean: Some(vec![0.0; n]),
+            std: Some(vec![1.0; n]),
+            q01: Some(vec![-1.0; n]),
+            q99: Some(vec![1.0; n]),
+            ..FeatureStats::default()
+        };
+        let statistics = Statistics {
+            state: unit(options.state_len),
+            action: unit(options.action_names.len()),
+            state_mode: NormMode::Quantiles,
+            action_mode: NormMode::Quantiles,
+            eps: 1e-8,
+            source: "built-in statistics".to_owned(),
+        };
+        let source =
+            Source { layout: Layout::OpenPi, statistics: &statistics, relative: None, state_in_prompt: true };
+        Self::build(source, tokenizer, shape, options)
+    }
+
+    /// The network's input for an observation. A prompt that is too long is cut on the right, as the references do.
+    pub fn encode(&self, observation: &Observation, prompt: &str) -> Result<Encoded, PolicyError> {
+        if observation.state.len() != self.state_len {
+            let found = observation.state.len();
+            return Err(PolicyError::StateLength { expected: self.state_len, found });
+        }
+        if let Some((index, &value)) = observation.state.iter().enumerate().find(|(_, v)| !v.is_finite()) {
+            return Err(PolicyError::StateNotFinite { index, value });
+        }
+        if observation.images.iter().all(Option::is_none) {
+            return Err(PolicyError::NoImage);
+        }
+        let state = self.robot.state_in(&observation.state);
+        let normalized_state = self.state.normalize(&state);
+        let anchor = match self.layout {
+            // openpi hands the normalised state through the network's side and unnormalises it afterwards.
+            Layout::OpenPi => self.state.unnormalize(&normalized_state),
+            Layout::LeRobot => state.iter().map(|&s| f64::from(s as f32)).collect(),
+        };
+        let (prompt_text, mut tokens) = self.tokenize(prompt, &normalized_state)?;
+        let token_count = tokens.len();
+        tokens.truncate(self.shape.max_tokens);
+        let to_size = |image: &Arc<RgbImage>| resize_with_pad(image, self.shape.image_side, self.resize);
+        let images = observation.images.iter().map(|image| image.as_ref().map(to_size)).collect();
+        Ok(Encoded {
+            input: ModelInput { images, tokens },
+            normalized_state,
+            prompt_text,
+            token_count,
+            truncated: token_count > self.shape.max_tokens,
+            anchor,
+        })
+    }
+
+    /// Refuses a prompt whose end the network might not see, with any state. Gives its token count, BOS, task and
+    /// the state at its longest included.
+    pub fn check_prompt(&self, prompt: &str) -> Result<usize, PolicyError> {
+        // Above every edge: bin 255 everywhere, and no other number has more digits.
+        let longest_state = vec![f64::INFINITY; self.state_len];
+        let tokens = self.tokenize(prompt, &longest_state)?.1.len();
+        let most = self.shape.max_tokens;
+        if tokens > most { Err(PolicyError::PromptTooLong { tokens, most }) } else { Ok(tokens) }
+    }
+
+    /// The network's actions `[H, A]` as `[H][action_names]` in robot units. What is not finite stays so: the
+    /// controller rejects the chunk.
+    pub fn decode(&self, actions: &[f32], encoded: &Encoded) -> Result<Vec<Vec<f64>>, PolicyError> {
+        let NetworkShape { horizon, action_dim, .. } = self.shape;
+        let (expected, found) = (horizon.saturating_mul(action_dim), actions.len());
+        if found != expected {
+            return Err(PolicyError::ActionLength { expected, found });
+        }
+        Ok(actions.chunks_exact(action_dim).map(|row| self.decode_row(row, &encoded.anchor)).collect())
+    }
+
+    /// Names of the values of a decoded action.
+    pub fn action_names(&self) -> &[String] {
+        &self.action_names
+    }
+
+    /// The network that this policy was built for.
+    pub fn shape(&self) -> NetworkShape {
+        self.shape
+    }
+
+    /// How the prompt is written.
+    pub fn prompt_format(&self) -> PromptFormat {
+        self.prompt_format
+    }
+
+    /// How images are brought to size.
+    pub fn resize(&self) -> Resize {
+        self.resize
+    }
+
+    /// The tokenizer, checked against the network.
+    pub fn tokenizer(&self) -> &Tokenizer {
+        &self.tokenizer
+    }
+
+    /// Which actions are offsets from the state. The rest, and those beyond its end, are absolute.
+    pub fn delta_mask(&self) -> &[bool] {
+        &self.delta_mask
+    }
+
+    fn build(
+        source: Source<'_>,
+        tokenizer: Tokenizer,
+        mut shape: NetworkShape,
+        options: PolicyOptions,
+    ) -> Result<Self, PolicyError> {
+        let (states, actions) = (options.state_len, options.action_names.len());
+        shape.max_tokens = options.max_tokens.unwrap_or(shape.max_tokens);
+        if shape.max_tokens == 0 {
+            return Err(PolicyError::NoPromptSlots);
+        }
+        for (what, found) in [(Feature::State, states), (Feature::Action, actions)] {
+            if found == 0 {
+                return Err(PolicyError::NoValues { what });
+            }
+        }
+        if actions > shape.action_dim {
+            return Err(PolicyError::TooManyActions { found: actions, most: shape.action_dim });
+        }
+        let robot = robot(source.layout, &options)?;
+        let delta_mask = match (&options.delta_mask, source.layout) {
+            (Some(mask), _) => mask.clone(),
+            (None, Layout::OpenPi) => options.robot.default_delta_mask().unwrap_or_default(),
+            (None, Layout::LeRobot) => source.relative.map_or(Vec::new(), |r| relative_mask(r, actions)),
+        };
+        let has_partner = |i: usize| i < states && i < actions;
+        if let Some(index) = (0..delta_mask.len()).find(|&i| delta_mask[i] && !has_partner(i)) {
+            return Err(PolicyError::DeltaMask { index, actions, states });
+        }
+        let normalizer = |feature, mode, needed| {
+            let mode = options.normalization.unwrap_or(mode);
+            Normalizer::new(source.layout, feature, source.statistics, mode, needed)
+        };
+        let default_format = match (source.layout, options.robot) {
+            // openpi's published LIBERO policy was trained without the state.
+            (Layout::OpenPi, RobotKind::Libero) => PromptFormat::TaskOnlyNewline,
+            (Layout::LeRobot, _) if !source.state_in_prompt => PromptFormat::TaskOnly,
+            _ => PromptFormat::StateInPrompt,
+        };
+        let default_resize = match source.layout {
+            Layout::OpenPi => Resize::Pillow,
+            Layout::LeRobot => Resize::Torch,
+        };
+        Ok(Self {
+            layout: source.layout,
+            shape,
+            robot,
+            state: normalizer(Feature::State, source.statistics.state_mode, states)?,
+            action: normalizer(Feature::Action, source.statistics.action_mode, actions)?,
+            state_len: states,
+            delta_mask,
+            resize: options.resize.unwrap_or(default_resize),
+            prompt_format: options.prompt_format.unwrap_or(default_format),
+            tokenizer,
+            action_names: options.action_names,
+        })
+    }
+
+    /// The prompt and its tokens, BOS first.
+    fn tokenize(&self, prompt: &str, state: &[f64]) -> Result<(String, Vec<u32>), PolicyError> {
+        if prompt.len() > MAX_PROMPT_BYTES {
+            return Err(PolicyError::PromptBytes { found: prompt.len() });
+        }
+        let texts = self.prompt_format.compose(prompt, state);
+        let mut tokens = vec![BOS];
+        for text in &texts {
+            tokens.extend(self.tokenizer.encode(text)?);
+        }
+        Ok((texts.concat(), tokens))
+    }
+
+    /// One action `[A]`: unnormalise, add the state where it is an offset, back to the robot's units.
+    fn decode_row(&self, row: &[f32], anchor: &[f64]) -> Vec<f64> {
+        let mut action = self.action.unnormalize_actions(row);
+        for ((value, &state), &is_offset) in action.iter_mut().zip(anchor).zip(&self.delta_mask) {
+            if is_offset {
+                *value = match self.layout {
+                    Layout::OpenPi => *value + state,
+                    Layout::LeRobot => f64::from(*value as f32 + state as f32),
+                };
+            }
+        }
+        self.robot.action_out(&action, self.action_names.len())
+    }
+}
+
+/// What a policy takes from a checkpoint, or from nothing for the built-in models.
+struct Source<'a> {
+    layout: Layout,
+    statistics: &'a Statistics,
+    relative: Option<&'a RelativeActions>,
+    state_in_prompt: bool,
+}
+
+/// The adapter. LeRobot's checkpoints were trained on the robot's own numbers, whatever the robot.
+fn robot(layout: Layout, options: &PolicyOptions) -> Result<Robot, PolicyError> {
+    let adapt_to_pi = options.adapt_to_pi.unwrap_or(layout == Layout::OpenPi);
+    let robot = match options.robot {
+        RobotKind::Aloha => Robot::Aloha { adapt_to_pi },
+        RobotKind::Droid => Robot::Droid,
+        RobotKind::Libero => Robot::Libero,
+        RobotKind::Generic => Robot::Generic,
+    };
+    let adapts = layout == Layout::OpenPi || robot == Robot::Aloha { adapt_to_pi: true };
+    if let Some((state, action)) = options.robot.lengths().filter(|_| adapts) {
+        let found = [
+            (Feature::State, state, options.state_len),
+            (Feature::Action, action, options.action_names.len()),
+        ];
+        for (what, expected, found) in found {
+            if found != expected {
+                return Err(PolicyError::RobotLength { robot: options.robot, what, expected, found });
+            }
+        }
+    }
+    Ok(robot)
+}
+
+/// LeRobot's relative actions: all but those whose names contain an excluded word; all where it has no names.
+fn relative_mask(relative: &RelativeActions, actions: usize) -> Vec<bool> {
+    let excluded: Vec<String> = relative
+        .exclude_joints
+        .iter()
+        .filter(|word| !word.is_empty())
+        .map(|word| word.to_lowercase())
+        .collect();
+    let names = relative.action_names.as_deref().unwrap_or_default();
+    let is_offset = |i: usize| {
+        let name = names.get(i).map(|name| name.to_lowercase());
+        !name.is_some_and(|name| excluded.iter().any(|word| name.contains(word)))
+    };
+    (0..actions).map(is_offset).collect()
+}
