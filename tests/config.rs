@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use pi05_thor::config::parameters::{self, Change, DefaultValue, Kind, Range, TABLE};
 use pi05_thor::config::{
-    AutoBool, Backend, CommandType, Config, ConfigError, Execution, FILE_MAX, PromptFormat, RobotKind,
+    AutoBool, Backend, CommandType, Config, ConfigError, Execution, FILE_MAX, PromptFormatChoice, RobotKind,
     builtin_yaml,
 };
 use pi05_thor::control::{ControlMode, Scheduler};
@@ -53,7 +53,7 @@ fn every_shipped_file_is_a_whole_configuration() {
     let libero = Config::builtin(RobotKind::Libero).unwrap();
     assert_eq!((libero.joints.names.len(), libero.joints.action_names.len()), (8, 7));
     assert_eq!(libero.measured_index(), [None; 7]);
-    assert_eq!(libero.policy.prompt_format, PromptFormat::TaskNewline);
+    assert_eq!(libero.policy.prompt_format, PromptFormatChoice::TaskNewline);
 }
 
 #[test]

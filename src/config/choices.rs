@@ -1,10 +1,11 @@
 //! Parameters that are one of a few words, as enums. Each enum knows its words; the table takes them from here.
+//! The first word is the default.
 
 /// Declares an enum whose variants have names in parameter files.
 macro_rules! choices {
     ($(#[$meta:meta])* $name:ident { $($(#[$variant_meta:meta])* $variant:ident = $text:literal,)+ }) => {
         $(#[$meta])*
-        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
         pub enum $name { $($(#[$variant_meta])* $variant,)+ }
 
         impl $name {
@@ -21,6 +22,12 @@ macro_rules! choices {
                 match self { $(Self::$variant => $text,)+ }
             }
         }
+
+        impl std::fmt::Display for $name {
+            fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str(self.name())
+            }
+        }
     };
 }
 
@@ -28,6 +35,7 @@ choices! {
     /// Which robot adapter surrounds the network.
     RobotKind {
         /// Two ViperX arms, 14 joints.
+        #[default]
         Aloha = "aloha",
         /// One Franka arm, joint velocities.
         Droid = "droid",
@@ -42,6 +50,7 @@ choices! {
     /// Which engine computes the model.
     Backend {
         /// CUDA if it can, else CPU.
+        #[default]
         Auto = "auto",
         /// The f32 reference.
         Cpu = "cpu",
@@ -56,6 +65,7 @@ choices! {
     /// Number format of the weights in the engine.
     DtypeChoice {
         /// f32 on the CPU, bf16 on CUDA.
+        #[default]
         Auto = "auto",
         /// 32-bit floats.
         F32 = "f32",
@@ -70,6 +80,7 @@ choices! {
     /// How camera images are resized to the model's square.
     ResizeChoice {
         /// As the checkpoint's layout was trained.
+        #[default]
         Auto = "auto",
         /// Pillow's antialiased bilinear on bytes (openpi).
         Pillow = "pillow",
@@ -80,8 +91,9 @@ choices! {
 
 choices! {
     /// The text around the task.
-    PromptFormat {
+    PromptFormatChoice {
         /// As the checkpoint says.
+        #[default]
         Auto = "auto",
         /// `Task: …, State: …;\nAction: `.
         State = "state",
@@ -96,6 +108,7 @@ choices! {
     /// A yes or no that the checkpoint may decide.
     AutoBool {
         /// As the checkpoint says.
+        #[default]
         Auto = "auto",
         /// Yes.
         True = "true",
@@ -108,6 +121,7 @@ choices! {
     /// Which statistics normalise state and actions.
     NormalizationChoice {
         /// As the checkpoint says.
+        #[default]
         Auto = "auto",
         /// 1 % and 99 % quantiles to ±1.
         Quantiles = "quantiles",
@@ -122,6 +136,7 @@ choices! {
     /// How a new chunk takes over from the old one.
     Execution {
         /// The newest replaces the rest of the old.
+        #[default]
         Latest = "latest",
         /// Overlapping chunks averaged.
         Ensemble = "ensemble",
@@ -138,6 +153,7 @@ choices! {
     /// Message type of the commands.
     CommandType {
         /// `std_msgs/Float64MultiArray`, per tick.
+        #[default]
         Float64MultiArray = "float64_multi_array",
         /// `sensor_msgs/JointState`, per tick.
         JointState = "joint_state",
@@ -150,6 +166,7 @@ choices! {
     /// Time steps of the sampler.
     ScheduleChoice {
         /// Equal steps, as the model was trained.
+        #[default]
         Linear = "linear",
         /// Half a cosine.
         Cosine = "cosine",
@@ -164,6 +181,7 @@ choices! {
     /// Integrator of the sampler.
     SolverChoice {
         /// First order, as the reference implementations use.
+        #[default]
         Euler = "euler",
         /// Second order, midpoint.
         Midpoint = "midpoint",

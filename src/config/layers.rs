@@ -362,7 +362,11 @@ impl Layers<'_> {
         }
         Policy {
             resize: self.choice("policy.resize", ResizeChoice::from_name, ResizeChoice::Auto),
-            prompt_format: self.choice("policy.prompt_format", PromptFormat::from_name, PromptFormat::Auto),
+            prompt_format: self.choice(
+                "policy.prompt_format",
+                PromptFormatChoice::from_name,
+                PromptFormatChoice::Auto,
+            ),
             adapt_to_pi: self.choice("policy.adapt_to_pi", AutoBool::from_name, AutoBool::Auto),
             delta_mask,
             normalization: self.choice(

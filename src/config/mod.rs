@@ -20,16 +20,20 @@ mod ros_file;
 
 use std::fs::File;
 use std::io::Read;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 pub use choices::{
-    AutoBool, Backend, CommandType, DtypeChoice, Execution, NormalizationChoice, PromptFormat, ResizeChoice,
-    RobotKind, ScheduleChoice, SolverChoice,
+    AutoBool, Backend, CommandType, DtypeChoice, Execution, NormalizationChoice, PromptFormatChoice,
+    ResizeChoice, RobotKind, ScheduleChoice, SolverChoice,
 };
 pub use error::{ConfigError, Violation};
 pub use ros_file::FILE_MAX;
 
 use crate::control::{ControlConfig, ControlMode, JointLimit, JointLimits, limits::LimitsError};
+use crate::policy::PolicyOptions;
+use crate::policy::prompt::PromptFormat;
+use crate::policy::resize::Resize;
+use crate::policy::statistics::NormMode;
 
 /// All parameters, checked. The meaning of each is in [`parameters::TABLE`].
 #[derive(Clone, Debug, PartialEq)]
@@ -92,7 +96,7 @@ pub struct Joints {
 #[allow(missing_docs)]
 pub struct Policy {
     pub resize: ResizeChoice,
-    pub prompt_format: PromptFormat,
+    pub prompt_format: PromptFormatChoice,
     pub adapt_to_pi: AutoBool,
     /// `None`: as the checkpoint says. Else one per action.
     pub delta_mask: Option<Vec<bool>>,
@@ -166,6 +170,41 @@ impl Config {
     pub fn measured_index(&self) -> Vec<Option<usize>> {
         let joints = &self.joints;
         joints.action_names.iter().map(|action| joints.names.iter().position(|name| name == action)).collect()
+    }
+
+    /// What [`crate::policy::Policy`] needs; `None` there is `auto` here.
+    pub fn policy_options(&self) -> PolicyOptions {
+        let policy = &self.policy;
+        PolicyOptions {
+            robot: self.robot,
+            state_len: self.joints.names.len(),
+            action_names: self.joints.action_names.clone(),
+            resize: match policy.resize {
+                ResizeChoice::Auto => None,
+                ResizeChoice::Pillow => Some(Resize::Pillow),
+                ResizeChoice::Torch => Some(Resize::Torch),
+            },
+            prompt_format: match policy.prompt_format {
+                PromptFormatChoice::Auto => None,
+                PromptFormatChoice::State => Some(PromptFormat::StateInPrompt),
+                PromptFormatChoice::TaskNewline => Some(PromptFormat::TaskOnlyNewline),
+                PromptFormatChoice::Task => Some(PromptFormat::TaskOnly),
+            },
+            adapt_to_pi: match policy.adapt_to_pi {
+                AutoBool::Auto => None,
+                AutoBool::True => Some(true),
+                AutoBool::False => Some(false),
+            },
+            delta_mask: policy.delta_mask.clone(),
+            normalization: match policy.normalization {
+                NormalizationChoice::Auto => None,
+                NormalizationChoice::Quantiles => Some(NormMode::Quantiles),
+                NormalizationChoice::MeanStd => Some(NormMode::MeanStd),
+                NormalizationChoice::MinMax => Some(NormMode::MinMax),
+            },
+            tokenizer: policy.tokenizer.as_ref().map(PathBuf::from),
+            max_tokens: None,
+        }
     }
 
     /// What [`crate::control::Scheduler`] needs, for chunks of up to `horizon` steps.

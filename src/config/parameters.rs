@@ -177,7 +177,7 @@ pub static TABLE: &[Parameter] = &[
         "One per action: highest acceleration, with which motion comes to rest."),
     parameter("policy.resize", one_of("auto", ResizeChoice::NAMES), "", Structural,
         "How images are resized; auto as the checkpoint was trained (openpi: pillow, LeRobot: torch)."),
-    parameter("policy.prompt_format", one_of("auto", PromptFormat::NAMES), "", Structural,
+    parameter("policy.prompt_format", one_of("auto", PromptFormatChoice::NAMES), "", Structural,
         "Text around the task: state adds the joint positions, task leaves them out, task_newline is the bare task."),
     parameter("policy.adapt_to_pi", one_of("auto", AutoBool::NAMES), "", Structural,
         "ALOHA: convert joint signs and grippers to those that the base model was trained with."),

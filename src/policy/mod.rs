@@ -18,6 +18,7 @@ use std::{
 };
 
 use crate::{
+    config::RobotKind,
     model::ModelInput,
     observe::{Observation, RgbImage},
 };
@@ -25,7 +26,7 @@ use checkpoint::{Checkpoint, Layout, RelativeActions};
 use normalize::{Feature, NormalizeError, Normalizer};
 use prompt::PromptFormat;
 use resize::{Resize, resize_with_pad};
-use robot::{Robot, RobotKind};
+use robot::Robot;
 use statistics::{FeatureStats, NormMode, Statistics};
 use tokenizer::{BOS, Tokenizer, TokenizerError};
 

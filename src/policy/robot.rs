@@ -2,37 +2,9 @@
 //!
 //! Called by [`super::Policy`] before normalisation and after unnormalisation, in f64. Knows no network and no limits.
 
-use std::{fmt, str::FromStr};
-
-/// The robots that openpi has adapters for, and any other.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum RobotKind {
-    /// Two arms of six joints and a gripper each.
-    #[default]
-    Aloha,
-    /// Seven joints and a gripper.
-    Droid,
-    /// The LIBERO benchmark: eight state values, seven actions.
-    Libero,
-    /// State and actions pass unchanged.
-    Generic,
-}
+use crate::config::RobotKind;
 
 impl RobotKind {
-    /// Every kind.
-    pub const ALL: [RobotKind; 4] =
-        [RobotKind::Aloha, RobotKind::Droid, RobotKind::Libero, RobotKind::Generic];
-
-    /// Its name in a parameter file.
-    pub fn name(self) -> &'static str {
-        match self {
-            RobotKind::Aloha => "aloha",
-            RobotKind::Droid => "droid",
-            RobotKind::Libero => "libero",
-            RobotKind::Generic => "generic",
-        }
-    }
-
     /// Lengths of state and action of openpi's configuration; `None` for a generic robot.
     pub fn lengths(self) -> Option<(usize, usize)> {
         match self {
@@ -46,22 +18,6 @@ impl RobotKind {
     /// Which actions openpi's configuration trains as offsets from the state; `None` for no action.
     pub fn default_delta_mask(self) -> Option<Vec<bool>> {
         (self == RobotKind::Aloha).then(|| (0..ARMS * ARM).map(|i| !is_gripper(i)).collect())
-    }
-}
-
-impl fmt::Display for RobotKind {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.name())
-    }
-}
-
-impl FromStr for RobotKind {
-    type Err = String;
-
-    fn from_str(name: &str) -> Result<Self, String> {
-        let known = || Self::ALL.map(Self::name).join(", ");
-        let found = Self::ALL.into_iter().find(|kind| kind.name() == name);
-        found.ok_or_else(|| format!("robot `{name}` is unknown; known are {}", known()))
     }
 }
 
@@ -149,14 +105,6 @@ fn gripper_from_angular(command: f64) -> f64 {
 mod tests {
     use super::*;
     use proptest::prelude::*;
-
-    #[test]
-    fn names_are_read_back() {
-        for kind in RobotKind::ALL {
-            assert_eq!(kind.name().parse(), Ok(kind));
-        }
-        assert!("alohaa".parse::<RobotKind>().unwrap_err().contains("aloha, droid, libero, generic"));
-    }
 
     #[test]
     fn the_grippers_of_an_aloha_stay_absolute() {
