@@ -12,6 +12,7 @@ mod mcap_file;
 mod mcap_record;
 mod merge;
 mod sqlite_file;
+mod sqlite_pages;
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -146,7 +147,8 @@ impl Bag {
             Kind::Mcap => mcap_file::index(&path)?,
             Kind::Sqlite => sqlite_file::index(&path)?,
             Kind::Empty => {
-                self.notes.push(format!("{}: cut before its first record: it holds nothing", path.display()));
+                self.notes
+                    .push(format!("{}: truncated before its first record; it holds nothing", path.display()));
                 return Ok(());
             }
         };

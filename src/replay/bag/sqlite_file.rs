@@ -11,13 +11,13 @@ use std::path::{Path, PathBuf};
 
 use rusqlite::{Connection, OpenFlags, OptionalExtension, Row, params};
 
+use super::sqlite_pages::{page_size, u32_at, whole_rows};
 use super::{BagError, Contents, MAX_MESSAGE_BYTES, Part, Topic};
 
 /// Keys fetched at once.
 const PAGE_ROWS: i64 = 512;
 /// Length of SQLite's file header.
 const HEADER_BYTES: u64 = 100;
-
 /// Topics, time span and notes of the SQLite file at `path`.
 pub(super) fn index(path: &Path) -> Result<Contents, BagError> {
     let cut = is_cut(path)?;
@@ -42,7 +42,7 @@ pub(super) fn index(path: &Path) -> Result<Contents, BagError> {
             contents.parts.extend(span.map(|(start, _)| Part::Sqlite { start, cut }));
             Ok(contents)
         }
-        Err(BagError::Damaged { .. }) if cut => Ok(contents), // cut before its tables
+        Err(BagError::Damaged { .. } | BagError::NotABag { .. }) if cut => Ok(contents), // cut before its tables
         Err(e) => Err(e),
     }
 }
@@ -63,11 +63,11 @@ fn topics_and_span(path: &Path, cut: bool) -> Result<TopicsAndSpan, BagError> {
             Ok((row.get(0)?, Topic::new(row.get(1)?, &type_name, row.get(3)?, None)))
         })
         .map_err(damaged)?;
-    for row in rows {
+    for row in rows.take(if cut { rows_left(path, &db, "topics") } else { usize::MAX }) {
         topics.push(row.map_err(damaged)?);
     }
     let span = if cut {
-        let keys = readable_keys(&db);
+        let keys = readable_keys(path, &db);
         keys.front().zip(keys.back()).map(|(first, last)| (first.timestamp, last.timestamp))
     } else {
         let span = "SELECT min(timestamp), max(timestamp) FROM messages";
@@ -122,7 +122,7 @@ impl Rows {
         let mut keys = VecDeque::new();
         let mut after = None;
         if cut {
-            keys = readable_keys(&db);
+            keys = readable_keys(path, &db);
         } else if has_time_index(&db).map_err(damaged)? {
             after = Some((i64::MIN, i64::MIN));
         } else {
@@ -144,6 +144,9 @@ impl Rows {
             }
             let Some(key) = self.keys.front() else { return Ok(None) };
             let Some(topic) = self.topics.get(&key.topic) else {
+                if self.cut {
+                    return Ok(None);
+                }
                 let what = format!("message {} of topic {}, which is not declared", key.rowid, key.topic);
                 return Err(self.damaged(what));
             };
@@ -170,10 +173,9 @@ impl Rows {
 
     fn payload(&self, key: Key) -> Result<Vec<u8>, BagError> {
         let most = self.size.min(MAX_MESSAGE_BYTES);
-        if u64::try_from(key.bytes).is_ok_and(|n| n > most) {
-            return Err(
-                self.damaged(format!("message {} claims {} bytes, at most {most} fit", key.rowid, key.bytes))
-            );
+        if u64::try_from(key.bytes).is_ok_and(|bytes| bytes > most) {
+            let what = format!("message {} claims {} bytes, expected at most {most}", key.rowid, key.bytes);
+            return Err(self.damaged(what));
         }
         let read = || {
             let mut query = self.db.prepare("SELECT data FROM messages WHERE rowid = ?1")?;
@@ -213,16 +215,12 @@ fn is_cut(path: &Path) -> Result<bool, BagError> {
     let size = file.metadata().map_err(BagError::io(path))?.len();
     let mut header = Vec::new();
     file.take(HEADER_BYTES).read_to_end(&mut header).map_err(BagError::io(path))?;
-    let word = |at: usize| header.get(at..)?.first_chunk().map(|bytes| u32::from_be_bytes(*bytes));
-    let page_size =
-        header.get(16..).and_then(|b| b.first_chunk()).map(|bytes| match u16::from_be_bytes(*bytes) {
-            1 => 65536,
-            bytes => u64::from(bytes),
-        });
-    let (Some(page_size), Some(pages), Some(changes), Some(valid_for)) =
-        (page_size, word(28), word(24), word(92))
-    else {
+    if (header.len() as u64) < HEADER_BYTES {
         return Ok(true);
+    }
+    let fields = (page_size(&header), u32_at(&header, 28), u32_at(&header, 24), u32_at(&header, 92));
+    let (Some(page_size), Some(pages), Some(changes), Some(valid_for)) = fields else {
+        return Ok(false); // SQLite will say that it is no database
     };
     Ok(changes == valid_for && size < page_size * u64::from(pages))
 }
@@ -278,17 +276,24 @@ fn has_time_index(db: &Connection) -> rusqlite::Result<bool> {
     db.query_row(query, [], |row| row.get::<_, i64>(0)).map(|count| count > 0)
 }
 
-/// The keys of a cut file up to the first row that is missing, by time.
-fn readable_keys(db: &Connection) -> VecDeque<Key> {
+/// The keys of a cut file before the first row that is not whole, by time.
+fn readable_keys(path: &Path, db: &Connection) -> VecDeque<Key> {
+    let whole = rows_left(path, db, "messages");
     let mut keys = Vec::new();
     let all = format!("SELECT {} FROM messages NOT INDEXED ORDER BY rowid", Key::COLUMNS);
     if let Ok(mut query) = db.prepare(&all)
         && let Ok(rows) = query.query_map([], Key::from_row)
     {
-        keys.extend(rows.map_while(Result::ok));
+        keys.extend(rows.take(whole).map_while(Result::ok));
     }
     keys.sort_by_key(|key| (key.timestamp, key.rowid));
     keys.into()
+}
+
+/// How many rows of a table, by their ids, a cut file has before the first one that is not whole.
+fn rows_left(path: &Path, db: &Connection, table: &str) -> usize {
+    let root = "SELECT rootpage FROM sqlite_schema WHERE type = 'table' AND name = ?1";
+    db.query_row(root, [table], |row| row.get(0)).map_or(0, |root| whole_rows(path, root))
 }
 
 /// The file that SQLite keeps beside `path`.
