@@ -1,2 +1,5 @@
 //! A recorded bag instead of a robot: the same path, on the bag's clock, with a report at the end.
+pub mod bag;
+pub mod commands;
+pub mod messages;
 pub mod recording;
