@@ -3,3 +3,9 @@ pub mod bag;
 pub mod commands;
 pub mod messages;
 pub mod recording;
+pub mod report;
+pub mod summary;
+
+mod drawing;
+#[cfg(test)]
+pub(crate) mod synthetic;
