@@ -2,6 +2,14 @@
 //!
 //! Called by `node` and `replay`, which hand over raw message fields. Knows no ROS, no files, no model.
 
+pub mod image;
+pub mod joints;
+pub mod latest;
+pub mod snapshot;
+
+mod compressed;
+mod yuv;
+
 use std::sync::Arc;
 
 use crate::clock::Stamp;
@@ -46,4 +54,22 @@ pub struct Observation {
     pub images: Vec<Option<Arc<RgbImage>>>,
     /// The robot's state in the configured joint order, as the robot reports it (rad, m).
     pub state: Vec<f64>,
+}
+
+/// Characters of a foreign name that a message shows.
+const QUOTED_MAX: usize = 40;
+
+/// A name from outside, fit for a one-line message: in quotes, [`clean`], short.
+fn quoted(name: &str) -> String {
+    format!("\"{}\"", clean(name, QUOTED_MAX))
+}
+
+/// Text from outside with control characters escaped, cut after `max` characters.
+fn clean(text: &str, max: usize) -> String {
+    let mut escaped = text.chars().flat_map(char::escape_debug);
+    let mut shown: String = escaped.by_ref().take(max).collect();
+    if escaped.next().is_some() {
+        shown.push('…');
+    }
+    shown
 }

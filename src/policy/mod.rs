@@ -167,6 +167,9 @@ pub enum PolicyError {
         /// Length of the prompt.
         found: usize,
     },
+    /// A camera image of impossible proportions.
+    #[error(transparent)]
+    Resize(#[from] resize::ResizeError),
     /// The end of the prompt would be cut off.
     #[error("the prompt has {tokens} tokens together with the state, the model reads {most}; shorten it")]
     PromptTooLong {
@@ -290,7 +293,8 @@ impl Policy {
         let token_count = tokens.len();
         tokens.truncate(self.shape.max_tokens);
         let to_size = |image: &Arc<RgbImage>| resize_with_pad(image, self.shape.image_side, self.resize);
-        let images = observation.images.iter().map(|image| image.as_ref().map(to_size)).collect();
+        let images = observation.images.iter().map(|image| image.as_ref().map(to_size).transpose());
+        let images = images.collect::<Result<_, _>>()?;
         Ok(Encoded {
             input: ModelInput { images, tokens },
             normalized_state,

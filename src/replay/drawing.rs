@@ -118,7 +118,11 @@ impl<'a> Drawing<'a> {
             end: last.into_iter().flatten().map(time).fold(0.0, f64::max),
             step: period(recording.policy_rate_hz),
             joints,
-            commanded: Series::new(&command_times, &commanded_values, GAP_PERIODS * period(recording.rate_hz)),
+            commanded: Series::new(
+                &command_times,
+                &commanded_values,
+                GAP_PERIODS * period(recording.rate_hz),
+            ),
             measured: Series::new(&measured_times, &measured_values, 0.0),
             resting: Vec::new(),
             chunks: Chunks::default(),

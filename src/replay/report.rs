@@ -263,7 +263,11 @@ fn counter_rows(s: &Summary) -> String {
 }
 
 fn or_empty_row(rows: String, columns: usize, text: &str) -> String {
-    if rows.is_empty() { format!("<tr><td class=\"none\" colspan=\"{columns}\">{text}</td></tr>") } else { rows }
+    if rows.is_empty() {
+        format!("<tr><td class=\"none\" colspan=\"{columns}\">{text}</td></tr>")
+    } else {
+        rows
+    }
 }
 
 fn remarks_html(remarks: &[String]) -> String {
@@ -322,7 +326,8 @@ impl<'a> Strip<'a> {
         if self.columns.is_empty() {
             return "<p class=\"none\">No pictures were recorded.</p>".to_owned();
         }
-        let names: String = recording.cameras.iter().map(|name| format!("<div>{}</div>", escape(name))).collect();
+        let names: String =
+            recording.cameras.iter().map(|name| format!("<div>{}</div>", escape(name))).collect();
         let columns: String =
             self.columns.iter().map(|(chunk, pictures)| column(recording, chunk, pictures)).collect();
         format!(
@@ -340,7 +345,8 @@ fn column(recording: &Recording, chunk: &ChunkRecord, pictures: &[Picture]) -> S
         chunk.id
     );
     for (slot, picture) in pictures.iter().enumerate() {
-        let name = recording.cameras.get(slot).map(|name| escape(name)).unwrap_or_else(|| format!("slot {slot}"));
+        let name =
+            recording.cameras.get(slot).map(|name| escape(name)).unwrap_or_else(|| format!("slot {slot}"));
         let age = chunk.image_age_ms.get(slot).copied().flatten();
         let caption = with_unit(age, 0, "ms old");
         // Writing to a String cannot fail.
