@@ -233,6 +233,22 @@ fn a_small_sqlite_can_be_cut_anywhere() {
 }
 
 #[test]
+fn a_row_that_makes_no_sense_stops_after_the_rows_before_it() {
+    let folder = tempfile::tempdir().unwrap();
+    for indexed in [true, false] {
+        let path = folder.path().join(format!("{indexed}.db3"));
+        write_db3(&path, &messages(), indexed);
+        let db = rusqlite::Connection::open(&path).unwrap();
+        db.execute("INSERT INTO messages(topic_id, timestamp, data) VALUES (1, 'soon', x'00')", []).unwrap();
+        drop(db);
+        let bag = Bag::open(&path).unwrap();
+        let (records, error) = read_all(&bag);
+        assert_eq!(named(&bag, records), in_order(&messages()), "indexed: {indexed}");
+        assert!(error.unwrap().to_string().contains("Invalid column type Text at index: 2, name: timestamp"));
+    }
+}
+
+#[test]
 fn changes_that_sqlite_has_not_merged_are_named() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("bag.db3");

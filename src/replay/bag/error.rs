@@ -33,7 +33,7 @@ pub enum BagError {
         instead: String,
     },
     /// The content contradicts itself or a checksum. Everything before was whole.
-    #[error("{}: damaged: {what}; what comes after it cannot be read", path.display())]
+    #[error("{}: damaged: {what}; what comes after it is not read", path.display())]
     Damaged {
         /// File.
         path: PathBuf,

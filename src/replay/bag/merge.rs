@@ -19,6 +19,8 @@ pub struct Records<'a> {
     /// Bytes of loaded chunks.
     held: u64,
     last: i64,
+    /// An error that was met behind a record which had to be given first.
+    failed: Option<BagError>,
 }
 
 enum State<'a> {
@@ -35,11 +37,14 @@ impl<'a> Records<'a> {
         let parts = bag.files.iter().flat_map(|file| file.parts.iter().map(move |part| (file, part)));
         let queue = parts.clone().enumerate().map(|(i, (_, part))| Reverse((part.start(), i))).collect();
         let parts = parts.map(|(file, part)| State::Waiting(file, part)).collect();
-        Self { bag, wanted, parts, queue, held: 0, last: i64::MIN }
+        Self { bag, wanted, parts, queue, held: 0, last: i64::MIN, failed: None }
     }
 
     /// The next record of all; opens what is due.
     fn advance(&mut self) -> Result<Option<Record>, BagError> {
+        if let Some(error) = self.failed.take() {
+            return Err(error);
+        }
         while let Some(Reverse((_, index))) = self.queue.pop() {
             let Some(state) = self.parts.get_mut(index) else { continue };
             let mut taken = None;
@@ -73,7 +78,10 @@ impl<'a> Records<'a> {
                 }
                 State::Rows(rows) => {
                     taken = rows.take()?;
-                    rows.next_time()?
+                    rows.next_time().unwrap_or_else(|error| {
+                        self.failed = Some(error);
+                        None
+                    })
                 }
                 State::Done => None,
             };
@@ -83,6 +91,9 @@ impl<'a> Records<'a> {
             }
             if let Some((topic, log_time, payload)) = taken {
                 return self.record(topic, log_time, payload).map(Some);
+            }
+            if let Some(error) = self.failed.take() {
+                return Err(error);
             }
         }
         Ok(None)

@@ -106,7 +106,8 @@ impl Bag {
         self.topics.iter().position(|t| t.name.trim_start_matches('/') == bare)
     }
 
-    /// First and last log time, nanoseconds, as the index says; `None` for a bag without messages.
+    /// First and last log time, nanoseconds, as the index says (a hint, say for a progress bar: a hostile bag may
+    /// state any); `None` for a bag without messages.
     pub fn time_range(&self) -> Option<(i64, i64)> {
         self.span
     }

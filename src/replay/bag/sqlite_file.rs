@@ -9,7 +9,7 @@ use std::fs::{self, File};
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
-use rusqlite::{Connection, OpenFlags, OptionalExtension, Row, params};
+use rusqlite::{Connection, OpenFlags, OptionalExtension, Params, Row, params};
 
 use super::sqlite_pages::{page_size, u32_at, whole_rows};
 use super::{BagError, Contents, MAX_MESSAGE_BYTES, Part, Topic};
@@ -18,6 +18,7 @@ use super::{BagError, Contents, MAX_MESSAGE_BYTES, Part, Topic};
 const PAGE_ROWS: i64 = 512;
 /// Length of SQLite's file header.
 const HEADER_BYTES: u64 = 100;
+
 /// Topics, time span and notes of the SQLite file at `path`.
 pub(super) fn index(path: &Path) -> Result<Contents, BagError> {
     let cut = is_cut(path)?;
@@ -70,10 +71,13 @@ fn topics_and_span(path: &Path, cut: bool) -> Result<TopicsAndSpan, BagError> {
         let keys = readable_keys(path, &db);
         keys.front().zip(keys.back()).map(|(first, last)| (first.timestamp, last.timestamp))
     } else {
-        let span = "SELECT min(timestamp), max(timestamp) FROM messages";
-        let (start, end): (Option<i64>, Option<i64>) =
-            db.query_row(span, [], |row| Ok((row.get(0)?, row.get(1)?))).map_err(damaged)?;
-        start.zip(end)
+        // One by one, each is one end of an index; together they would read all of it. What is no number is left out
+        // here (SQLite sorts it behind every number) and makes trouble when its turn comes.
+        let end = |which| {
+            let query = format!("SELECT {which}(timestamp) FROM messages WHERE timestamp <= {}", i64::MAX);
+            db.query_row(&query, [], |row| row.get::<_, Option<i64>>(0)).map_err(damaged)
+        };
+        end("min")?.zip(end("max")?)
     };
     Ok((topics, span))
 }
@@ -85,6 +89,8 @@ pub(super) struct Rows {
     keys: VecDeque<Key>,
     /// Where the next page begins; `None` if there is no next page.
     after: Option<(i64, i64)>,
+    /// What stopped the reading of keys; reported when those before it are used up.
+    failed: Option<BagError>,
     cut: bool,
     size: u64,
     topics: BTreeMap<i64, usize>,
@@ -120,27 +126,29 @@ impl Rows {
         let size = fs::metadata(path).map_err(BagError::io(path))?.len();
         let db = open(path, cut).map_err(damaged)?;
         let mut keys = VecDeque::new();
-        let mut after = None;
+        let (mut after, mut failed) = (None, None);
         if cut {
             keys = readable_keys(path, &db);
         } else if has_time_index(&db).map_err(damaged)? {
             after = Some((i64::MIN, i64::MIN));
         } else {
             let all = format!("SELECT {} FROM messages ORDER BY timestamp, rowid", Key::COLUMNS);
-            let mut query = db.prepare(&all).map_err(damaged)?;
-            for key in query.query_map([], Key::from_row).map_err(damaged)? {
-                keys.push_back(key.map_err(damaged)?);
-            }
+            failed = add_keys(&db, &all, [], &mut keys).err().map(damaged);
         }
         let (topics, wanted) = (topics.clone(), wanted.to_owned());
-        Ok(Self { path: path.to_owned(), db, keys, after, cut, size, topics, wanted })
+        Ok(Self { path: path.to_owned(), db, keys, after, failed, cut, size, topics, wanted })
     }
 
     /// Log time of the next message.
     pub(super) fn next_time(&mut self) -> Result<Option<i64>, BagError> {
         loop {
             if self.keys.is_empty() {
-                self.fetch_page()?;
+                self.fetch_page();
+            }
+            if self.keys.is_empty()
+                && let Some(error) = self.failed.take()
+            {
+                return Err(error);
             }
             let Some(key) = self.keys.front() else { return Ok(None) };
             let Some(topic) = self.topics.get(&key.topic) else {
@@ -184,23 +192,16 @@ impl Rows {
         read().map_err(|e: rusqlite::Error| self.damaged(format!("message {}: {e}", key.rowid)))
     }
 
-    fn fetch_page(&mut self) -> Result<(), BagError> {
-        let Some((timestamp, rowid)) = self.after.take() else { return Ok(()) };
+    fn fetch_page(&mut self) {
+        let Some((timestamp, rowid)) = self.after.take() else { return };
         let page = format!(
             "SELECT {} FROM messages WHERE (timestamp, rowid) > (?1, ?2) ORDER BY timestamp, rowid LIMIT {PAGE_ROWS}",
             Key::COLUMNS
         );
-        let mut read = || -> rusqlite::Result<()> {
-            let mut query = self.db.prepare(&page)?;
-            for key in query.query_map(params![timestamp, rowid], Key::from_row)? {
-                self.keys.push_back(key?);
-            }
-            Ok(())
-        };
-        let read = read();
-        read.map_err(|e| self.damaged(e.to_string()))?;
-        self.after = self.keys.back().map(|last| (last.timestamp, last.rowid));
-        Ok(())
+        match add_keys(&self.db, &page, [timestamp, rowid], &mut self.keys) {
+            Ok(()) => self.after = self.keys.back().map(|last| (last.timestamp, last.rowid)),
+            Err(e) => self.failed = Some(self.damaged(e.to_string())),
+        }
     }
 
     fn damaged(&self, what: String) -> BagError {
@@ -274,6 +275,20 @@ fn has_time_index(db: &Connection) -> rusqlite::Result<bool> {
     let query = "SELECT count(*) FROM pragma_index_list('messages') AS list, pragma_index_info(list.name) AS column \
                  WHERE list.partial = 0 AND column.seqno = 0 AND column.name = 'timestamp'";
     db.query_row(query, [], |row| row.get::<_, i64>(0)).map(|count| count > 0)
+}
+
+/// Adds what a query of [`Key::COLUMNS`] gives up to its first error.
+fn add_keys(
+    db: &Connection,
+    sql: &str,
+    params: impl Params,
+    keys: &mut VecDeque<Key>,
+) -> rusqlite::Result<()> {
+    let mut query = db.prepare(sql)?;
+    for key in query.query_map(params, Key::from_row)? {
+        keys.push_back(key?);
+    }
+    Ok(())
 }
 
 /// The keys of a cut file before the first row that is not whole, by time.
