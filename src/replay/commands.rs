@@ -25,18 +25,7 @@ use super::messages::{
 };
 use super::recording::{ChunkRecord, CommandSample, Measured, Recording};
 use crate::clock::{NS_PER_S, Stamp};
-
-/// Message type of the commands (parameter `control.command`).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum CommandType {
-    /// `std_msgs/Float64MultiArray` per tick, for `forward_command_controller`.
-    Float64MultiArray,
-    /// `sensor_msgs/JointState` per tick.
-    JointState,
-    /// `trajectory_msgs/JointTrajectory` per chunk, for `joint_trajectory_controller`: the limited commands of its
-    /// ticks, so that a trajectory in the file is as safe to send as they were.
-    JointTrajectory,
-}
+use crate::config::CommandType;
 
 /// Why `commands.mcap` was not written.
 #[derive(Debug, thiserror::Error)]

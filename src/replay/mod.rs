@@ -1,10 +1,14 @@
 //! A recorded bag instead of a robot: the same path, on the bag's clock, with a report at the end.
 pub mod bag;
+pub mod bag_clock;
 pub mod commands;
+pub mod inference;
 pub mod messages;
+pub mod player;
 pub mod recording;
 pub mod report;
 pub mod summary;
+pub mod topics;
 
 mod drawing;
 #[cfg(test)]

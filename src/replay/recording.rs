@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use crate::clock::Stamp;
+use crate::control::limits::{ControlMode, JointLimit};
 
 /// One replay, complete. All times are bag time.
 #[derive(Clone, Debug, Default)]
@@ -54,6 +55,28 @@ pub struct JointInfo {
     pub position_max: f64,
     /// Speed limit (rad/s or m/s).
     pub velocity_max: f64,
+}
+
+impl JointInfo {
+    /// A joint as control limits it. Of a velocity-controlled one the command is a velocity: its range is the velocity
+    /// limit, and its rate of change the acceleration limit.
+    pub fn new(name: &str, limit: &JointLimit) -> Self {
+        let name = name.to_owned();
+        match limit.mode {
+            ControlMode::Position => Self {
+                name,
+                position_min: limit.position_min,
+                position_max: limit.position_max,
+                velocity_max: limit.velocity_max,
+            },
+            ControlMode::Velocity => Self {
+                name,
+                position_min: -limit.velocity_max,
+                position_max: limit.velocity_max,
+                velocity_max: limit.acceleration_max,
+            },
+        }
+    }
 }
 
 /// A joint state that was taken in.
