@@ -89,7 +89,7 @@ impl Weights {
             // Advice only: gigabytes in 4 KiB pages cost more to fault in than to compute.
             #[cfg(target_os = "linux")]
             let _ = map.advise(Advice::HugePage);
-            synth::fill(&name, &shape, dtype, &mut map);
+            synth::fill(&name, &shape, dtype, 0, &mut map);
             tensors.insert(
                 name,
                 Tensor { dtype, shape: shape.into(), store: Store::Made(Arc::new(map)), bytes },

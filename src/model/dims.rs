@@ -72,6 +72,19 @@ pub struct Dims {
     pub max_tokens: usize,
 }
 
+/// How much one inference has to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Work {
+    /// Cameras that are not masked.
+    pub cameras: usize,
+    /// Valid prompt tokens.
+    pub tokens: usize,
+    /// Actions.
+    pub horizon: usize,
+    /// Velocity evaluations.
+    pub steps: usize,
+}
+
 /// What shapes cannot tell; `None` takes the official value.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct DimsHints {
@@ -230,6 +243,24 @@ impl Dims {
         max_tokens: 200,
     };
 
+    /// Floating-point operations of one inference's matrix products (a multiply-add is two); the last prefix layer
+    /// gives K and V only.
+    pub fn flop(&self, work: &Work) -> f64 {
+        let (v, lm, ex) = (&self.vision, &self.language, &self.expert);
+        let patches = v.tokens();
+        let prefix = work.cameras * patches + work.tokens;
+        let vision_layer = 4 * v.width * v.width + 2 * v.width * v.mlp + 2 * patches * v.width;
+        let vision =
+            patches * (v.layers * vision_layer + 3 * v.patch * v.patch * v.width + v.width * lm.width);
+        let kv = |g: &GemmaDims| 2 * g.width * g.head_dim;
+        let layer = |g: &GemmaDims, keys: usize| {
+            kv(g) + 2 * g.width * g.q_width() + 3 * g.width * g.mlp + 2 * keys * g.q_width()
+        };
+        let language = prefix * ((lm.layers - 1) * layer(lm, prefix) + kv(lm));
+        let velocity = ex.layers * layer(ex, prefix + work.horizon) + 2 * self.action_dim * ex.width;
+        2.0 * (work.cameras * vision + language + work.steps * work.horizon * velocity) as f64
+    }
+
     /// Parameters that inference reads.
     pub fn parameters(&self) -> usize {
         required(self).iter().map(|(_, shape)| shape.iter().product::<usize>()).sum()
@@ -330,6 +361,14 @@ mod tests {
     fn the_full_model_has_the_published_number_of_parameters() {
         // spec §1: 3 353 433 872 used, counting language_model.norm [2048], which inference does not read.
         assert_eq!(Dims::FULL.parameters() + 2048, 3_353_433_872);
+    }
+
+    #[test]
+    fn the_work_of_a_full_chunk_is_the_published_one() {
+        // shared figures: SigLIP 0.66 T, prefix 3.76 T, expert 0.39 T (which count the last prefix layer whole)
+        let work = Work { cameras: 3, tokens: 200, horizon: 50, steps: 10 };
+        let tera = Dims::FULL.flop(&work) * 1e-12;
+        assert!((4.4..4.9).contains(&tera), "{tera}");
     }
 
     #[test]

@@ -60,13 +60,13 @@ fn seed_name(name: &str) -> &str {
     if name == TOKEN_EMBEDDING { "paligemma_with_expert.paligemma.lm_head.weight" } else { name }
 }
 
-/// Fills `out` with the tensor `name` of `shape`, row-major, little-endian; values are rounded to `dtype`.
-/// `out.len()` is the number of elements times `dtype.size()`.
-pub fn fill(name: &str, shape: &[usize], dtype: Dtype, out: &mut [u8]) {
+/// Fills `out` with elements of the tensor `name` of `shape`, from element `first` on, row-major, little-endian;
+/// values are rounded to `dtype`. `out.len()` is a number of elements times `dtype.size()`.
+pub fn fill(name: &str, shape: &[usize], dtype: Dtype, first: usize, out: &mut [u8]) {
     match dtype {
-        Dtype::F32 => fill_with(name, shape, out, f32::to_le_bytes),
-        Dtype::BF16 => fill_with(name, shape, out, |w| bf16_bits(w).to_le_bytes()),
-        Dtype::F16 => fill_with(name, shape, out, |w| f16::from_f32(w).to_le_bytes()),
+        Dtype::F32 => fill_with(name, shape, first, out, f32::to_le_bytes),
+        Dtype::BF16 => fill_with(name, shape, first, out, |w| bf16_bits(w).to_le_bytes()),
+        Dtype::F16 => fill_with(name, shape, first, out, |w| f16::from_f32(w).to_le_bytes()),
     }
 }
 
@@ -80,6 +80,7 @@ fn bf16_bits(w: f32) -> u16 {
 fn fill_with<const N: usize>(
     name: &str,
     shape: &[usize],
+    first: usize,
     out: &mut [u8],
     convert: impl Fn(f32) -> [u8; N] + Sync,
 ) {
@@ -88,7 +89,7 @@ fn fill_with<const N: usize>(
     let seed = fnv1a64(seed_name(name));
     const ELEMENTS: usize = 1 << 16; // per task
     out.par_chunks_mut(ELEMENTS * N).enumerate().for_each(|(task, out)| {
-        let start = (task * ELEMENTS) as u64;
+        let start = (first + task * ELEMENTS) as u64;
         let (elements, _) = out.as_chunks_mut::<N>();
         Arch::new().dispatch(|| {
             for (i, element) in elements.iter_mut().enumerate() {

@@ -12,10 +12,7 @@ pub mod robot;
 pub mod statistics;
 pub mod tokenizer;
 
-use std::{
-    path::{Path, PathBuf},
-    sync::Arc,
-};
+use std::{path::PathBuf, sync::Arc};
 
 use crate::{
     config::RobotKind,
@@ -27,7 +24,7 @@ use normalize::{Feature, NormalizeError, Normalizer};
 use prompt::PromptFormat;
 use resize::{Resize, resize_with_pad};
 use robot::Robot;
-use statistics::{FeatureStats, NormMode, Statistics};
+use statistics::{NormMode, Statistics};
 use tokenizer::{BOS, Tokenizer, TokenizerError};
 
 /// Longest prompt that is looked at. 200 tokens hold no more than a few hundred bytes of language.
@@ -230,10 +227,13 @@ impl Policy {
     ) -> Result<Self, PolicyError> {
         let folder = || checkpoint.folder.display().to_string();
         let file = options.tokenizer.as_deref().or(checkpoint.tokenizer.as_deref());
-        let file: &Path = file.ok_or_else(|| PolicyError::NoTokenizer { folder: folder() })?;
         let statistics = checkpoint.statistics.as_ref();
         let statistics = statistics.ok_or_else(|| PolicyError::NoStatistics { folder: folder() })?;
-        let tokenizer = Tokenizer::from_file(file, shape.vocab)?;
+        let tokenizer = match file {
+            Some(file) => Tokenizer::from_file(file, shape.vocab)?,
+            None if checkpoint.hints.builtin_tokenizer => Tokenizer::builtin()?,
+            None => return Err(PolicyError::NoTokenizer { folder: folder() }),
+        };
         let source = Source {
             layout: checkpoint.layout,
             statistics,
@@ -250,21 +250,7 @@ impl Policy {
             Some(file) => Tokenizer::from_file(file, shape.vocab)?,
             None => Tokenizer::builtin()?,
         };
-        let unit = |n: usize| FeatureStats {
-            mean: Some(vec![0.0; n]),
-            std: Some(vec![1.0; n]),
-            q01: Some(vec![-1.0; n]),
-            q99: Some(vec![1.0; n]),
-            ..FeatureStats::default()
-        };
-        let statistics = Statistics {
-            state: unit(options.state_len),
-            action: unit(options.action_names.len()),
-            state_mode: NormMode::Quantiles,
-            action_mode: NormMode::Quantiles,
-            eps: 1e-8,
-            source: "built-in statistics".to_owned(),
-        };
+        let statistics = Statistics::unit(options.state_len, options.action_names.len());
         let source =
             Source { layout: Layout::OpenPi, statistics: &statistics, relative: None, state_in_prompt: true };
         Self::build(source, tokenizer, shape, options)

@@ -53,3 +53,24 @@ pub struct Statistics {
     /// Where they were read from, for a person.
     pub source: String,
 }
+
+impl Statistics {
+    /// Statistics that change nothing (but for openpi's epsilon), for built-in networks.
+    pub fn unit(state_len: usize, action_len: usize) -> Self {
+        let unit = |n: usize| FeatureStats {
+            mean: Some(vec![0.0; n]),
+            std: Some(vec![1.0; n]),
+            q01: Some(vec![-1.0; n]),
+            q99: Some(vec![1.0; n]),
+            ..FeatureStats::default()
+        };
+        Self {
+            state: unit(state_len),
+            action: unit(action_len),
+            state_mode: NormMode::Quantiles,
+            action_mode: NormMode::Quantiles,
+            eps: 1e-8,
+            source: "built-in statistics".to_owned(),
+        }
+    }
+}

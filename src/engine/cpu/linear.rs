@@ -144,6 +144,27 @@ unsafe fn gemm_into(m: usize, n: usize, k: usize, x: &[f32], w: &[f32], y: *mut 
     }
 }
 
+/// Floating-point operations per second of one large product on all cores: what this engine could reach at best.
+pub fn peak_flops() -> f64 {
+    const SIDE: usize = 1536;
+    let x = vec![0.5f32; SIDE * SIDE];
+    let mut y = vec![0f32; SIDE * SIDE];
+    let product = |y: &mut [f32]| {
+        let threads = rayon::current_num_threads();
+        let rows = SIDE.div_ceil(threads);
+        y.par_chunks_mut(rows * SIDE).zip(x.par_chunks(rows * SIDE)).for_each(|(y, part)| {
+            product_transposed(Rows::packed(part, SIDE), Rows::packed(&x, SIDE), y);
+        });
+    };
+    product(&mut y); // warm-up
+    let best = (0..3).map(|_| {
+        let start = std::time::Instant::now();
+        product(&mut y);
+        start.elapsed().as_secs_f64()
+    });
+    2.0 * (SIDE * SIDE * SIDE) as f64 / best.fold(f64::INFINITY, f64::min)
+}
+
 /// A strided read-only matrix: row `i` starts at `i * stride`.
 #[derive(Clone, Copy)]
 pub struct Rows<'a> {

@@ -12,6 +12,8 @@ mod vision;
 
 use std::sync::Arc;
 
+pub use linear::peak_flops;
+
 use gemma::{Block, LayerKv, MlpScratch, Norm, Rope, rms_scale};
 use linear::Linear;
 use thiserror::Error;

@@ -26,6 +26,9 @@ const MAX_CAMERAS: usize = 16;
 /// Ends of the range of periods of the time embedding, which the network was trained with (spec/PI05.md §6).
 const PERIODS: [(&str, f64); 2] = [("min_period", 4e-3), ("max_period", 4.0)];
 
+/// `pi05_thor.tokenizer` of a procedural checkpoint, whose embedding has more rows than the built-in tokenizer pieces.
+pub(super) const BUILTIN_TOKENIZER: &str = "built-in";
+
 /// Camera slots of a checkpoint that does not name its own (spec/PI05.md §2).
 pub const DEFAULT_CAMERAS: [&str; 3] = ["base_0_rgb", "left_wrist_0_rgb", "right_wrist_0_rgb"];
 
@@ -80,6 +83,12 @@ impl Config {
         if let Some(ours) = root.get("pi05_thor")? {
             self.hints.vision_heads = ours.get("vision_heads")?.map(|f| f.count(MAX_HEADS)).transpose()?;
             self.hints.max_token_len = ours.get("max_token_len")?.map(|f| f.count(MAX_TOKENS)).transpose()?;
+            if let Some(tokenizer) = ours.get("tokenizer")? {
+                if tokenizer.text()? != BUILTIN_TOKENIZER {
+                    return Err(tokenizer.wrong(&format!("\"{BUILTIN_TOKENIZER}\", or no such key")));
+                }
+                self.hints.builtin_tokenizer = true;
+            }
         }
         match self.layout {
             Layout::OpenPi => {

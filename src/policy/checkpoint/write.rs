@@ -15,7 +15,7 @@ use serde_json::{Map, Value, json};
 pub use super::stream::{NewTensor, write_safetensors};
 use super::{
     ConfigHints, Layout,
-    config::PREPROCESSOR,
+    config::{BUILTIN_TOKENIZER, PREPROCESSOR},
     error::{CheckpointError, printable},
     folder, lerobot,
     names::LM_HEAD,
@@ -240,6 +240,7 @@ fn ours(hints: &ConfigHints) -> Option<Map<String, Value>> {
     let mut ours = Map::new();
     put(&mut ours, "vision_heads", hints.vision_heads);
     put(&mut ours, "max_token_len", hints.max_token_len);
+    put(&mut ours, "tokenizer", hints.builtin_tokenizer.then_some(BUILTIN_TOKENIZER));
     Some(ours).filter(|ours| !ours.is_empty())
 }
 

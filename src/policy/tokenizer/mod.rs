@@ -26,7 +26,7 @@ pub const BOS: u32 = 2;
 const MAX_FILE_BYTES: u64 = 64 << 20;
 
 /// The tokenizer of the built-in models: 512 pieces, PaliGemma's settings.
-const BUILTIN: &[u8] = include_bytes!("../tiny_tokenizer.model");
+pub const BUILTIN: &[u8] = include_bytes!("../tiny_tokenizer.model");
 
 /// Why a tokenizer is refused, or a text could not be tokenised.
 #[derive(Debug, thiserror::Error)]

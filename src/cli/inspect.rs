@@ -1,0 +1,205 @@
+//! `pi05 inspect`: what a checkpoint is, how it meets the robot, and everything that is wrong with it.
+
+use std::fmt::Write as _;
+use std::io::{self, Write};
+use std::path::PathBuf;
+
+use super::replay::{load_config, load_policy};
+use super::{Failure, Verdict};
+use crate::config::Config;
+use crate::control::Scheduler;
+use crate::model::dims::{Dims, GemmaDims};
+use crate::pipeline::Model;
+use crate::policy::checkpoint::Checkpoint;
+use crate::policy::statistics::FeatureStats;
+
+/// Show a checkpoint's dimensions, files, statistics, tokenizer and mapping to the robot, and every problem
+#[derive(clap::Args)]
+#[command(after_help = "Example:\n  pi05 inspect --checkpoint synth:tiny --config config/aloha.yaml\n\n\
+                        Exit code 1 if it could not run.")]
+pub struct Args {
+    /// Checkpoint folder, synth:tiny or synth:full
+    #[arg(long, value_name = "D")]
+    checkpoint: String,
+    /// ROS 2 parameter file [default: the built-in config/aloha.yaml]
+    #[arg(long, value_name = "F")]
+    config: Option<PathBuf>,
+}
+
+pub fn run(args: Args) -> Result<Verdict, Failure> {
+    let mut page = String::new();
+    let mut problems: Vec<String> = Vec::new();
+    let mut notes: Vec<String> = Vec::new();
+    let config = load_config(args.config.as_deref(), Some(args.checkpoint.clone()));
+    let config = config.map_err(|e| problems.push(e.to_string())).ok();
+    let asset_id = config.as_ref().and_then(|config| config.policy.asset_id.as_deref());
+
+    writeln!(page, "checkpoint  {}", args.checkpoint)?;
+    // If the side files are broken, the network can still be shown.
+    let model = Model::open(&args.checkpoint, asset_id)
+        .or_else(|error| {
+            problems.push(error.to_string());
+            Model::open_network(&args.checkpoint)
+        })
+        .map_err(|error| {
+            let error = error.to_string();
+            if !problems.contains(&error) {
+                problems.push(error);
+            }
+        });
+    if let Ok(model) = &model {
+        match model.dims() {
+            Ok(dims) => network(&mut page, model, &dims)?,
+            Err(error) => problems.push(error.to_string()),
+        }
+        if let Model::Folder(checkpoint) = model {
+            files(&mut page, checkpoint)?;
+            notes.extend(checkpoint.notes.iter().cloned());
+        }
+    }
+    // A policy is tried only where nothing is known to be wrong: it would say the same again.
+    if problems.is_empty()
+        && let Some(config) = &config
+    {
+        match load_policy(config) {
+            Ok(loaded) => {
+                robot(&mut page, config, &loaded.cameras, &loaded.camera_aliases, &mut problems)?;
+                let policy = &loaded.policy;
+                writeln!(
+                    page,
+                    "policy      prompt {:?}, resize {:?}",
+                    policy.prompt_format(),
+                    policy.resize()
+                )?;
+                match policy.check_prompt(&config.prompt) {
+                    Ok(tokens) => {
+                        let most = policy.shape().max_tokens;
+                        writeln!(page, "prompt      {:?}: at most {tokens} of {most} tokens", config.prompt)?;
+                    }
+                    Err(error) => notes.push(format!("prompt {:?}: {error}", config.prompt)),
+                }
+                let control = config.control_config(policy.shape().horizon);
+                if let Err(error) = control.map_err(Failure::from).and_then(|c| Ok(Scheduler::new(c)?)) {
+                    problems.push(error.to_string());
+                }
+            }
+            Err(error) => problems.push(error.to_string()),
+        }
+    }
+    for note in &notes {
+        writeln!(page, "note        {note}")?;
+    }
+    for problem in problems.iter().flat_map(|problem| problem.lines()) {
+        writeln!(page, "PROBLEM     {problem}")?;
+    }
+    let verdict = if problems.is_empty() { "ok          it can run" } else { "FAIL        it could not run" };
+    writeln!(page, "{verdict}")?;
+    io::stdout().write_all(page.as_bytes())?;
+    Ok(if problems.is_empty() { Verdict::Ok } else { Verdict::Wanting })
+}
+
+fn network(page: &mut String, model: &Model, dims: &Dims) -> std::fmt::Result {
+    let vision = &dims.vision;
+    let gemma = |g: &GemmaDims| {
+        format!(
+            "{} layers × {}, {} heads × {} on 1 shared K/V head, MLP {}",
+            g.layers, g.width, g.heads, g.head_dim, g.mlp
+        )
+    };
+    writeln!(page, "layout      {:?}", model.layout())?;
+    writeln!(
+        page,
+        "vision      {} layers × {}, {} heads, MLP {}, image {}×{} in patches of {} → {} tokens",
+        vision.layers,
+        vision.width,
+        vision.heads,
+        vision.mlp,
+        vision.image,
+        vision.image,
+        vision.patch,
+        vision.tokens()
+    )?;
+    writeln!(page, "prefix      {}", gemma(&dims.language))?;
+    writeln!(page, "expert      {}", gemma(&dims.expert))?;
+    writeln!(
+        page,
+        "chunk       {} steps × {} values; vocabulary {}; {} prompt tokens",
+        dims.horizon, dims.action_dim, dims.vocab, dims.max_tokens
+    )?;
+    let parameters = dims.parameters() as f64 / 1e6;
+    writeln!(page, "parameters  {parameters:.1} M in use, {:.2} GB", model.bytes() as f64 / 1e9)
+}
+
+fn files(page: &mut String, checkpoint: &Checkpoint) -> std::fmt::Result {
+    for file in &checkpoint.tensors.files {
+        writeln!(page, "weights     {}", file.display())?;
+    }
+    match &checkpoint.tokenizer {
+        Some(file) => writeln!(page, "tokenizer   {}", file.display())?,
+        None if checkpoint.hints.builtin_tokenizer => writeln!(page, "tokenizer   built-in, 512 pieces")?,
+        None => writeln!(page, "tokenizer   none found")?,
+    }
+    match &checkpoint.statistics {
+        Some(statistics) => {
+            writeln!(page, "statistics  {}", statistics.source)?;
+            let rows = [
+                ("state", statistics.state_mode, &statistics.state),
+                ("action", statistics.action_mode, &statistics.action),
+            ];
+            for (name, mode, stats) in rows {
+                writeln!(page, "            {name}: {mode:?}, {}", described(stats))?;
+            }
+        }
+        None => writeln!(page, "statistics  none found")?,
+    }
+    if let Some(relative) = &checkpoint.relative_actions {
+        writeln!(page, "actions     relative to the state, but for {}", relative.exclude_joints.join(", "))?;
+    }
+    Ok(())
+}
+
+/// `8 values; q01, q99, mean, std`
+fn described(stats: &FeatureStats) -> String {
+    let all = [
+        ("q01", &stats.q01),
+        ("q99", &stats.q99),
+        ("mean", &stats.mean),
+        ("std", &stats.std),
+        ("min", &stats.min),
+        ("max", &stats.max),
+        ("q10", &stats.q10),
+        ("q90", &stats.q90),
+    ];
+    let present: Vec<&str> =
+        all.iter().filter(|(_, values)| values.is_some()).map(|(name, _)| *name).collect();
+    let len = all.iter().find_map(|(_, values)| values.as_ref().map(Vec::len)).unwrap_or(0);
+    format!("{len} values; {}", present.join(", "))
+}
+
+fn robot(
+    page: &mut String,
+    config: &Config,
+    slots: &[String],
+    aliases: &[(String, String)],
+    problems: &mut Vec<String>,
+) -> std::fmt::Result {
+    writeln!(page, "robot       {}", config.robot)?;
+    let slot_of = |name: &str| {
+        let alias = aliases.iter().find(|(alias, _)| alias == name).map(|(_, slot)| slot.as_str());
+        alias.unwrap_or(name).to_owned()
+    };
+    for slot in slots {
+        match config.cameras.iter().find(|camera| slot_of(&camera.slot) == *slot) {
+            Some(camera) => writeln!(page, "camera      {slot} ← {}", camera.topic)?,
+            None => writeln!(page, "camera      {slot} masked")?,
+        }
+    }
+    for camera in config.cameras.iter().filter(|camera| !slots.contains(&slot_of(&camera.slot))) {
+        let (slot, expected) = (&camera.slot, slots.join(", "));
+        problems
+            .push(format!("cameras.{slot}: expected one of the model's cameras {expected}, found {slot}"));
+    }
+    let joints = &config.joints;
+    writeln!(page, "state       {} ← {}", joints.names.join(", "), joints.topic)?;
+    writeln!(page, "actions     {} → {}", joints.action_names.join(", "), config.control.command_topic)
+}

@@ -1,0 +1,113 @@
+//! The command line `pi05`: one file per command. Exit codes: 0 ok, 1 found wanting, 2 wrong usage.
+
+mod bench;
+mod inspect;
+mod progress;
+mod replay;
+mod synth;
+mod verify;
+
+use std::error::Error;
+use std::io::{self, Write};
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand, ValueEnum};
+use tracing_subscriber::EnvFilter;
+
+/// Runs the π0.5 vision-language-action model on a robot and streams its actions to the arm in real time.
+#[derive(Parser)]
+#[command(name = "pi05", version, max_term_width = 110, arg_required_else_help = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    Replay(replay::Args),
+    Verify(verify::Args),
+    Inspect(inspect::Args),
+    Synth(synth::Args),
+    Bench(bench::Args),
+}
+
+/// What a command found: its exit code.
+enum Verdict {
+    /// All is well.
+    Ok,
+    /// It ran, and what it looked at is not well; it has said why.
+    Wanting,
+}
+
+/// Any error that ends a command; printed as one line.
+type Failure = Box<dyn Error + Send + Sync>;
+
+/// Engines to run on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum BackendArg {
+    /// The best there is.
+    Auto,
+    /// The f32 reference.
+    Cpu,
+    /// CUDA kernels.
+    Cuda,
+    /// TensorRT engines.
+    Tensorrt,
+}
+
+/// Number formats of an engine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum DtypeArg {
+    /// 32-bit floats.
+    F32,
+    /// bfloat16.
+    Bf16,
+    /// 8-bit floats.
+    Fp8,
+}
+
+/// Parses the command line, runs the command, reports. Errors go to stderr as one line.
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).with_target(false).init();
+    let outcome = match cli.command {
+        Command::Replay(args) => replay::run(args),
+        Command::Verify(args) => verify::run(args),
+        Command::Inspect(args) => inspect::run(args),
+        Command::Synth(args) => synth::run(args),
+        Command::Bench(args) => bench::run(args),
+    };
+    match outcome {
+        Ok(Verdict::Ok) => ExitCode::SUCCESS,
+        Ok(Verdict::Wanting) => ExitCode::from(1),
+        // The reader of our output has left (`pi05 … | head`): nothing is wrong.
+        Err(failure) if is_broken_pipe(failure.as_ref()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            // If stderr is gone, nobody is left to tell.
+            let _ = writeln!(io::stderr(), "pi05: {failure}");
+            ExitCode::from(1)
+        }
+    }
+}
+
+fn is_broken_pipe(failure: &(dyn Error + 'static)) -> bool {
+    failure.downcast_ref::<io::Error>().is_some_and(|e| e.kind() == io::ErrorKind::BrokenPipe)
+}
+
+/// This build has one engine; anything else is refused in one line.
+fn require_cpu(backend: BackendArg, dtype: Option<DtypeArg>) -> Result<(), Failure> {
+    if !matches!(backend, BackendArg::Auto | BackendArg::Cpu) {
+        let name = if backend == BackendArg::Cuda { "cuda" } else { "tensorrt" };
+        return Err(
+            format!("--backend {name}: this version has the cpu engine only; use --backend cpu").into()
+        );
+    }
+    match dtype {
+        None | Some(DtypeArg::F32) => Ok(()),
+        Some(other) => {
+            let name = if other == DtypeArg::Bf16 { "bf16" } else { "fp8" };
+            Err(format!("--dtype {name}: the cpu engine computes in f32 only; use --dtype f32").into())
+        }
+    }
+}

@@ -1,0 +1,160 @@
+//! `pi05 replay`: a recorded bag through the whole system.
+
+use std::collections::hash_map::RandomState;
+use std::fs;
+use std::hash::{BuildHasher, Hasher};
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+
+use super::{BackendArg, Failure, Verdict, progress, require_cpu};
+use crate::config::{Config, RobotKind};
+use crate::model::sampler::Sampler;
+use crate::pipeline::Model;
+use crate::policy::checkpoint::DEFAULT_CAMERAS;
+use crate::policy::{NetworkShape, Policy};
+use crate::replay::bag::Bag;
+use crate::replay::commands::write_commands;
+use crate::replay::inference::Inference;
+use crate::replay::player::{Replay, Speed};
+use crate::replay::report;
+use crate::replay::summary::{Level, summary};
+
+/// Play a recorded bag through the policy and the controller; write commands, report and summary
+#[derive(clap::Args)]
+#[command(after_help = "Example:\n  pi05 replay tests/data/bags/aloha_sim --out out\n\n\
+                        Writes commands.mcap, report.html and summary.json to the folder of --out.\n\
+                        At --speed max the result does not depend on the machine: an inference takes replay.latency_ms\n\
+                        of bag time, and two runs write the same bytes (but for `timings` in summary.json and report.html).\n\
+                        Exit code 1 if no chunk was made or a command broke a limit.")]
+pub struct Args {
+    /// rosbag2 folder, .mcap or .db3 file
+    #[arg(value_name = "BAG")]
+    bag: PathBuf,
+    /// ROS 2 parameter file [default: the built-in config/aloha.yaml]
+    #[arg(long, value_name = "F")]
+    config: Option<PathBuf>,
+    /// Checkpoint folder, synth:tiny or synth:full [default: parameter `checkpoint`]
+    #[arg(long, value_name = "D")]
+    checkpoint: Option<String>,
+    /// Engine
+    #[arg(long, value_enum, default_value = "auto", value_name = "B")]
+    backend: BackendArg,
+    /// Folder for the results; made if it is not there
+    #[arg(long, value_name = "DIR", default_value = "out")]
+    out: PathBuf,
+    /// Bag seconds per second, or max: as fast as possible
+    #[arg(long, value_name = "X|max", default_value = "max", value_parser = parse_speed)]
+    speed: Speed,
+}
+
+fn parse_speed(text: &str) -> Result<Speed, String> {
+    if text == "max" {
+        return Ok(Speed::Max);
+    }
+    match text.parse::<f64>() {
+        Ok(speed) if (0.01..=100.0).contains(&speed) => Ok(Speed::Times(speed)),
+        _ => Err("expected max or a number from 0.01 to 100".to_owned()),
+    }
+}
+
+/// A configured policy and where its network comes from.
+pub(super) struct Loaded {
+    pub model: Model,
+    pub policy: Policy,
+    /// Camera slots of the model.
+    pub cameras: Vec<String>,
+    /// Other names of cameras: (other name, slot).
+    pub camera_aliases: Vec<(String, String)>,
+}
+
+/// Parameters from a file, or the built-in ones; the command line's checkpoint wins.
+pub(super) fn load_config(file: Option<&Path>, checkpoint: Option<String>) -> Result<Config, Failure> {
+    let mut config = match file {
+        Some(file) => Config::from_file(file)?,
+        None => Config::builtin(RobotKind::Aloha)?,
+    };
+    if let Some(checkpoint) = checkpoint {
+        config.checkpoint = checkpoint;
+    }
+    Ok(config)
+}
+
+/// Everything but the weights; every misfit is refused here.
+pub(super) fn load_policy(config: &Config) -> Result<Loaded, Failure> {
+    let model = Model::open(&config.checkpoint, config.policy.asset_id.as_deref())?;
+    let dims = model.dims()?;
+    let shape = NetworkShape {
+        image_side: dims.vision.image as u32,
+        vocab: dims.vocab,
+        action_dim: dims.action_dim,
+        horizon: dims.horizon,
+        max_tokens: dims.max_tokens,
+    };
+    let options = config.policy_options();
+    let (policy, cameras, camera_aliases) = match &model {
+        Model::Synthetic(_) => {
+            (Policy::synthetic(shape, options)?, DEFAULT_CAMERAS.map(str::to_owned).to_vec(), Vec::new())
+        }
+        Model::Folder(checkpoint) => (
+            Policy::new(checkpoint, shape, options)?,
+            checkpoint.cameras.clone(),
+            checkpoint.camera_aliases.clone(),
+        ),
+    };
+    Ok(Loaded { model, policy, cameras, camera_aliases })
+}
+
+pub fn run(args: Args) -> Result<Verdict, Failure> {
+    require_cpu(args.backend, None)?;
+    let config = load_config(args.config.as_deref(), args.checkpoint)?;
+    let bag = Bag::open(&args.bag)?;
+    fs::create_dir_all(&args.out).map_err(|e| format!("{}: cannot be made: {e}", args.out.display()))?;
+    let loaded = load_policy(&config)?;
+
+    let bar = progress::bar("weights");
+    let engine = loaded.model.load(|made, all| progress::set(&bar, made as u64, all as u64))?;
+    bar.finish_and_clear();
+    let sampler = Sampler { steps: config.sampler.steps, rounding: loaded.model.time_rounding() };
+    let seed = config.sampler.seed.unwrap_or_else(fresh_seed);
+    let replay = Replay {
+        config: &config,
+        cameras: &loaded.cameras,
+        camera_aliases: &loaded.camera_aliases,
+        inference: Inference { engine, policy: &loaded.policy, sampler, seed },
+        speed: args.speed,
+    };
+    let bar = progress::bar("replay");
+    let recording =
+        replay.run(&bag, |played, all| progress::set(&bar, (played * 1e3) as u64, (all * 1e3) as u64))?;
+    bar.finish_and_clear();
+
+    write_commands(&recording, config.control.command, &args.out.join("commands.mcap"))?;
+    let summary = summary(&recording);
+    let json = serde_json::to_string_pretty(&summary)?;
+    write(&args.out.join("summary.json"), &(json + "\n"))?;
+    let page = args.out.join("report.html");
+    write(&page, &report::render(&recording))?;
+
+    let mut out = io::stdout().lock();
+    writeln!(out, "{}", summary.verdict)?;
+    for note in &recording.notes {
+        writeln!(out, "note: {note}")?;
+    }
+    writeln!(out, "report: {}", page.display())?;
+    let wanting = summary.level == Level::Violation || recording.chunks.is_empty();
+    Ok(if wanting { Verdict::Wanting } else { Verdict::Ok })
+}
+
+/// A whole file or none: written beside, then renamed.
+fn write(path: &Path, text: &str) -> Result<(), Failure> {
+    let mut partial = path.as_os_str().to_owned();
+    partial.push(".partial");
+    let partial = PathBuf::from(partial);
+    let written = fs::write(&partial, text).and_then(|()| fs::rename(&partial, path));
+    written.map_err(|e| format!("{}: cannot be written: {e}", path.display()).into())
+}
+
+/// The standard library's own randomness, which differs in every process.
+fn fresh_seed() -> u64 {
+    RandomState::new().build_hasher().finish()
+}

@@ -1,0 +1,69 @@
+//! `pi05 verify`: recorded cases of the reference implementations against the engine.
+
+use std::io::{self, Write};
+use std::path::PathBuf;
+
+use super::{BackendArg, DtypeArg, Failure, Verdict, progress, require_cpu};
+use crate::pipeline::Model;
+use crate::verify::Case;
+
+/// Compare the engine with a recorded run of the reference implementation, stage by stage
+#[derive(clap::Args)]
+#[command(after_help = "Example:\n  pi05 verify --checkpoint tests/data/fixtures/tiny \
+                        tests/data/fixtures/tiny/case_a_f32.safetensors\n\n\
+                        Needs weights and config.json only: no tokenizer, no statistics.\n\
+                        Exit code 1 if any stage is out of tolerance.")]
+pub struct Args {
+    /// Checkpoint folder, synth:tiny or synth:full
+    #[arg(long, value_name = "D")]
+    checkpoint: String,
+    /// Recorded cases
+    #[arg(required = true, value_name = "CASE.safetensors")]
+    cases: Vec<PathBuf>,
+    /// Engine
+    #[arg(long, value_enum, default_value = "auto", value_name = "B")]
+    backend: BackendArg,
+    /// Number format of the engine [default: f32]
+    #[arg(long, value_enum, value_name = "D")]
+    dtype: Option<DtypeArg>,
+}
+
+pub fn run(args: Args) -> Result<Verdict, Failure> {
+    require_cpu(args.backend, args.dtype)?;
+    let model = Model::open_network(&args.checkpoint)?;
+    let dims = model.dims()?;
+    let cases = args.cases.iter().map(|path| Case::read(path, &dims)).collect::<Result<Vec<_>, _>>()?;
+    let bar = progress::bar("weights");
+    let mut engine = model.load(|made, all| progress::set(&bar, made as u64, all as u64))?;
+    bar.finish_and_clear();
+
+    let mut out = io::stdout().lock();
+    let mut failed = 0;
+    let mut compared = 0;
+    for (path, case) in args.cases.iter().zip(&cases) {
+        let outcome = case.run(&mut engine)?;
+        writeln!(out, "{}  (cpu f32, {})", path.display(), args.checkpoint)?;
+        writeln!(out, "{:<50} {:>10} {:>10} {:>10}", "stage", "max |Δ|", "rms Δ", "tolerance")?;
+        for stage in &outcome.comparisons {
+            let verdict = if stage.ok() { "ok" } else { "FAIL" };
+            let (name, max, rms, tolerance) = (&stage.stage, stage.max, stage.rms, stage.tolerance);
+            writeln!(out, "{name:<50} {max:>10.2e} {rms:>10.2e} {tolerance:>10.0e}  {verdict}")?;
+            failed += usize::from(!stage.ok());
+        }
+        compared += outcome.comparisons.len();
+        if !outcome.skipped.is_empty() {
+            writeln!(
+                out,
+                "not compared (masked, or no stage of this engine): {}",
+                outcome.skipped.join(", ")
+            )?;
+        }
+    }
+    if failed == 0 {
+        writeln!(out, "ok: {compared} stages within tolerance")?;
+        Ok(Verdict::Ok)
+    } else {
+        writeln!(out, "FAIL: {failed} of {compared} stages out of tolerance")?;
+        Ok(Verdict::Wanting)
+    }
+}
