@@ -28,7 +28,10 @@ const REASON_MAX: usize = 120;
 
 /// Decodes a JPEG or PNG. What the bytes are decides; `format` ("jpeg", "png", "rgb8; jpeg compressed bgr8", …, or
 /// empty) must name one of the two, so that a topic of video or depth is refused by its name.
-/// Grey, palette, alpha and 16-bit images become rgb8. A frame that is cut or damaged is an error, not half an image.
+/// Grey, palette, alpha and 16-bit images become rgb8; an EXIF orientation is not applied.
+///
+/// A frame that is cut is an error, not half an image; so is damage that the decoder sees. What no decoder can see is
+/// a bit that changed to another valid code, and a JPEG that was cut and given an end marker again.
 pub fn decode_compressed(format: &str, data: &[u8]) -> Result<RgbImage, ImageError> {
     if !names_a_picture(format) {
         return Err(ImageError::UnknownFormat { format: quoted(format) });
