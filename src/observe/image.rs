@@ -293,3 +293,167 @@ fn mono_row(src: &[u8], rgb: &mut [u8]) {
         *rgb = [grey; 3];
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use sha2::{Digest, Sha256};
+
+    use super::*;
+
+    const NAMES: [&str; 14] = [
+        "rgb8",
+        "bgr8",
+        "rgba8",
+        "bgra8",
+        "mono8",
+        "8UC1",
+        "8UC3",
+        "8UC4",
+        "yuyv",
+        "yuv422_yuy2",
+        "uyvy",
+        "yuv422",
+        "nv12",
+        "nv21",
+    ];
+
+    /// Noise: the top bytes of a multiplicative sequence.
+    fn noise(len: usize) -> Vec<u8> {
+        (0..len as u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 24) as u8).collect()
+    }
+
+    fn row_bytes(encoding: &str, width: u32) -> u32 {
+        width
+            * match encoding {
+                "rgb8" | "bgr8" | "8UC3" => 3,
+                "rgba8" | "bgra8" | "8UC4" => 4,
+                "mono8" | "8UC1" | "nv12" | "nv21" => 1,
+                _ => 2,
+            }
+    }
+
+    fn rows(encoding: &str, height: u32) -> u32 {
+        if encoding.starts_with("nv") { height * 3 / 2 } else { height }
+    }
+
+    fn raw<'a>(encoding: &'a str, width: u32, height: u32, step: u32, data: &'a [u8]) -> RawImage<'a> {
+        RawImage { width, height, encoding, is_bigendian: false, step, data }
+    }
+
+    fn pixels(encoding: &str, width: u32, height: u32, data: &[u8]) -> Vec<u8> {
+        let image = decode_raw(&raw(encoding, width, height, row_bytes(encoding, width), data)).unwrap();
+        assert_eq!((image.width(), image.height()), (width, height));
+        image.data().to_vec()
+    }
+
+    fn error(image: &RawImage<'_>) -> String {
+        decode_raw(image).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn channels_go_where_their_names_say() {
+        assert_eq!(pixels("rgb8", 2, 1, &[1, 2, 3, 4, 5, 6]), [1, 2, 3, 4, 5, 6]);
+        for encoding in ["bgr8", "8UC3"] {
+            assert_eq!(pixels(encoding, 2, 1, &[3, 2, 1, 6, 5, 4]), [1, 2, 3, 4, 5, 6]);
+        }
+        assert_eq!(pixels("rgba8", 2, 1, &[1, 2, 3, 9, 4, 5, 6, 9]), [1, 2, 3, 4, 5, 6]);
+        for encoding in ["bgra8", "8UC4"] {
+            assert_eq!(pixels(encoding, 2, 1, &[3, 2, 1, 9, 6, 5, 4, 9]), [1, 2, 3, 4, 5, 6]);
+        }
+        for encoding in ["mono8", "8UC1"] {
+            assert_eq!(pixels(encoding, 1, 2, &[7, 8]), [7, 7, 7, 8, 8, 8]);
+        }
+    }
+
+    /// Made with OpenCV 5.0 from the same noise, `cvtColor(…, COLOR_YUV2RGB_YUY2 | _UYVY | _NV12 | _NV21)`.
+    #[test]
+    fn yuv_is_opencvs_to_the_bit() {
+        for (encodings, expected) in [
+            (
+                &["yuyv", "yuv422_yuy2"][..],
+                "d8638766c735f97853512722ff327dff52288ae90f3b64c35f46af42f720a6f0",
+            ),
+            (&["uyvy", "yuv422"], "fdc5c5920aad6e5d2251a0319b50cb09fe4de0827d05eb089d1b39d737299775"),
+            (&["nv12"], "2f9bc2ac317b1b75dd28a0c1e406a14c0f935547caa67df7d647bcc1cacb80e9"),
+            (&["nv21"], "e21dc8dbf2bd07bdfe9ee0a2a2c8ed5cbd0b7078494d4c6527cd0b4b64d4c366"),
+        ] {
+            for encoding in encodings {
+                let rgb = pixels(encoding, 64, 48, &noise(64 * 48 * 2));
+                let hash: String = Sha256::digest(rgb).iter().map(|byte| format!("{byte:02x}")).collect();
+                assert_eq!(hash, expected, "{encoding}");
+            }
+        }
+    }
+
+    #[test]
+    fn yuv_black_white_and_the_ends_of_the_range() {
+        assert_eq!(pixels("yuyv", 2, 1, &[16, 128, 235, 128]), [0, 0, 0, 255, 255, 255]);
+        assert_eq!(pixels("yuyv", 2, 1, &[0, 128, 255, 128]), [0, 0, 0, 255, 255, 255]);
+        assert_eq!(pixels("uyvy", 2, 1, &[90, 81, 240, 81]), [254, 0, 0, 254, 0, 0], "BT.601 red");
+    }
+
+    /// Whatever lies in the padding, and whether the last row has any.
+    #[test]
+    fn padding_changes_nothing() {
+        for encoding in NAMES {
+            let (width, height) = (6, 4);
+            let (packed, rows) = (row_bytes(encoding, width) as usize, rows(encoding, height) as usize);
+            let tight = noise(packed * rows);
+            let step = packed + 5;
+            let mut padded = vec![0xAA; step * rows];
+            for (to, from) in padded.chunks_mut(step).zip(tight.chunks(packed)) {
+                to[..packed].copy_from_slice(from);
+            }
+            let expected = pixels(encoding, width, height, &tight);
+            for data in [&padded[..], &padded[..padded.len() - 5]] {
+                let image = decode_raw(&raw(encoding, width, height, step as u32, data)).unwrap();
+                assert_eq!(image.data(), expected, "{encoding}");
+            }
+            let cut = &padded[..padded.len() - 6];
+            let error = error(&raw(encoding, width, height, step as u32, cut));
+            let needs = format!("{} bytes of data, needs {}", cut.len(), cut.len() + 1);
+            assert!(error.contains(&needs), "{encoding}: {error}");
+        }
+    }
+
+    #[test]
+    fn sizes_that_no_camera_has_are_refused() {
+        for (width, height) in [(0, 4), (4, 0), (8193, 1), (1, 8193), (8192, 4097), (u32::MAX, u32::MAX)] {
+            for encoding in ["rgb8", "nv12", "yuyv"] {
+                let error = error(&raw(encoding, width, height, u32::MAX, &[0; 64]));
+                assert!(error.contains(&format!("{width}x{height}: sides must be 1 to 8192")), "{error}");
+            }
+        }
+        let error = error(&raw("rgb8", 8192, 4096, u32::MAX, &[0; 64]));
+        let needs = 4095 * u64::from(u32::MAX) + 3 * 8192;
+        assert!(error.contains(&format!("64 bytes of data, needs {needs}")), "{error}");
+    }
+
+    #[test]
+    fn rows_that_overlap_are_refused() {
+        let data = noise(1000);
+        assert!(error(&raw("rgb8", 10, 2, 29, &data)).contains("step is 29, a row takes 30 bytes"));
+        assert!(error(&raw("bgra8", 10, 2, 0, &data)).contains("step is 0, a row takes 40 bytes"));
+    }
+
+    #[test]
+    fn half_pixel_pairs_are_refused() {
+        let data = noise(1000);
+        assert!(error(&raw("yuyv", 5, 4, 20, &data)).contains("yuyv image of 5x4: width must be even"));
+        assert!(error(&raw("nv21", 6, 5, 20, &data)).contains("width and height must be even"));
+        assert!(decode_raw(&raw("uyvy", 6, 5, 20, &data)).is_ok());
+    }
+
+    #[test]
+    fn an_unknown_encoding_is_named_with_those_that_are_known() {
+        for encoding in ["", "bayer_rggb8", "16UC1", "RGB8", "mono16"] {
+            let error = error(&raw(encoding, 2, 2, 64, &[0; 128]));
+            assert!(error.contains(&format!("encoding \"{encoding}\" is not supported")), "{error}");
+            assert!(NAMES.iter().all(|name| error.contains(name)), "{error}");
+        }
+        let hostile = "\u{1b}[2J\u{202e}\n".repeat(100_000);
+        let error = error(&raw(&hostile, 2, 2, 64, &[0; 128]));
+        assert!(error.len() < 300, "{error}");
+        assert!(!error.chars().any(|c| c.is_control() || c == '\u{202e}'), "{error}");
+    }
+}

@@ -4,10 +4,7 @@
 //! held for a move (producer) or a clone (consumer), so `T` is something cheap to clone, an `Arc` as a rule.
 //! Not for the control tick, which takes no lock at all.
 
-use std::{
-    mem,
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
 
@@ -43,7 +40,7 @@ impl<T> Latest<T> {
         let (generation, old) = {
             let mut slot = self.slot.lock();
             slot.generation += 1;
-            (slot.generation, mem::replace(&mut slot.value, Some(value)))
+            (slot.generation, slot.value.replace(value))
         };
         self.changed.notify_all();
         drop(old); // outside the lock: freeing an image takes a while
