@@ -152,15 +152,15 @@ fn openpi_end_to_end_as_recorded() {
         let (shape, expected) = &recorded[&format!("e2e.{name}.actions")];
         let (actions, anchor) = (shape[1], numbers(&case["state"]));
         let (q01, q99) = (statistics.action.q01.unwrap(), statistics.action.q99.unwrap());
-        let mut model_actions = Vec::new();
-        for row in expected.chunks(actions) {
-            for i in 0..policy.shape().action_dim {
-                let offset = if policy.delta_mask().get(i) == Some(&true) { anchor[i] } else { 0.0 };
-                let range = |i: usize| (q99[i] - q01[i] + 1e-6, q01[i]);
-                let value = row.get(i).map(|a| (a - offset - range(i).1) / range(i).0 * 2.0 - 1.0);
-                model_actions.push(value.unwrap_or(9.0) as f32);
-            }
-        }
+        let back = |(i, action): (usize, &f64)| {
+            let offset = if policy.delta_mask().get(i) == Some(&true) { anchor[i] } else { 0.0 };
+            ((action - offset - q01[i]) / (q99[i] - q01[i] + 1e-6) * 2.0 - 1.0) as f32
+        };
+        let padding = vec![9.0; policy.shape().action_dim - actions];
+        let model_actions: Vec<f32> = expected
+            .chunks(actions)
+            .flat_map(|row| row.iter().enumerate().map(back).chain(padding.clone()).collect::<Vec<_>>())
+            .collect();
         let decoded = policy.decode(&model_actions, &encoded).unwrap();
         assert_close(&decoded.concat(), expected, 1e-12);
     }
