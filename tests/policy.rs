@@ -138,15 +138,19 @@ fn openpi_end_to_end_as_recorded() {
     for name in ["droid", "droid_delta", "libero"] {
         let case = &data["e2e"][name];
         let (policy, statistics) = openpi_policy(name, case);
-        let encoded = policy.encode(&observation(numbers(&case["state"])), text(&case["prompt"])).unwrap();
+        let bytes = |name: String| recorded[&name].1.iter().map(|&v| v as u8).collect::<Vec<_>>();
+        let image = RgbImage::new(80, 60, bytes(format!("e2e.{name}.base_u8"))).unwrap();
+        let seen =
+            Observation { images: vec![Some(Arc::new(image)), None], ..observation(numbers(&case["state"])) };
+        let encoded = policy.encode(&seen, text(&case["prompt"])).unwrap();
         let tokens = ids_of(&case["tokens"]);
         let n_valid = case["n_valid"].as_u64().unwrap() as usize;
         assert_eq!(encoded.input.tokens, tokens[..n_valid], "{name}");
         assert_eq!((encoded.token_count, encoded.truncated), (n_valid, false));
         assert_eq!(encoded.normalized_state, numbers(&case["normalized_state"]));
         assert_eq!(encoded.prompt_text, text(&case["prompt_text"]));
-        assert!(matches!(&encoded.input.images[0], Some(Pixels::U8(pixels)) if pixels.len() == 56 * 56 * 3));
-        assert!(encoded.input.images[1].is_none());
+        let resized = Pixels::U8(bytes(format!("e2e.{name}.resized_base_u8")));
+        assert_eq!(encoded.input.images, [Some(resized), None]);
 
         // The way back, from the network's output that must have led to the recorded actions.
         let (shape, expected) = &recorded[&format!("e2e.{name}.actions")];
@@ -371,6 +375,9 @@ fn an_observation_that_cannot_be_used_is_refused() {
     state[5] = f64::NAN;
     let error = policy.encode(&observation(state), "p").unwrap_err();
     assert!(matches!(error, PolicyError::StateNotFinite { index: 5, .. }));
+    let narrow = Some(Arc::new(RgbImage::new(1, 100, vec![0; 300]).unwrap()));
+    let narrow = Observation { images: vec![None, narrow], ..observation(vec![0.0; 8]) };
+    assert!(policy.encode(&narrow, "p").unwrap_err().to_string().starts_with("camera 1 "));
     let blind = Observation { images: vec![None; 3], ..observation(vec![0.0; 8]) };
     assert!(matches!(policy.encode(&blind, "p"), Err(PolicyError::NoImage)));
     let encoded = policy.encode(&observation(vec![0.0; 8]), "p").unwrap();
