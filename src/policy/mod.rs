@@ -5,6 +5,7 @@
 //! The order of the steps is that of the code base the checkpoint comes from (spec/PI05.md §9, §13).
 
 pub mod checkpoint;
+mod error;
 pub mod normalize;
 pub mod prompt;
 pub mod resize;
@@ -20,12 +21,14 @@ use crate::{
     observe::{Observation, RgbImage},
 };
 use checkpoint::{Checkpoint, Layout, RelativeActions};
-use normalize::{Feature, NormalizeError, Normalizer};
+use normalize::{Feature, Normalizer};
 use prompt::PromptFormat;
 use resize::{Resize, resize_with_pad};
 use robot::Robot;
 use statistics::{NormMode, Statistics};
-use tokenizer::{BOS, Tokenizer, TokenizerError};
+use tokenizer::{BOS, Tokenizer};
+
+pub use error::PolicyError;
 
 /// Longest prompt that is looked at. 200 tokens hold no more than a few hundred bytes of language.
 pub const MAX_PROMPT_BYTES: usize = 4096;
@@ -68,121 +71,6 @@ pub struct PolicyOptions {
     pub tokenizer: Option<PathBuf>,
     /// Prompt slots, instead of the network's.
     pub max_tokens: Option<usize>,
-}
-
-/// Why a policy cannot be built, or an input not be used.
-#[derive(Debug, thiserror::Error)]
-pub enum PolicyError {
-    /// Running unnormalised would move the arm anywhere.
-    #[error("{folder}: the checkpoint has no normalisation statistics; add the files it was trained with")]
-    NoStatistics {
-        /// The checkpoint.
-        folder: String,
-    },
-    /// Statistics do not fit.
-    #[error(transparent)]
-    Normalize(#[from] NormalizeError),
-    /// No tokenizer anywhere.
-    #[error(
-        "{folder}: the checkpoint has no tokenizer; put `tokenizer.model` or `tokenizer.json` there, \
-         or name one in the parameters"
-    )]
-    NoTokenizer {
-        /// The checkpoint.
-        folder: String,
-    },
-    /// The tokenizer does not fit, or cannot tokenise the prompt.
-    #[error(transparent)]
-    Tokenizer(#[from] TokenizerError),
-    /// Not the robot that the adapter is for.
-    #[error(
-        "robot {robot} has {expected} {what} values, the parameters name {found}; \
-         name them all or set the robot to generic"
-    )]
-    RobotLength {
-        /// The adapter.
-        robot: RobotKind,
-        /// `state` or `action`.
-        what: Feature,
-        /// What the adapter takes.
-        expected: usize,
-        /// What the parameters give.
-        found: usize,
-    },
-    /// Nothing to read or to drive.
-    #[error("the parameters name no {what} values; name the joints in the policy's order")]
-    NoValues {
-        /// `state` or `action`.
-        what: Feature,
-    },
-    /// More actions than the network gives.
-    #[error("the parameters name {found} action values, the model gives {most}; check the joint names")]
-    TooManyActions {
-        /// What the parameters give.
-        found: usize,
-        /// A.
-        most: usize,
-    },
-    /// Nothing of the prompt would be read.
-    #[error("the prompt may have 0 tokens; set its maximum to that of the checkpoint, usually 200")]
-    NoPromptSlots,
-    /// An offset from nothing.
-    #[error(
-        "action {index} is an offset from the state (delta mask), but there are only {actions} actions and \
-         {states} state values; shorten the mask"
-    )]
-    DeltaMask {
-        /// First index that has no partner.
-        index: usize,
-        /// Length of the action.
-        actions: usize,
-        /// Length of the state.
-        states: usize,
-    },
-    /// The observation is not of the configured robot.
-    #[error("the state has {found} values, {expected} are configured; check the joint names")]
-    StateLength {
-        /// Configured.
-        expected: usize,
-        /// In the observation.
-        found: usize,
-    },
-    /// A sensor says NaN or infinity.
-    #[error("value {index} of the state is {value}; check the joint's sensor")]
-    StateNotFinite {
-        /// Position in the state.
-        index: usize,
-        /// What stands there.
-        value: f64,
-    },
-    /// The network saw nothing.
-    #[error("no camera has an image; at least one is needed")]
-    NoImage,
-    /// Far beyond what the network reads.
-    #[error("the prompt has {found} bytes, at most {MAX_PROMPT_BYTES} are taken; shorten it")]
-    PromptBytes {
-        /// Length of the prompt.
-        found: usize,
-    },
-    /// A camera image of impossible proportions.
-    #[error(transparent)]
-    Resize(#[from] resize::ResizeError),
-    /// The end of the prompt would be cut off.
-    #[error("the prompt has {tokens} tokens together with the state, the model reads {most}; shorten it")]
-    PromptTooLong {
-        /// BOS, task and the state at its longest.
-        tokens: usize,
-        /// Prompt slots.
-        most: usize,
-    },
-    /// The engine's output is not of this policy's network.
-    #[error("the model gave {found} action values, {expected} (horizon × action size) are expected")]
-    ActionLength {
-        /// H · A.
-        expected: usize,
-        /// In the output.
-        found: usize,
-    },
 }
 
 /// One observation, encoded.
@@ -278,9 +166,11 @@ impl Policy {
         let (prompt_text, mut tokens) = self.tokenize(prompt, &normalized_state)?;
         let token_count = tokens.len();
         tokens.truncate(self.shape.max_tokens);
-        let to_size = |image: &Arc<RgbImage>| resize_with_pad(image, self.shape.image_side, self.resize);
-        let images = observation.images.iter().map(|image| image.as_ref().map(to_size).transpose());
-        let images = images.collect::<Result<_, _>>()?;
+        let to_size = |(slot, image): (usize, &Option<Arc<RgbImage>>)| {
+            let to_size = |image| resize_with_pad(image, self.shape.image_side, self.resize);
+            image.as_deref().map(to_size).transpose().map_err(|reason| PolicyError::Resize { slot, reason })
+        };
+        let images = observation.images.iter().enumerate().map(to_size).collect::<Result<_, _>>()?;
         Ok(Encoded {
             input: ModelInput { images, tokens },
             normalized_state,

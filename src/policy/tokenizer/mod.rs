@@ -117,12 +117,16 @@ impl Tokenizer {
     pub fn from_file(path: &Path, rows: usize) -> Result<Self, TokenizerError> {
         let file = path.display().to_string();
         let unreadable = |reason: String| TokenizerError::Unreadable { file: file.clone(), reason };
-        let mut bytes = Vec::new();
-        let open = File::open(path).map_err(|e| unreadable(e.to_string()))?;
-        open.take(MAX_FILE_BYTES + 1).read_to_end(&mut bytes).map_err(|e| unreadable(e.to_string()))?;
-        if bytes.len() as u64 > MAX_FILE_BYTES {
+        let metadata = path.metadata().map_err(|e| unreadable(e.to_string()))?;
+        if !metadata.is_file() {
+            return Err(unreadable("not a regular file".to_owned()));
+        }
+        if metadata.len() > MAX_FILE_BYTES {
             return Err(unreadable(format!("larger than {} MiB, no tokenizer is", MAX_FILE_BYTES >> 20)));
         }
+        let mut bytes = Vec::new();
+        let open = File::open(path).map_err(|e| unreadable(e.to_string()))?;
+        open.take(MAX_FILE_BYTES).read_to_end(&mut bytes).map_err(|e| unreadable(e.to_string()))?;
         Self::from_bytes(&bytes, rows, &file)
     }
 
@@ -141,11 +145,10 @@ impl Tokenizer {
         }
         .map_err(unreadable)?;
         anatomy.check_fit(rows, file)?;
-        let mut tokenizer = Self::build(bytes, format, &anatomy, rows).map_err(unreadable)?;
+        let tokenizer = Self::build(bytes, format, &anatomy, rows).map_err(unreadable)?;
         if paligemma::has_its_rows(rows) {
             tokenizer.check_golden(file)?;
         }
-        tokenizer.rows = rows;
         Ok(tokenizer)
     }
 
@@ -213,7 +216,11 @@ impl Tokenizer {
     fn check_golden(&self, file: &str) -> Result<(), TokenizerError> {
         for &(text, expected) in paligemma::GOLDEN {
             let mut found = vec![BOS];
-            found.extend(self.encode(text)?);
+            let unreadable = |e: TokenizerError| TokenizerError::Unreadable {
+                file: file.to_owned(),
+                reason: format!("{text:?}: {e}"),
+            };
+            found.extend(self.encode(text).map_err(unreadable)?);
             if found != expected {
                 let position = expected.iter().zip(&found).take_while(|(a, b)| a == b).count();
                 let say = |ids: &[u32]| ids.get(position).map_or("none".to_owned(), u32::to_string);
@@ -236,4 +243,60 @@ fn one_line(message: &str) -> String {
     const LONGEST: usize = 200;
     let line: String = message.chars().map(|c| if c.is_control() { ' ' } else { c }).take(LONGEST).collect();
     line.trim().to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::Value;
+
+    fn recorded(name: &str) -> (std::path::PathBuf, Vec<u8>) {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data").join(name);
+        let bytes = std::fs::read(&path).unwrap();
+        (path, bytes)
+    }
+
+    fn json(name: &str) -> Value {
+        serde_json::from_slice(&recorded(name).1).unwrap()
+    }
+
+    fn with_bos(tokenizer: &Tokenizer, case: &Value) -> Value {
+        let ids = tokenizer.encode(case["text"].as_str().unwrap()).unwrap();
+        [&[BOS], ids.as_slice()].concat().into()
+    }
+
+    #[test]
+    fn the_tiny_model_gives_the_recorded_ids_and_pieces() {
+        let (path, bytes) = recorded("fixtures/data/tiny_tokenizer.model");
+        assert_eq!(bytes, BUILTIN);
+        let model = sentencepiece_model::SentencePieceModel::from_slice(bytes).unwrap();
+        let data = json("fixtures/data/data.json");
+        let cases = data["tiny_tokenizer"]["cases"].as_array().unwrap();
+        assert_eq!(cases.len(), 7);
+        for tokenizer in [Tokenizer::from_file(&path, 512).unwrap(), Tokenizer::builtin().unwrap()] {
+            for case in cases {
+                assert_eq!(with_bos(&tokenizer, case), case["ids"], "{}", case["text"]);
+                let ids = tokenizer.encode(case["text"].as_str().unwrap()).unwrap();
+                let pieces: Vec<&str> = ids.iter().map(|&id| model.pieces()[id as usize].piece()).collect();
+                assert_eq!(Value::from(pieces), case["pieces"]);
+            }
+        }
+    }
+
+    /// Odd strings through real SentencePiece and real `tokenizers`: unicode, control characters, runs of spaces,
+    /// special tokens spelled out (which only `tokenizers` reads as such).
+    #[test]
+    fn both_formats_give_what_the_real_libraries_give() {
+        let recording = json("tokenizer_cases.json");
+        let cases = recording["cases"].as_array().unwrap();
+        assert!(cases.len() >= 200);
+        for (format, file) in
+            [("sentencepiece", "fixtures/data/tiny_tokenizer.model"), ("hugging_face", "tiny_tokenizer.json")]
+        {
+            let tokenizer = Tokenizer::from_file(&recorded(file).0, 512).unwrap();
+            for case in cases {
+                assert_eq!(with_bos(&tokenizer, case), case[format], "{format} {}", case["text"]);
+            }
+        }
+    }
 }
