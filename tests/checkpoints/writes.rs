@@ -41,7 +41,7 @@ fn statistics(mode: NormMode, scale: f64) -> Statistics {
     let stats = |n: usize| FeatureStats {
         mean: Some(vec![0.5 * scale; n]),
         std: Some(vec![2.0; n]),
-        q01: Some(vec![-1.0 * scale; n]),
+        q01: Some(vec![-scale; n]),
         q99: Some((0..n).map(|i| 1.0 + i as f64).collect()),
         ..Default::default()
     };
@@ -211,6 +211,10 @@ fn nothing_is_written_over() {
     let error =
         write_safetensors(&path, &BTreeMap::new(), &twice, |_, _| Ok(()), &mut |_, _| {}).unwrap_err();
     assert_eq!(one_line(error, &path), "tensor a: was to be written twice");
+    let reserved = [tensor("__metadata__", Dtype::F32, &[1])];
+    let error =
+        write_safetensors(&path, &BTreeMap::new(), &reserved, |_, _| Ok(()), &mut |_, _| {}).unwrap_err();
+    assert_eq!(one_line(error, &path), "tensor __metadata__: the format keeps this name for itself");
     let huge = [tensor("a", Dtype::F32, &[usize::MAX, 2])];
     let error = write_safetensors(&path, &BTreeMap::new(), &huge, |_, _| Ok(()), &mut |_, _| {}).unwrap_err();
     assert!(one_line(error, &path).starts_with("tensor a: shape"));
