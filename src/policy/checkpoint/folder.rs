@@ -57,8 +57,7 @@ pub(super) fn entries(folder: &Path, seen: &mut usize) -> Result<Vec<PathBuf>, C
         paths.push(entry.map_err(io)?.path());
         *seen += 1;
         if *seen > MAX_ENTRIES {
-            let problem =
-                format!("more than {MAX_ENTRIES} files: not searched to the end, name what is wanted");
+            let problem = format!("more than {MAX_ENTRIES} files: give the checkpoint a folder of its own");
             return Err(CheckpointError::file(folder, problem));
         }
     }

@@ -107,6 +107,17 @@ fn statistics(
     {
         return Err(eps.wrong(&format!("{}, as in {PREPROCESSOR}", state.eps)));
     }
+    if action_needed
+        && let (Some(len), Some(stats)) = (config.action_len, &action.stats)
+        && let Some((stat, found)) = norm::lengths(stats).find(|(_, found)| *found != len)
+    {
+        return Err(CheckpointError::Key {
+            file: action.source,
+            key: format!("{ACTION}.{stat}"),
+            expected: format!("{len} numbers, as output_features of config.json says"),
+            found: found.to_string(),
+        });
+    }
     let sources = [&state, &action].map(|feature| feature.source.display().to_string());
     let (state_mode, action_mode, eps) = (state.mode, action.mode, state.eps);
     Ok(Some(Statistics {

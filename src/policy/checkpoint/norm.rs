@@ -35,6 +35,11 @@ pub(super) fn by_name_mut(stats: &mut FeatureStats) -> [(&'static str, &mut Opti
     ]
 }
 
+/// The statistics that are there, and how many numbers each has.
+pub(super) fn lengths(stats: &FeatureStats) -> impl Iterator<Item = (&'static str, usize)> {
+    by_name(stats).into_iter().filter_map(|(stat, values)| Some((stat, values.as_ref()?.len())))
+}
+
 /// The two statistics that a mode computes with, lower end (or mean) first.
 fn needed(mode: NormMode) -> Option<[&'static str; 2]> {
     match mode {

@@ -54,7 +54,7 @@ fn find(folder: &Path, asset_id: Option<&str>) -> Result<Option<PathBuf>, Checkp
     if let Some(id) = asset_id {
         let Some(asset) = folder::inside(&assets, id) else {
             let problem =
-                format!("asset id \"{}\" leads out of it: expected such as \"droid\"", printable(id));
+                format!("asset id \"{}\" leads out of here, expected one like \"droid\"", printable(id));
             return Err(CheckpointError::file(&assets, problem));
         };
         let path = asset.join(NORM_STATS);

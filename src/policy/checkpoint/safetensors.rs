@@ -29,6 +29,8 @@ use super::error::{CheckpointError, printable};
 pub const MAX_HEADER: u64 = 100_000_000;
 /// Largest file that [`read_case`] reads whole.
 pub const MAX_CASE: u64 = 512 << 20;
+/// The entry of a header that is no tensor.
+pub(super) const METADATA: &str = "__metadata__";
 /// Most dimensions of a tensor; the patch embedding has 4.
 const MAX_RANK: usize = 8;
 
@@ -263,7 +265,7 @@ impl<'de> Deserialize<'de> for RawHeader {
                 let mut header = RawHeader::default();
                 while let Some(name) = map.next_key::<String>()? {
                     let named = |e| de::Error::custom(format_args!("{}: {e}", printable(&name)));
-                    if name == "__metadata__" {
+                    if name == METADATA {
                         header.metadata = map.next_value().map_err(named)?;
                     } else {
                         let info = map.next_value().map_err(named)?;

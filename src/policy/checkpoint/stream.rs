@@ -12,7 +12,7 @@ use std::{
 
 use serde_json::{Map, Value, json};
 
-use super::error::CheckpointError;
+use super::{error::CheckpointError, safetensors::METADATA};
 use crate::model::tensors::Dtype;
 
 /// Bytes that are gathered before they go to disk.
@@ -40,8 +40,8 @@ impl NewTensor {
 /// Writes a safetensors file. Wider types come first, so that every tensor begins at a multiple of its element;
 /// otherwise the order is kept.
 ///
-/// `fill` gets the index of a tensor and writes its little-endian elements; `progress` hears of (bytes written,
-/// bytes in all).
+/// `fill` gets the index of a tensor and writes its little-endian elements, best in pieces of many kB; `progress`
+/// hears of (bytes written, bytes in all) after each piece.
 pub fn write_safetensors(
     path: &Path,
     metadata: &BTreeMap<String, String>,
@@ -54,7 +54,7 @@ pub fn write_safetensors(
 
     let mut entries = Map::new();
     if !metadata.is_empty() {
-        entries.insert("__metadata__".into(), json!(metadata));
+        entries.insert(METADATA.into(), json!(metadata));
     }
     let mut total = 0u64;
     let mut lengths = vec![0; tensors.len()];
@@ -72,6 +72,9 @@ pub fn write_safetensors(
             ));
         };
         let entry = json!({"dtype": dtype_name(*dtype), "shape": shape, "data_offsets": [total, end]});
+        if name == METADATA {
+            return Err(CheckpointError::tensor(path, name, "the format keeps this name for itself"));
+        }
         if entries.insert(name.clone(), entry).is_some() {
             return Err(CheckpointError::tensor(path, name, "was to be written twice"));
         }

@@ -232,7 +232,7 @@ fn vectors(stats: &FeatureStats) -> Value {
 
 /// Length of the feature that these statistics describe.
 fn length(stats: &FeatureStats) -> usize {
-    norm::by_name(stats).into_iter().find_map(|(_, values)| values.as_ref().map(Vec::len)).unwrap_or(0)
+    norm::lengths(stats).next().map_or(0, |(_, len)| len)
 }
 
 /// Our own key: what neither layout's config can say. `None` where there is nothing to say.
