@@ -43,6 +43,7 @@ pub enum VerifyError {
 
 /// A recorded run of the reference implementation.
 pub struct Case {
+    dims: Dims,
     recorded: BTreeMap<String, RawTensor>,
     cameras: Vec<String>,
     input: ModelInput,
@@ -132,6 +133,7 @@ impl Case {
         let sampler = reader.sampler()?;
         reader.values("actions")?;
         Ok(Self {
+            dims: *dims,
             horizon: noise.len() / dims.action_dim,
             recorded: reader.recorded,
             cameras,
@@ -276,7 +278,7 @@ impl<'a> Comparer<'a> {
     /// `values` hold one row per slot, or (prefix stages) one per valid slot.
     fn compare(&mut self, stage: &str, values: &[f32], rows_are_valid_slots: bool) {
         for Recorded { key, tensor, slice } in self.left.remove(stage).unwrap_or_default() {
-            let tolerance = tolerance(stage);
+            let tolerance = tolerance(stage, &self.case.dims);
             let difference = difference(self.case, tensor, slice, values, rows_are_valid_slots);
             let (max, rms) = difference.unwrap_or((f64::NAN, f64::NAN));
             self.comparisons.push(Comparison { stage: key, max, rms, tolerance });
@@ -364,15 +366,19 @@ fn spread(pairs: impl Iterator<Item = (f64, f32)>) -> (f64, f64) {
     (max, (squares / count.max(1) as f64).sqrt())
 }
 
-/// Largest difference that f32 arithmetic in another order explains (spec/PI05.md §10).
-fn tolerance(stage: &str) -> f64 {
+/// Largest difference that f32 arithmetic in another order explains (spec/PI05.md §10). Errors grow with depth: the
+/// first figure is for networks like the fixtures' tiny one, the second for π0.5's own 18 layers.
+fn tolerance(stage: &str, dims: &Dims) -> f64 {
     let last = stage.rsplit('.').next().unwrap_or(stage);
-    match (stage, last) {
-        ("actions", _) => 5e-5,
-        ("times", _) => 1e-6,
-        (_, "pad_mask" | "position_ids" | "att_2d_mask" | "ar_mask") => 0.0,
-        (_, "v_t") => 1e-5,
-        (_, "x_t") => 5e-5,
-        _ => 2e-5,
-    }
+    let (shallow, deep) = match (stage, last) {
+        ("times", _) => (1e-6, 1e-6),
+        (_, "pad_mask" | "position_ids" | "att_2d_mask" | "ar_mask") => (0.0, 0.0),
+        (_, "v_t") => (1e-5, 5e-5),
+        ("actions", _) | (_, "x_t") => (5e-5, 1e-4),
+        _ => (2e-5, 5e-5),
+    };
+    if dims.expert.layers < DEEP { shallow } else { deep }
 }
+
+/// Layers from which on a network counts as deep.
+const DEEP: usize = 12;

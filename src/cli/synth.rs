@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use clap::ValueEnum;
 
+use super::replay::load_config;
 use super::{Failure, Verdict, progress};
 use crate::model::{names, synth};
 use crate::pipeline::Synthetic;
@@ -28,6 +29,9 @@ pub struct Args {
     /// Layout of the folder
     #[arg(long, value_enum, default_value = "openpi", value_name = "openpi|lerobot")]
     layout: LayoutArg,
+    /// ROS 2 parameter file whose joints the statistics are for [default: the built-in config/aloha.yaml]
+    #[arg(long, value_name = "F")]
+    config: Option<PathBuf>,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -54,6 +58,7 @@ pub fn run(args: Args) -> Result<Verdict, Failure> {
         Size::Tiny => Synthetic::Tiny,
         Size::Full => Synthetic::Full,
     };
+    let joints = load_config(args.config.as_deref(), None)?.joints;
     let (dims, dtype) = (model.dims(), model.dtype());
     let mut list = names::required(&dims);
     list.push((names::language_final_norm(), vec![dims.language.width])); // unused, but in every checkpoint
@@ -76,7 +81,7 @@ pub fn run(args: Args) -> Result<Verdict, Failure> {
         hints: &hints,
         cameras: &DEFAULT_CAMERAS,
         image_side: dims.vision.image,
-        statistics: &Statistics::unit(dims.action_dim, dims.action_dim),
+        statistics: &Statistics::unit(joints.names.len(), joints.action_names.len()),
         asset_id: "synthetic",
         tokenizer: (model == Synthetic::Tiny).then_some(("tokenizer.model", BUILTIN)),
     };

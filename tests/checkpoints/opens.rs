@@ -42,6 +42,7 @@ fn the_tiny_openpi_folder_opens_without_statistics() {
         action_horizon: Some(10),
         action_dim: Some(8),
         num_steps: None,
+        builtin_tokenizer: false,
     };
     assert_eq!(checkpoint.hints, hints);
     assert_eq!(checkpoint.statistics, None);

@@ -61,6 +61,7 @@ const HINTS: ConfigHints = ConfigHints {
     action_horizon: Some(10),
     action_dim: Some(8),
     num_steps: None,
+    builtin_tokenizer: true,
 };
 
 fn new<'a>(layout: Layout, tensors: &'a [NewTensor], statistics: &'a Statistics) -> NewCheckpoint<'a> {
