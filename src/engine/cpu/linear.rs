@@ -18,7 +18,7 @@ pub struct Linear {
 /// Below this many multiply-adds a product is not worth waking another thread.
 const PARALLEL_WORK: usize = 1 << 20;
 /// Rows of a weight that are widened together: large enough to use `x` well, small enough to stay in a cache.
-const BLOCK_ELEMENTS: usize = 1 << 19;
+const BLOCK_ELEMENTS: usize = 1 << 21;
 
 thread_local! {
     /// A block of weights as f32; kept, since fresh pages would cost more than the widening.
