@@ -14,7 +14,7 @@ use crate::engine::probe::{Probe, Tap};
 use crate::model::dims::Dims;
 use crate::model::sampler::{Sampler, TimeRounding};
 use crate::model::{ModelInput, Pixels};
-use crate::pipeline::infer;
+use crate::pipeline::{StageTimes, infer};
 use crate::policy::checkpoint::CheckpointError;
 use crate::policy::checkpoint::safetensors::{RawTensor, read_case};
 
@@ -80,6 +80,8 @@ pub struct Outcome {
     pub comparisons: Vec<Comparison>,
     /// Recorded, but no stage of this engine (`bf16.actions`, …).
     pub skipped: Vec<String>,
+    /// What the run took, comparisons included.
+    pub times: StageTimes,
 }
 
 /// Cameras in openpi's order come first; any others by name.
@@ -122,7 +124,7 @@ impl Case {
             }
         }
         let noise: Vec<f32> = reader.values("in.noise")?.iter().map(|&x| x as f32).collect();
-        if noise.is_empty() || noise.len() % dims.action_dim != 0 {
+        if noise.is_empty() || !noise.len().is_multiple_of(dims.action_dim) {
             let expected = format!("[1, horizon, {}]", dims.action_dim);
             return Err(reader.wrong(
                 "in.noise",
@@ -149,10 +151,11 @@ impl Case {
         let mut probe = Comparer::new(self);
         self.compare_slots(&mut probe);
         probe.record("times", &self.sampler.times());
-        let (actions, _) = infer(engine, &self.input, &self.noise, &self.sampler, &mut Tap::new(&mut probe))?;
+        let (actions, times) =
+            infer(engine, &self.input, &self.noise, &self.sampler, &mut Tap::new(&mut probe))?;
         probe.record("actions", &actions);
         let skipped = probe.left.into_values().flatten().map(|recorded| recorded.key).collect();
-        Ok(Outcome { comparisons: probe.comparisons, skipped })
+        Ok(Outcome { comparisons: probe.comparisons, skipped, times })
     }
 
     /// What dropping masked slots and having no other mask amounts to, as the reference writes it down.

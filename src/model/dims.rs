@@ -210,6 +210,10 @@ impl Dims {
         }
         for (name, shape) in required {
             let found = &table.entries[&name].shape;
+            if shape.contains(&0) {
+                let expected = "no dimension of 0".to_owned();
+                return Err(DimsError::Shape { name, expected, found: found.clone() });
+            }
             if *found != shape {
                 return Err(DimsError::Shape {
                     name,
@@ -287,11 +291,11 @@ fn gemma(table: &TensorTable, prefix: &str) -> Result<GemmaDims, DimsError> {
 
 fn vision_heads(width: usize, said: Option<usize>) -> Result<usize, DimsError> {
     match said {
-        Some(heads) if heads > 0 && width % heads == 0 => Ok(heads),
+        Some(heads) if heads > 0 && width.is_multiple_of(heads) => Ok(heads),
         Some(heads) => Err(DimsError::Hint(format!(
             "config.json: pi05_thor.vision_heads: expected a divisor of SigLIP's width {width}, found {heads}"
         ))),
-        None if width > 0 && width % SIGLIP_HEAD == 0 => Ok(width / SIGLIP_HEAD),
+        None if width > 0 && width.is_multiple_of(SIGLIP_HEAD) => Ok(width / SIGLIP_HEAD),
         None => Err(DimsError::Hint(format!(
             "SigLIP's width {width} is no multiple of {SIGLIP_HEAD}, so its number of heads is unknown: add \"pi05_thor\": {{\"vision_heads\": N}} to config.json"
         ))),
@@ -384,6 +388,14 @@ mod tests {
             *shape.last_mut().unwrap() += 1;
             wrong.entries.get_mut(&name).unwrap().shape = shape;
             Dims::from_tensors(&wrong, &hints(&Dims::TINY)).unwrap_err();
+        }
+    }
+
+    #[test]
+    fn a_network_of_no_size_is_refused() {
+        for dims in [Dims { action_dim: 0, ..Dims::TINY }, Dims { vocab: 0, ..Dims::TINY }] {
+            let said = Dims::from_tensors(&table(&dims), &hints(&dims)).unwrap_err().to_string();
+            assert!(said.contains("no dimension of 0"), "{said}");
         }
     }
 
