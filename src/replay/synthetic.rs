@@ -119,7 +119,7 @@ fn chunk(id: u64, observed_ms: i64, joints: usize, seen_every: u64) -> ChunkReco
         tokens: 52,
         image_age_ms: (0..3)
             .map(|slot| {
-                (slot != 2 || !right_wrist_lost).then(|| 12.0 + 9.0 * slot as f64 + (id % 7) as f64 * 6.5)
+                (slot != 2 || !right_wrist_lost).then_some(12.0 + 9.0 * slot as f64 + (id % 7) as f64 * 6.5)
             })
             .collect(),
         timings: Timings {
@@ -129,7 +129,7 @@ fn chunk(id: u64, observed_ms: i64, joints: usize, seen_every: u64) -> ChunkReco
             denoise_ms: 30.0 * slow + 4.0 * noise(id as f64, 3.0),
             decode_ms: 0.6,
         },
-        seen: (seen_every > 0 && id % seen_every == 0).then(|| (0..3).map(picture).collect()),
+        seen: (seen_every > 0 && id.is_multiple_of(seen_every)).then(|| (0..3).map(picture).collect()),
         seen_side: PICTURE_SIDE,
     }
 }
