@@ -1,0 +1,156 @@
+//! The command line as its users meet it: help, exit codes, one line per problem.
+
+#![allow(clippy::unwrap_used, reason = "tests")]
+
+use std::fs;
+use std::io::Read;
+use std::process::{Command, Output, Stdio};
+
+use tempfile::TempDir;
+
+fn pi05(args: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_pi05"))
+        .current_dir(env!("CARGO_MANIFEST_DIR"))
+        .args(args)
+        .output()
+        .unwrap()
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8(bytes.to_vec()).unwrap()
+}
+
+#[test]
+fn every_command_has_help_with_an_example() {
+    for command in ["replay", "verify", "inspect", "synth", "bench"] {
+        let output = pi05(&[command, "--help"]);
+        assert!(output.status.success());
+        let help = text(&output.stdout);
+        assert!(help.contains("Example:") && help.contains(&format!("pi05 {command}")), "{help}");
+    }
+    assert!(text(&pi05(&["--help"]).stdout).contains("replay"));
+}
+
+#[test]
+fn wrong_usage_exits_with_2() {
+    for args in [
+        &["juggle"][..],
+        &["replay"],
+        &["replay", "bag", "--speed", "fast"],
+        &["replay", "bag", "--speed", "-1"],
+        &["replay", "bag", "--backend", "abacus"],
+        &["verify", "case.safetensors"],
+        &["verify", "--checkpoint", "synth:tiny"],
+        &["synth", "medium", "folder"],
+        &["bench", "--workload", "C"],
+        &["bench", "--runs", "0"],
+    ] {
+        let output = pi05(args);
+        assert_eq!(output.status.code(), Some(2), "{args:?}: {}", text(&output.stderr));
+        assert!(output.stdout.is_empty());
+    }
+}
+
+#[test]
+fn what_this_version_lacks_is_refused_in_one_line() {
+    for args in [
+        &["bench", "--backend", "cuda", "--checkpoint", "synth:tiny"][..],
+        &["bench", "--dtype", "bf16", "--checkpoint", "synth:tiny"],
+        &["replay", "tests/data/bags/aloha_raw", "--backend", "tensorrt"],
+        &["replay", "tests/data/bags/aloha_raw", "--checkpoint", "synth:huge"],
+        &["replay", "no/such/bag"],
+        &["replay", "README.md"],
+        &["verify", "--checkpoint", "no/such/folder", "case.safetensors"],
+    ] {
+        let output = pi05(args);
+        let stderr = text(&output.stderr);
+        assert_eq!(output.status.code(), Some(1), "{args:?}: {stderr}");
+        assert_eq!(stderr.lines().count(), 1, "{stderr}");
+        assert!(stderr.starts_with("pi05: "));
+    }
+}
+
+#[test]
+fn inspect_shows_the_built_in_model() {
+    let output = pi05(&["inspect", "--checkpoint", "synth:full"]);
+    let page = text(&output.stdout);
+    assert!(output.status.success(), "{page}");
+    for expected in
+        ["27 layers × 1152, 16 heads", "18 layers × 2048", "18 layers × 1024", "257152", "left_gripper"]
+    {
+        assert!(page.contains(expected), "{expected} in {page}");
+    }
+}
+
+#[test]
+fn inspect_names_every_problem() {
+    let page = text(&pi05(&["inspect", "--checkpoint", "tests/data/fixtures/tiny"]).stdout);
+    let problems: Vec<&str> = page.lines().filter(|line| line.starts_with("PROBLEM")).collect();
+    assert!(problems.iter().any(|p| p.contains("no normalisation statistics")), "{page}");
+    assert!(problems.iter().any(|p| p.contains("no tokenizer")), "{page}");
+    assert!(page.contains("camera      base_0_rgb"), "the rest is shown all the same");
+
+    let folder = TempDir::new().unwrap();
+    let config = folder.path().join("robot.yaml");
+    fs::write(&config, "/**:\n  ros__parameters:\n    promt: x\n    cameras: {tail: {topic: t}}\n    control: {rate_hz: 0}\n").unwrap();
+    let output = pi05(&["inspect", "--checkpoint", "no/such/folder", "--config", config.to_str().unwrap()]);
+    assert_eq!(output.status.code(), Some(1));
+    let page = text(&output.stdout);
+    for expected in ["promt", "prompt", "control.rate_hz", "no/such/folder"] {
+        assert!(page.contains(expected), "{expected} in {page}");
+    }
+}
+
+#[test]
+fn inspect_of_a_whole_folder_finds_it_can_run() {
+    let folder = TempDir::new().unwrap();
+    for file in fs::read_dir("tests/data/fixtures/lerobot_ckpt").unwrap().map(Result::unwrap) {
+        fs::copy(file.path(), folder.path().join(file.file_name())).unwrap();
+    }
+    fs::copy("tests/data/fixtures/data/tiny_tokenizer.model", folder.path().join("tiny_tokenizer.model"))
+        .unwrap();
+    let config = folder.path().join("robot.yaml");
+    let joints = "[a, b, c, d, e, f, g]";
+    let list = |value: &str| format!("[{}]", [value; 7].join(", "));
+    let yaml = format!(
+        "/**:\n  ros__parameters:\n    robot: generic\n    cameras: {{base_0_rgb: {{topic: c}}}}\n    joints:\n      names: {joints}\n      \
+         position_min: {}\n      position_max: {}\n      velocity_max: {}\n      acceleration_max: {}\n",
+        list("-1.0"),
+        list("1.0"),
+        list("1.0"),
+        list("5.0")
+    );
+    fs::write(&config, yaml).unwrap();
+    let args =
+        ["inspect", "--checkpoint", folder.path().to_str().unwrap(), "--config", config.to_str().unwrap()];
+    let output = pi05(&args);
+    assert!(output.status.success(), "{}", text(&output.stdout));
+    assert!(text(&output.stdout).contains("LeRobot"));
+}
+
+#[test]
+fn bench_prints_json() {
+    let output = pi05(&["bench", "--checkpoint", "synth:tiny", "--workload", "A", "--runs", "2", "--json"]);
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    let results: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(results["workload"], "A");
+    let total = results["total_ms"]["p50"].as_f64().unwrap();
+    let stages = ["vision_ms", "prefix_ms", "denoise_ms"].map(|s| results[s]["p99"].as_f64().unwrap());
+    assert!(stages.iter().all(|&ms| ms > 0.0) && stages.iter().sum::<f64>() >= 0.99 * total, "{results}");
+    assert!(results["ratio_to_roofline"].as_f64().unwrap() > 0.1);
+}
+
+#[test]
+fn a_reader_that_leaves_is_no_error() {
+    let mut child = Command::new(env!("CARGO_BIN_EXE_pi05"))
+        .args(["inspect", "--checkpoint", "synth:tiny"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    drop(child.stdout.take());
+    let mut stderr = String::new();
+    child.stderr.take().unwrap().read_to_string(&mut stderr).unwrap();
+    assert!(child.wait().unwrap().success());
+    assert_eq!(stderr, "");
+}

@@ -1,0 +1,368 @@
+//! The main job through the real binary: a bag in, safe commands out, whatever is wrong with the bag.
+//! Faults read as setup → fault → recovery → invariant.
+
+#![allow(clippy::unwrap_used, clippy::panic, reason = "tests")]
+
+mod world;
+
+use std::fs;
+use std::path::Path;
+
+use pi05_thor::replay::bag::Bag;
+use tempfile::TempDir;
+use world::*;
+
+fn sample(name: &str) -> String {
+    format!("{}/tests/data/bags/{name}", env!("CARGO_MANIFEST_DIR"))
+}
+
+// ------------------------------------------------------------------------------------------------ the way it should be
+
+#[test]
+fn the_sample_bags_play_with_the_built_in_parameters() {
+    for bag in ["aloha_sim_db3", "aloha_raw"] {
+        let folder = TempDir::new().unwrap();
+        let out = folder.path().to_str().unwrap();
+        let output = pi05(&["replay", &sample(bag), "--out", out]);
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        assert!(output.stderr.is_empty(), "no progress bar without a terminal");
+        let summary: serde_json::Value =
+            serde_json::from_slice(&fs::read(folder.path().join("summary.json")).unwrap()).unwrap();
+        assert_eq!(summary["inside_limits"], true);
+        assert!(summary["chunks"].as_u64().unwrap() >= 3, "{bag}");
+        let page = fs::read_to_string(folder.path().join("report.html")).unwrap();
+        assert!(page.contains("left_waist") && !page.contains("http://") && !page.contains("https://"));
+    }
+}
+
+#[test]
+fn two_runs_write_the_same_bytes() {
+    let runs = [0, 1].map(|_| replay(&healthy(0, S), &parameters("")).ok());
+    let [a, b] = runs.each_ref().map(|run| fs::read(run.out("commands.mcap")).unwrap());
+    assert!(a == b, "commands.mcap");
+    let [a, b] = runs.each_ref().map(|run| {
+        let mut summary = run.summary();
+        summary.as_object_mut().unwrap().remove("timings").unwrap();
+        summary["bag"] = "".into(); // each run has its own temporary folder
+        serde_json::to_string(&summary).unwrap()
+    });
+    assert_eq!(a, b);
+}
+
+#[test]
+fn commands_start_at_the_measured_position_keep_the_limits_and_end_at_rest() {
+    let run = replay(&healthy(0, 2 * S), &parameters("")).ok();
+    let commands = run.assert_safe();
+    let (first, values) = &commands[0];
+    assert!((100 * MS..130 * MS).contains(first), "one latency after the first observation: {first}");
+    assert!(
+        (values[0] + 0.1).abs() <= 0.01 + 1e-9 && (values[1] - 0.2).abs() <= 0.02 + 1e-9,
+        "{values:?} by name"
+    );
+    let [.., (_, before), (_, last)] = commands.as_slice() else { panic!("commands") };
+    assert_eq!(before, last, "at rest");
+    let summary = run.summary();
+    assert_eq!(summary["inside_limits"], true);
+    assert_eq!(summary["ticks"].as_u64().unwrap() as usize, commands.len());
+}
+
+#[test]
+fn an_inference_takes_the_latency_that_was_asked_for_and_its_steps_are_dropped() {
+    let run = replay(&healthy(0, S), &parameters("    replay: {latency_ms: 150}\n")).ok();
+    let summary = run.summary();
+    // Observations are taken when a message arrives; 150 ms of 20 ms steps are 7.5.
+    assert!(summary["delay_ms"]["min"].as_f64().unwrap() >= 150.0, "{summary}");
+    assert!(summary["dropped_steps"]["min"].as_f64().unwrap() >= 8.0, "{summary}");
+    let arrivals = run.arrivals();
+    assert!(arrivals.windows(2).all(|pair| pair[1].0 - pair[0].0 >= 150 * MS), "one at a time");
+}
+
+#[test]
+fn the_seed_decides_the_noise() {
+    let seeds = ["0", "0", "1", "-1", "-1"];
+    let run = |seed: &&str| {
+        replay(&healthy(0, 300 * MS), &parameters(&format!("    sampler: {{seed: {seed}}}\n"))).ok()
+    };
+    let [a, b, other, fresh, fresh_again] = seeds.each_ref().map(run).map(|run| run.commands());
+    assert_eq!(a, b);
+    assert!(a != other && a != fresh && fresh != fresh_again);
+}
+
+#[test]
+fn a_written_checkpoint_is_the_built_in_one() {
+    let folder = TempDir::new().unwrap();
+    let config = folder.path().join("robot.yaml");
+    fs::write(&config, parameters("")).unwrap();
+    let built_in = replay(&healthy(0, 300 * MS), &parameters("")).ok().commands();
+    for layout in ["openpi", "lerobot"] {
+        let checkpoint = folder.path().join(layout);
+        let checkpoint = checkpoint.to_str().unwrap();
+        let written =
+            pi05(&["synth", "tiny", checkpoint, "--layout", layout, "--config", config.to_str().unwrap()]);
+        assert!(written.status.success(), "{}", String::from_utf8_lossy(&written.stderr));
+        let inspected = pi05(&["inspect", "--checkpoint", checkpoint, "--config", config.to_str().unwrap()]);
+        assert!(inspected.status.success(), "{}", String::from_utf8_lossy(&inspected.stdout));
+        let yaml = parameters(&format!("    checkpoint: {checkpoint}\n"));
+        let run = replay(&healthy(0, 300 * MS), &yaml).ok();
+        let commands = run.assert_safe();
+        if layout == "openpi" {
+            assert_eq!(commands, built_in);
+        } else {
+            assert_ne!(commands, built_in, "LeRobot resizes otherwise");
+        }
+    }
+}
+
+#[test]
+fn the_command_type_is_the_configured_one() {
+    for (name, kind) in [
+        ("float64_multi_array", "std_msgs/msg/Float64MultiArray"),
+        ("joint_state", "sensor_msgs/msg/JointState"),
+        ("joint_trajectory", "trajectory_msgs/msg/JointTrajectory"),
+    ] {
+        let run =
+            replay(&healthy(0, 300 * MS), &parameters(&format!("    control: {{command: {name}}}\n"))).ok();
+        let bag = Bag::open(run.out("commands.mcap")).unwrap();
+        assert_eq!(bag.topics()[bag.topic("/commands").unwrap()].type_name, kind);
+    }
+}
+
+#[test]
+fn a_velocity_rests_at_zero() {
+    let yaml = parameters("    joints: {velocity_controlled: [true, false]}\n");
+    let commands = replay(&healthy(0, S), &yaml).ok().commands();
+    assert!(commands.iter().any(|(_, values)| values[0] != 0.0));
+    assert_eq!(commands.last().unwrap().1[0], 0.0);
+}
+
+// -------------------------------------------------------------------------------------------------------------- topics
+
+#[test]
+fn topics_are_found_under_a_namespace_or_as_their_raw_twin() {
+    let messages: Vec<Message> = healthy(0, 300 * MS)
+        .into_iter()
+        .map(|(topic, k, t, p)| (format!("/left_cell{topic}"), k, t, p))
+        .collect();
+    let yaml = parameters("    cameras: {base_0_rgb: {topic: eye/image_raw/compressed}}\n");
+    let run = replay(&messages, &yaml).ok();
+    assert!(run.stdout.contains("/left_cell/eye/image_raw is used"), "{}", run.stdout);
+}
+
+#[test]
+fn parameters_that_do_not_fit_the_bag_are_refused_in_one_line() {
+    for (extra, words) in [
+        (
+            "    cameras: {base_0_rgb: {topic: nose}}\n",
+            ["cameras.base_0_rgb.topic", "nose", "/eye/image_raw"],
+        ),
+        (
+            "    cameras: {base_0_rgb: {topic: joint_states}}\n",
+            ["cameras.base_0_rgb.topic", "sensor_msgs/msg/Image", "JointState"],
+        ),
+        ("    joints: {topic: elbows}\n", ["joints.topic", "elbows", "/joint_states"]),
+        (
+            "    cameras: {third_eye: {topic: eye/image_raw}}\n",
+            ["cameras.third_eye", "base_0_rgb", "third_eye"],
+        ),
+    ] {
+        let run = replay(&healthy(0, 100 * MS), &parameters(extra));
+        assert_eq!(run.code, Some(1), "{extra}");
+        assert_eq!(run.stderr.lines().count(), 1, "{}", run.stderr);
+        assert!(words.iter().all(|word| run.stderr.contains(word)), "{words:?} in {}", run.stderr);
+        assert!(!run.out("commands.mcap").exists());
+    }
+}
+
+#[test]
+fn a_joint_that_never_comes_ends_in_no_chunk_and_says_why() {
+    let run = replay(&healthy(0, 300 * MS), &parameters("").replace("[a, b]", "[a, wrist]"));
+    assert_eq!(run.code, Some(1));
+    assert!(run.stdout.contains("joints: nothing received"), "{}", run.stdout);
+    assert!(run.counted(&["joints_dropped", "wrist"]) >= 10);
+    assert!(run.commands().is_empty());
+}
+
+#[test]
+fn a_bag_without_messages_of_the_topics_is_found_wanting() {
+    let only_prompts = vec![
+        prompt(T0, "hello"),
+        (CAMERA.into(), COMPRESSED, T0, Vec::new()),
+        joints(T0, T0, &["a", "b"], &[0.0, 0.0]),
+    ];
+    let run = replay(&only_prompts, &parameters(""));
+    assert_eq!(run.code, Some(1));
+    assert!(run.stdout.contains("base_0_rgb: nothing received"), "{run:?}");
+}
+
+// -------------------------------------------------------------------------------------------------------------- faults
+
+#[test]
+fn a_frozen_camera_stops_inference_and_the_arm_and_its_return_resumes_both() {
+    // setup: one healthy second; fault: no images from 1 s to 3 s; recovery: images again
+    let frozen = |(topic, _, log, _): &Message| *topic == CAMERA && (T0 + S..T0 + 3 * S).contains(log);
+    let messages: Vec<Message> = healthy(0, 4 * S).into_iter().filter(|m| !frozen(m)).collect();
+    let run = replay(&messages, &parameters("")).ok();
+    // invariant: no observation with an image older than 200 ms; at rest meanwhile; within limits throughout
+    let chunks = run.chunks();
+    assert!(!chunks.iter().any(|&t| t > 950 * MS + 200 * MS && t < 3 * S), "{chunks:?}");
+    assert!(chunks.iter().any(|&t| t >= 3 * S));
+    let commands = run.assert_safe();
+    let at = |t: i64| commands.iter().filter(|(time, _)| *time <= t).last().unwrap();
+    assert_eq!(at(2800 * MS).1, at(2990 * MS).1, "at rest before the camera returns");
+    assert_eq!(run.counted(&["no_observation", "base_0_rgb", "too old"]), 1);
+}
+
+#[test]
+fn stale_joints_stop_inference() {
+    let stale = |(topic, _, log, _): &Message| *topic == JOINTS && *log > T0 + S;
+    let messages: Vec<Message> = healthy(0, 3 * S).into_iter().filter(|m| !stale(m)).collect();
+    let run = replay(&messages, &parameters("")).ok();
+    assert!(run.chunks().iter().all(|&t| t <= S + 100 * MS));
+    run.assert_safe();
+    assert_eq!(run.counted(&["no_observation", "joints", "too old"]), 1);
+}
+
+#[test]
+fn broken_messages_are_dropped_and_counted_by_reason() {
+    let mut messages = healthy(0, S);
+    let at = T0 + 500 * MS;
+    messages.extend([
+        image(at + MS, at + MS, "rgb8", 7),
+        image(at + 2 * MS, at + 2 * MS, "telepathy", 0),
+        (CAMERA.into(), "sensor_msgs/msg/Image", at + 3 * MS, vec![1, 2, 3]),
+        joints(at + 4 * MS, at + 4 * MS, &["a", "b"], &[f64::NAN, 0.0]),
+        joints(at + 5 * MS, at + 5 * MS, &["a", "a", "b"], &[0.0, 0.0, 0.0]),
+        joints(at + 6 * MS, at + 6 * MS, &["a"], &[0.0]),
+        (JOINTS.into(), "sensor_msgs/msg/JointState", at + 7 * MS, Vec::new()),
+    ]);
+    let run = replay(&messages, &parameters("")).ok();
+    assert_eq!(run.counted(&["image_dropped"]), 3);
+    assert_eq!(run.counted(&["image_dropped", "telepathy"]), 1);
+    assert_eq!(run.counted(&["joints_dropped"]), 4);
+    let healthy = replay(&healthy(0, S), &parameters("")).ok();
+    assert_eq!(run.chunks().len(), healthy.chunks().len());
+    run.assert_safe();
+}
+
+#[test]
+fn a_clock_that_jumps_clears_the_buffers_and_control_goes_on() {
+    for jump in [-1000 * S, 1000 * S] {
+        let shifted = |t: i64| if t >= T0 + S { t + jump } else { t };
+        let messages: Vec<Message> = healthy(0, 2 * S)
+            .into_iter()
+            .map(|(topic, _, log, _)| match topic.as_str() {
+                CAMERA => image(log, shifted(log), "rgb8", 0),
+                _ => joints(log, shifted(log), &["a", "b"], &[-0.1, 0.2]),
+            })
+            .collect();
+        let run = replay(&messages, &parameters("")).ok();
+        assert_eq!(run.counted(&["clock_jump"]), 1, "{jump}");
+        let commands = run.assert_safe();
+        assert!(commands.len() > 180 && commands.len() < 400, "{}", commands.len());
+        assert!(run.chunks().iter().any(|&t| t > S + 100 * MS), "inference goes on");
+    }
+}
+
+#[test]
+fn messages_without_a_stamp_count_from_their_log_time() {
+    let messages: Vec<Message> = healthy(0, S)
+        .into_iter()
+        .map(|(topic, _, log, _)| match topic.as_str() {
+            CAMERA => image(log, 0, "rgb8", 0),
+            _ => joints(log, 0, &["b", "a"], &[0.2, -0.1]),
+        })
+        .collect();
+    let unstamped = replay(&messages, &parameters("")).ok();
+    assert_eq!(unstamped.commands(), replay(&healthy(0, S), &parameters("")).ok().commands());
+}
+
+#[test]
+fn an_hour_without_messages_is_not_an_hour_of_ticks() {
+    let mut messages = healthy(0, S);
+    messages.extend(healthy(3600 * S, 3601 * S));
+    let run = replay(&messages, &parameters("")).ok();
+    assert!(run.summary()["ticks"].as_u64().unwrap() < 2500);
+    assert_eq!(run.counted(&["gap_skipped"]), 1);
+    assert!(run.chunks().iter().any(|&t| t > 3600 * S), "and inference resumes");
+}
+
+#[test]
+fn a_new_prompt_counts_from_the_next_chunk_and_one_that_does_not_fit_changes_nothing() {
+    let plain = replay(&healthy(0, S), &parameters("")).ok();
+    let mut changed = healthy(0, S);
+    changed.push(prompt(T0 + 500 * MS, "stack the cubes"));
+    let run = replay(&changed, &parameters("")).ok();
+    for ((arrived, chunk), (_, as_before)) in run.arrivals().iter().zip(&plain.arrivals()) {
+        // An inference takes 100 ms; one that begins at 500 ms knows the prompt of 500 ms.
+        assert_eq!(chunk == as_before, *arrived < 600 * MS, "the chunk of {arrived}");
+    }
+    assert!(run.stdout.contains("stack the cubes"));
+
+    let mut too_long = healthy(0, S);
+    too_long.push(prompt(T0 + 500 * MS, &"zebra ".repeat(150)));
+    let run = replay(&too_long, &parameters("")).ok();
+    assert_eq!(run.counted(&["prompt_dropped", "tokens"]), 1);
+    assert_eq!(run.commands(), plain.commands());
+}
+
+#[test]
+fn a_cut_bag_plays_to_its_last_whole_record_and_says_so() {
+    let folder = TempDir::new().unwrap();
+    let bytes = fs::read(format!("{}/aloha_raw.mcap", sample("aloha_raw"))).unwrap();
+    let cut = folder.path().join("cut.mcap");
+    fs::write(&cut, &bytes[..bytes.len() * 2 / 3]).unwrap();
+    let out = folder.path().join("out");
+    let output = pi05(&["replay", cut.to_str().unwrap(), "--out", out.to_str().unwrap()]);
+    let stdout = String::from_utf8(output.stdout).unwrap();
+    assert!(stdout.contains("truncated"), "{stdout}");
+    let summary = fs::read_to_string(out.join("summary.json")).unwrap();
+    assert!(summary.contains("truncated"));
+}
+
+#[test]
+fn results_are_whole_or_not_there() {
+    let folder = TempDir::new().unwrap();
+    let file = folder.path().join("file");
+    fs::write(&file, "in the way").unwrap();
+    let output = pi05(&["replay", &sample("aloha_raw"), "--out", file.to_str().unwrap()]);
+    assert_eq!(output.status.code(), Some(1));
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    assert!(stderr.contains(file.to_str().unwrap()) && stderr.lines().count() == 1, "{stderr}");
+
+    // A full disk: every write to this device fails.
+    if Path::new("/dev/full").exists() {
+        let out = folder.path().join("out");
+        fs::create_dir(&out).unwrap();
+        std::os::unix::fs::symlink("/dev/full", out.join("commands.mcap.partial")).unwrap();
+        let output = pi05(&["replay", &sample("aloha_raw"), "--out", out.to_str().unwrap()]);
+        assert_eq!(output.status.code(), Some(1));
+        assert!(String::from_utf8(output.stderr).unwrap().contains("commands.mcap"));
+        assert!(!out.join("commands.mcap").exists());
+    }
+}
+
+#[test]
+fn real_time_takes_the_time_of_the_bag() {
+    let folder = TempDir::new().unwrap();
+    let bag = folder.path().join("bag.mcap");
+    write_mcap(&bag, &healthy(0, 2 * S));
+    let config = folder.path().join("robot.yaml");
+    fs::write(&config, parameters("")).unwrap();
+    let out = folder.path().join("out");
+    let start = std::time::Instant::now();
+    let output = pi05(&[
+        "replay",
+        bag.to_str().unwrap(),
+        "--config",
+        config.to_str().unwrap(),
+        "--out",
+        out.to_str().unwrap(),
+        "--speed",
+        "2",
+    ]);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert!(start.elapsed().as_secs_f64() >= 0.95, "two bag seconds at twice the speed");
+    let replayed = Replayed { code: Some(0), stdout: String::new(), stderr: String::new(), folder };
+    assert!(!replayed.chunks().is_empty());
+    replayed.assert_safe();
+}
