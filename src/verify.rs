@@ -14,7 +14,7 @@ use crate::engine::probe::{Probe, Tap};
 use crate::model::dims::Dims;
 use crate::model::sampler::{Sampler, TimeRounding};
 use crate::model::{ModelInput, Pixels};
-use crate::pipeline::infer;
+use crate::pipeline::{StageTimes, infer};
 use crate::policy::checkpoint::safetensors::{Dtype, RawTensor, read_case};
 use crate::policy::checkpoint::{CheckpointError, DEFAULT_CAMERAS};
 
@@ -78,8 +78,10 @@ impl Comparison {
 pub struct Outcome {
     /// Compared.
     pub comparisons: Vec<Comparison>,
-    /// Recorded, but no stage of this engine (`bf16.actions`, …).
+    /// Recorded, but masked or no stage of this engine (`bf16.actions`, …).
     pub skipped: Vec<String>,
+    /// What the run took, comparisons included.
+    pub times: StageTimes,
 }
 
 /// Most denoise steps of a case.
@@ -120,9 +122,9 @@ impl Case {
         self.compare_slots(&mut comparer);
         comparer.record("times", &self.sampler.times());
         let mut tap = Tap::new(&mut comparer);
-        let (actions, _) = infer(engine, &self.input, &self.noise, &self.sampler, &mut tap)?;
+        let (actions, times) = infer(engine, &self.input, &self.noise, &self.sampler, &mut tap)?;
         comparer.record("actions", &actions);
-        Ok(comparer.outcome())
+        Ok(comparer.outcome(times))
     }
 
     /// What dropping masked slots and having no other mask amounts to, as the reference writes it down.
@@ -320,9 +322,10 @@ impl<'a> Comparer<'a> {
         }
     }
 
-    fn outcome(self) -> Outcome {
+    fn outcome(self, times: StageTimes) -> Outcome {
         let left = self.left.into_values().flatten().map(|recorded| recorded.key.to_owned());
-        Outcome { comparisons: self.comparisons, skipped: self.masked.into_iter().chain(left).collect() }
+        let skipped = self.masked.into_iter().chain(left).collect();
+        Outcome { comparisons: self.comparisons, skipped, times }
     }
 }
 
@@ -348,7 +351,7 @@ impl Recorded<'_> {
             (None, Some(_)) => *self.tensor.shape.last()?,
             (None, None) => values.len(),
         };
-        if width == 0 || values.len() % width != 0 {
+        if width == 0 || !values.len().is_multiple_of(width) {
             return None;
         }
         let mut rows = values.chunks_exact(width);

@@ -2,16 +2,21 @@
 
 use std::fmt::Write as _;
 use std::io::{self, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
-use super::replay::{load_config, load_policy};
+use indicatif::HumanBytes;
+
+use super::replay::{cameras, load_config, load_policy};
 use super::{Failure, Verdict};
 use crate::config::Config;
 use crate::control::Scheduler;
 use crate::model::dims::{Dims, GemmaDims};
+use crate::model::tensors::TOKEN_EMBEDDING;
 use crate::pipeline::Model;
 use crate::policy::checkpoint::Checkpoint;
 use crate::policy::statistics::FeatureStats;
+use crate::policy::tokenizer::Tokenizer;
+use crate::policy::{Policy, PolicyError};
 
 /// Show a checkpoint's dimensions, files, statistics, tokenizer and mapping to the robot, and every problem
 #[derive(clap::Args)]
@@ -57,33 +62,18 @@ pub fn run(args: Args) -> Result<Verdict, Failure> {
             notes.extend(checkpoint.notes.iter().cloned());
         }
     }
-    // A policy is tried only where nothing is known to be wrong: it would say the same again.
-    if problems.is_empty()
-        && let Some(config) = &config
-    {
-        match load_policy(config) {
-            Ok(loaded) => {
-                robot(&mut page, config, &loaded.cameras, &loaded.camera_aliases, &mut problems)?;
-                let policy = &loaded.policy;
-                writeln!(
-                    page,
-                    "policy      prompt {:?}, resize {:?}",
-                    policy.prompt_format(),
-                    policy.resize()
-                )?;
-                match policy.check_prompt(&config.prompt) {
-                    Ok(tokens) => {
-                        let most = policy.shape().max_tokens;
-                        writeln!(page, "prompt      {:?}: at most {tokens} of {most} tokens", config.prompt)?;
-                    }
-                    Err(error) => notes.push(format!("prompt {:?}: {error}", config.prompt)),
-                }
-                let control = config.control_config(policy.shape().horizon);
-                if let Err(error) = control.map_err(Failure::from).and_then(|c| Ok(Scheduler::new(c)?)) {
-                    problems.push(error.to_string());
-                }
+    if let (Some(config), Ok(model)) = (&config, &model) {
+        let (cameras, aliases) = cameras(model);
+        robot(&mut page, config, &cameras, &aliases, &mut problems)?;
+        if let Model::Folder(checkpoint) = model {
+            problems.extend(missing(checkpoint, config));
+        }
+        // A policy is tried only where nothing is known to be wrong: it would say the same again.
+        if problems.is_empty() {
+            match load_policy(config) {
+                Ok(loaded) => policy(&mut page, config, &loaded.policy, &mut notes, &mut problems)?,
+                Err(error) => problems.push(error.to_string()),
             }
-            Err(error) => problems.push(error.to_string()),
         }
     }
     for note in &notes {
@@ -96,6 +86,49 @@ pub fn run(args: Args) -> Result<Verdict, Failure> {
     writeln!(page, "{verdict}")?;
     io::stdout().write_all(page.as_bytes())?;
     Ok(if problems.is_empty() { Verdict::Ok } else { Verdict::Wanting })
+}
+
+/// What a policy needs beside the network and this folder does not have, or has for another network.
+fn missing(checkpoint: &Checkpoint, config: &Config) -> Vec<String> {
+    let mut problems = Vec::new();
+    let folder = || checkpoint.folder.display().to_string();
+    if checkpoint.statistics.is_none() {
+        problems.push(PolicyError::NoStatistics { folder: folder() }.to_string());
+    }
+    let rows = checkpoint.tensors.entries.get(TOKEN_EMBEDDING).and_then(|entry| entry.shape.first());
+    let file = config.policy.tokenizer.as_deref().map(Path::new).or(checkpoint.tokenizer.as_deref());
+    match (file, rows) {
+        (Some(file), Some(&rows)) => {
+            problems.extend(Tokenizer::from_file(file, rows).err().map(|error| error.to_string()));
+        }
+        (None, _) if !checkpoint.hints.builtin_tokenizer => {
+            problems.push(PolicyError::NoTokenizer { folder: folder() }.to_string());
+        }
+        _ => {}
+    }
+    problems
+}
+
+fn policy(
+    page: &mut String,
+    config: &Config,
+    policy: &Policy,
+    notes: &mut Vec<String>,
+    problems: &mut Vec<String>,
+) -> std::fmt::Result {
+    writeln!(page, "policy      prompt {:?}, resize {:?}", policy.prompt_format(), policy.resize())?;
+    match policy.check_prompt(&config.prompt) {
+        Ok(tokens) => {
+            let most = policy.shape().max_tokens;
+            writeln!(page, "prompt      {:?}: at most {tokens} of {most} tokens", config.prompt)?;
+        }
+        Err(error) => notes.push(format!("prompt {:?}: {error}", config.prompt)),
+    }
+    let control = config.control_config(policy.shape().horizon);
+    if let Err(error) = control.map_err(Failure::from).and_then(|control| Ok(Scheduler::new(control)?)) {
+        problems.push(error.to_string());
+    }
+    Ok(())
 }
 
 fn network(page: &mut String, model: &Model, dims: &Dims) -> std::fmt::Result {
@@ -127,7 +160,7 @@ fn network(page: &mut String, model: &Model, dims: &Dims) -> std::fmt::Result {
         dims.horizon, dims.action_dim, dims.vocab, dims.max_tokens
     )?;
     let parameters = dims.parameters() as f64 / 1e6;
-    writeln!(page, "parameters  {parameters:.1} M in use, {:.2} GB", model.bytes() as f64 / 1e9)
+    writeln!(page, "parameters  {parameters:.1} M in use, {}", HumanBytes(model.bytes()))
 }
 
 fn files(page: &mut String, checkpoint: &Checkpoint) -> std::fmt::Result {

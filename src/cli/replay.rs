@@ -91,17 +91,20 @@ pub(super) fn load_policy(config: &Config) -> Result<Loaded, Failure> {
         max_tokens: dims.max_tokens,
     };
     let options = config.policy_options();
-    let (policy, cameras, camera_aliases) = match &model {
-        Model::Synthetic(_) => {
-            (Policy::synthetic(shape, options)?, DEFAULT_CAMERAS.map(str::to_owned).to_vec(), Vec::new())
-        }
-        Model::Folder(checkpoint) => (
-            Policy::new(checkpoint, shape, options)?,
-            checkpoint.cameras.clone(),
-            checkpoint.camera_aliases.clone(),
-        ),
+    let policy = match &model {
+        Model::Synthetic(_) => Policy::synthetic(shape, options)?,
+        Model::Folder(checkpoint) => Policy::new(checkpoint, shape, options)?,
     };
+    let (cameras, camera_aliases) = cameras(&model);
     Ok(Loaded { model, policy, cameras, camera_aliases })
+}
+
+/// The model's camera slots, and other names of them: (other name, slot).
+pub(super) fn cameras(model: &Model) -> (Vec<String>, Vec<(String, String)>) {
+    match model {
+        Model::Synthetic(_) => (DEFAULT_CAMERAS.map(str::to_owned).to_vec(), Vec::new()),
+        Model::Folder(checkpoint) => (checkpoint.cameras.clone(), checkpoint.camera_aliases.clone()),
+    }
 }
 
 pub fn run(args: Args) -> Result<Verdict, Failure> {

@@ -4,7 +4,7 @@ use std::io::{self, Write};
 use std::path::PathBuf;
 
 use super::{BackendArg, DtypeArg, Failure, Verdict, progress, require_cpu};
-use crate::pipeline::Model;
+use crate::pipeline::{Model, StageTimes};
 use crate::verify::Case;
 
 /// Compare the engine with a recorded run of the reference implementation, stage by stage
@@ -51,6 +51,12 @@ pub fn run(args: Args) -> Result<Verdict, Failure> {
             failed += usize::from(!stage.ok());
         }
         compared += outcome.comparisons.len();
+        let StageTimes { vision_ms, prefix_ms, denoise_ms } = outcome.times;
+        let total = outcome.times.total_ms();
+        writeln!(
+            out,
+            "took {total:.1} ms: vision {vision_ms:.1}, prefix {prefix_ms:.1}, denoise {denoise_ms:.1}, comparisons included"
+        )?;
         if !outcome.skipped.is_empty() {
             writeln!(
                 out,

@@ -176,6 +176,12 @@ impl Dims {
                 )));
             }
         }
+        if !expert.width.is_multiple_of(2) {
+            return Err(DimsError::Hint(format!(
+                "the expert's width holds as many sines as cosines of the time: expected an even one, found {} in {EXPERT}",
+                expert.width
+            )));
+        }
         let action_in = Shape::of(table, "action_in_proj.weight".to_owned())?;
         let [_, action_dim] = action_in.dims("[width, action_dim]")?;
         if let Some(said) = hints.action_dim.filter(|&said| said != action_dim) {
@@ -210,6 +216,10 @@ impl Dims {
         }
         for (name, shape) in required {
             let found = &table.entries[&name].shape;
+            if shape.contains(&0) {
+                let expected = "no dimension of 0".to_owned();
+                return Err(DimsError::Shape { name, expected, found: found.clone() });
+            }
             if *found != shape {
                 return Err(DimsError::Shape {
                     name,
@@ -287,11 +297,11 @@ fn gemma(table: &TensorTable, prefix: &str) -> Result<GemmaDims, DimsError> {
 
 fn vision_heads(width: usize, said: Option<usize>) -> Result<usize, DimsError> {
     match said {
-        Some(heads) if heads > 0 && width % heads == 0 => Ok(heads),
+        Some(heads) if heads > 0 && width.is_multiple_of(heads) => Ok(heads),
         Some(heads) => Err(DimsError::Hint(format!(
             "config.json: pi05_thor.vision_heads: expected a divisor of SigLIP's width {width}, found {heads}"
         ))),
-        None if width > 0 && width % SIGLIP_HEAD == 0 => Ok(width / SIGLIP_HEAD),
+        None if width > 0 && width.is_multiple_of(SIGLIP_HEAD) => Ok(width / SIGLIP_HEAD),
         None => Err(DimsError::Hint(format!(
             "SigLIP's width {width} is no multiple of {SIGLIP_HEAD}, so its number of heads is unknown: add \"pi05_thor\": {{\"vision_heads\": N}} to config.json"
         ))),
@@ -385,6 +395,21 @@ mod tests {
             wrong.entries.get_mut(&name).unwrap().shape = shape;
             Dims::from_tensors(&wrong, &hints(&Dims::TINY)).unwrap_err();
         }
+    }
+
+    #[test]
+    fn a_network_of_no_size_is_refused() {
+        for dims in [Dims { action_dim: 0, ..Dims::TINY }, Dims { vocab: 0, ..Dims::TINY }] {
+            let said = Dims::from_tensors(&table(&dims), &hints(&dims)).unwrap_err().to_string();
+            assert!(said.contains("no dimension of 0"), "{said}");
+        }
+    }
+
+    #[test]
+    fn an_odd_expert_is_refused() {
+        let dims = Dims { expert: GemmaDims { width: 63, ..Dims::TINY.expert }, ..Dims::TINY };
+        let said = Dims::from_tensors(&table(&dims), &hints(&dims)).unwrap_err().to_string();
+        assert!(said.contains("even") && said.contains("63"), "{said}");
     }
 
     #[test]

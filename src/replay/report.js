@@ -401,10 +401,8 @@ function overJoint(c, plot, joint, readout) {
   if (t === null) { readout.replaceChildren(readout.rest); return; }
   const shown = [];
   clip(c, plot);
-  if (layers.predictions) {
-    const p = data.predictions[lastBefore(data.predictions.map((q) => q.arrived), t)];
-    if (p) { c.strokeStyle = colors.predictions; c.lineWidth = 2; prediction(c, plot, p, joint); }
-  }
+  const p = data.predictions[lastBefore(data.predictions.map((q) => q.arrived), t)];
+  if (p) { c.strokeStyle = colors.predictions; c.lineWidth = 2; prediction(c, plot, p, joint); }
   for (const [name, series, short] of [['commanded', data.commanded, 'cmd'], ['measured', data.measured, 'meas']]) {
     if (!layers[name] || !series.lo[joint].length) continue;
     const value = valueAt(series, joint, t);
@@ -549,7 +547,12 @@ function readColors() {
 
 function main() {
   document.getElementById('toolbar').hidden = false;
+  // Predictions far beyond what the arm may do (a model that was never trained) would cover everything else: they are
+  // then shown one at a time, under the pointer.
+  const held = Math.max(0, ...data.joints.map((joint) => joint.limited.length));
+  const wild = held > data.commanded.t.length / 2;
   for (const input of document.querySelectorAll('[data-layer]')) {
+    if (wild && input.dataset.layer === 'predictions') input.checked = false;
     layers[input.dataset.layer] = input.checked;
     input.addEventListener('change', () => { layers[input.dataset.layer] = input.checked; paint(); });
   }

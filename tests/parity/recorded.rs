@@ -41,7 +41,7 @@ fn allowed(stage: &str) -> f64 {
 fn every_recorded_case_is_reproduced_stage_by_stage() {
     for checkpoint in CHECKPOINTS {
         for case in CASES {
-            let Outcome { comparisons, skipped } = outcome(&fixture(checkpoint), &case_file(case));
+            let Outcome { comparisons, skipped, .. } = outcome(&fixture(checkpoint), &case_file(case));
             for stage in &comparisons {
                 let allowed = allowed(&stage.stage);
                 assert!(
@@ -93,7 +93,7 @@ fn a_case_may_hold_images_as_floats_or_any_part_of_the_stages() {
         let mut only = whole.clone();
         only.retain(|key, _| always(key) || key == stage);
         arrays::write(&only, &path);
-        let Outcome { comparisons, skipped } =
+        let Outcome { comparisons, skipped, .. } =
             Case::read(&path, engine.dims()).unwrap().run(&mut engine).unwrap();
         assert!(skipped.is_empty() && comparisons.len() == 3, "{stage}: {skipped:?}");
         assert!(comparisons.iter().all(|c| c.ok()), "{stage}: {comparisons:?}");
@@ -225,7 +225,7 @@ fn floats(bits: &[u32]) -> Vec<f64> {
 fn the_full_size_network_gives_the_recorded_actions() {
     let model = Model::open_network("synth:full").unwrap();
     let case = Case::read(&fixture("full_f32.safetensors"), &model.dims().unwrap()).unwrap();
-    let Outcome { comparisons, skipped } = case.run(&mut model.load(|_, _| {}).unwrap()).unwrap();
+    let Outcome { comparisons, skipped, .. } = case.run(&mut model.load(|_, _| {}).unwrap()).unwrap();
     for stage in &comparisons {
         assert!(stage.ok(), "{stage:?}");
     }

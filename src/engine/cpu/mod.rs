@@ -182,7 +182,7 @@ impl CpuEngine {
         sampler: &Sampler,
         tap: &mut Tap,
     ) -> Result<Vec<f32>, EngineError> {
-        if noise.is_empty() || noise.len() % self.dims.action_dim != 0 {
+        if noise.is_empty() || !noise.len().is_multiple_of(self.dims.action_dim) {
             return Err(EngineError::Input {
                 what: "noise",
                 expected: format!("[horizon, {}]", self.dims.action_dim),
