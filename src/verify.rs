@@ -15,8 +15,8 @@ use crate::model::dims::Dims;
 use crate::model::sampler::{Sampler, TimeRounding};
 use crate::model::{ModelInput, Pixels};
 use crate::pipeline::{StageTimes, infer};
-use crate::policy::checkpoint::CheckpointError;
-use crate::policy::checkpoint::safetensors::{RawTensor, read_case};
+use crate::policy::checkpoint::safetensors::{Dtype, RawTensor, read_case};
+use crate::policy::checkpoint::{CheckpointError, DEFAULT_CAMERAS};
 
 /// Why a case could not be run.
 #[derive(Debug, Error)]
@@ -78,60 +78,30 @@ impl Comparison {
 pub struct Outcome {
     /// Compared.
     pub comparisons: Vec<Comparison>,
-    /// Recorded, but no stage of this engine (`bf16.actions`, …).
+    /// Recorded, but masked or no stage of this engine (`bf16.actions`, …).
     pub skipped: Vec<String>,
     /// What the run took, comparisons included.
     pub times: StageTimes,
 }
 
-/// Cameras in openpi's order come first; any others by name.
-const CAMERAS: [&str; 3] = crate::policy::checkpoint::DEFAULT_CAMERAS;
+/// Most denoise steps of a case.
+const MAX_STEPS: usize = 1000;
 
 impl Case {
     /// Reads a case that fits a network of `dims`.
     pub fn read(path: &Path, dims: &Dims) -> Result<Self, VerifyError> {
         let reader = Reader { file: path.display().to_string(), recorded: read_case(path)? };
-        let masks: Vec<&str> =
-            reader.recorded.keys().filter_map(|key| key.strip_prefix("in.image_mask.")).collect();
-        let known = CAMERAS.iter().copied().filter(|name| masks.contains(name));
-        let other = masks.iter().copied().filter(|name| !CAMERAS.contains(name));
-        let cameras: Vec<String> = known.chain(other).map(str::to_owned).collect();
-
+        let cameras = reader.cameras();
         let mut valid = Vec::new();
         let mut images = Vec::new();
         for camera in &cameras {
-            let present =
-                reader.values(&format!("in.image_mask.{camera}"))?.first().is_some_and(|&m| m != 0.0);
-            images.push(if present { Some(reader.image(camera, dims.vision.image)?) } else { None });
-            valid.extend(std::iter::repeat_n(present, dims.vision.tokens()));
+            let image = reader.image(camera, dims.vision.image)?;
+            valid.extend(std::iter::repeat_n(image.is_some(), dims.vision.tokens()));
+            images.push(image);
         }
-        let slots = reader.values("in.tokens")?;
-        let mask = reader.values("in.token_mask")?;
-        if mask.len() != slots.len() {
-            let found = format!("{} mask values for {} tokens", mask.len(), slots.len());
-            return Err(reader.wrong("in.token_mask", "one per token", found));
-        }
-        let mut tokens = Vec::new();
-        for (&id, &m) in slots.iter().zip(&mask) {
-            valid.push(m != 0.0);
-            if m != 0.0 {
-                let rows = dims.vocab;
-                if !(0.0..rows as f64).contains(&id) {
-                    let expected = format!("ids below the embedding's {rows} rows");
-                    return Err(reader.wrong("in.tokens", &expected, id.to_string()));
-                }
-                tokens.push(id as u32);
-            }
-        }
-        let noise: Vec<f32> = reader.values("in.noise")?.iter().map(|&x| x as f32).collect();
-        if noise.is_empty() || !noise.len().is_multiple_of(dims.action_dim) {
-            let expected = format!("[1, horizon, {}]", dims.action_dim);
-            return Err(reader.wrong(
-                "in.noise",
-                &expected,
-                format!("{:?}", reader.recorded["in.noise"].shape),
-            ));
-        }
+        let prompt = reader.prompt(dims.vocab)?;
+        valid.extend(prompt.iter().map(Option::is_some));
+        let noise = reader.noise(dims.action_dim)?;
         let sampler = reader.sampler()?;
         reader.values("actions")?;
         Ok(Self {
@@ -139,7 +109,7 @@ impl Case {
             horizon: noise.len() / dims.action_dim,
             recorded: reader.recorded,
             cameras,
-            input: ModelInput { images, tokens },
+            input: ModelInput { images, tokens: prompt.into_iter().flatten().collect() },
             valid,
             noise,
             sampler,
@@ -148,34 +118,30 @@ impl Case {
 
     /// Runs the engine on the case's inputs and compares everything that was recorded.
     pub fn run(&self, engine: &mut CpuEngine) -> Result<Outcome, VerifyError> {
-        let mut probe = Comparer::new(self);
-        self.compare_slots(&mut probe);
-        probe.record("times", &self.sampler.times());
-        let (actions, times) =
-            infer(engine, &self.input, &self.noise, &self.sampler, &mut Tap::new(&mut probe))?;
-        probe.record("actions", &actions);
-        let skipped = probe.left.into_values().flatten().map(|recorded| recorded.key).collect();
-        Ok(Outcome { comparisons: probe.comparisons, skipped, times })
+        let mut comparer = Comparer::new(self);
+        self.compare_slots(&mut comparer);
+        comparer.record("times", &self.sampler.times());
+        let mut tap = Tap::new(&mut comparer);
+        let (actions, times) = infer(engine, &self.input, &self.noise, &self.sampler, &mut tap)?;
+        comparer.record("actions", &actions);
+        Ok(comparer.outcome(times))
     }
 
     /// What dropping masked slots and having no other mask amounts to, as the reference writes it down.
-    fn compare_slots(&self, probe: &mut Comparer<'_>) {
-        let bit = |b: bool| f32::from(u8::from(b));
-        let valid = &self.valid;
+    fn compare_slots(&self, comparer: &mut Comparer<'_>) {
+        let Self { valid, horizon, .. } = self;
+        let bits = |bits: &[bool]| bits.iter().map(|&b| f32::from(u8::from(b))).collect::<Vec<_>>();
+        let positions = |from: usize, count| (from..from + count).map(|p| p as f32).collect::<Vec<_>>();
         let count = valid.iter().filter(|&&v| v).count();
-        let pad_mask: Vec<f32> = valid.iter().map(|&v| bit(v)).collect();
-        let positions: Vec<f32> = (0..count).map(|p| p as f32).collect();
-        let square = valid.iter().flat_map(|&i| valid.iter().map(move |&j| bit(i && j)));
-        let to_prefix_and_actions = || pad_mask.iter().copied().chain(std::iter::repeat_n(1.0, self.horizon));
-        probe.record_slots("prefix.pad_mask", &pad_mask);
-        probe.record_slots("prefix.position_ids", &positions);
-        probe.record_slots("prefix.att_2d_mask", &square.collect::<Vec<_>>());
-        let ar: Vec<f32> = (0..self.horizon).map(|i| bit(i == 0)).collect();
-        probe.record_slots("suffix.ar_mask", &ar);
-        let rows: Vec<f32> = (0..self.horizon).flat_map(|_| to_prefix_and_actions()).collect();
-        probe.record_slots("suffix.att_2d_mask", &rows);
-        let positions: Vec<f32> = (0..self.horizon).map(|i| (count + i) as f32).collect();
-        probe.record_slots("suffix.position_ids", &positions);
+        comparer.compare("prefix.pad_mask", &bits(valid), None);
+        comparer.compare("prefix.position_ids", &positions(0, count), Some(valid));
+        let square: Vec<bool> = valid.iter().flat_map(|&i| valid.iter().map(move |&j| i && j)).collect();
+        comparer.compare("prefix.att_2d_mask", &bits(&square), None);
+        let ar_mask: Vec<bool> = (0..*horizon).map(|i| i == 0).collect();
+        comparer.compare("suffix.ar_mask", &bits(&ar_mask), None);
+        let row = [&valid[..], &vec![true; *horizon]].concat();
+        comparer.compare("suffix.att_2d_mask", &bits(&row.repeat(*horizon)), None);
+        comparer.compare("suffix.position_ids", &positions(count, *horizon), None);
     }
 }
 
@@ -186,86 +152,147 @@ struct Reader {
 }
 
 impl Reader {
-    fn wrong(&self, what: &str, expected: &str, found: String) -> VerifyError {
-        VerifyError::Case { file: self.file.clone(), what: what.into(), expected: expected.into(), found }
+    fn wrong(&self, what: &str, expected: impl Into<String>, found: impl Into<String>) -> VerifyError {
+        let (expected, found) = (expected.into(), found.into());
+        VerifyError::Case { file: self.file.clone(), what: what.to_owned(), expected, found }
+    }
+
+    fn tensor(&self, key: &str) -> Result<&RawTensor, VerifyError> {
+        self.recorded.get(key).ok_or_else(|| self.wrong(key, "a recorded tensor", "none"))
     }
 
     fn values(&self, key: &str) -> Result<Vec<f64>, VerifyError> {
-        let tensor =
-            self.recorded.get(key).ok_or_else(|| self.wrong(key, "a recorded tensor", "none".into()))?;
+        let tensor = self.tensor(key)?;
         tensor.to_f64().ok_or_else(|| self.wrong(key, "numbers", format!("{:?}", tensor.dtype)))
     }
 
-    /// `raw.image_u8.*` `[side, side, 3]`, else `in.image.*` `[1, 3, side, side]`.
-    fn image(&self, camera: &str, side: usize) -> Result<Pixels, VerifyError> {
-        let raw = format!("raw.image_u8.{camera}");
-        let (key, pixels) = match self.recorded.get(&raw) {
-            Some(tensor) => (raw, Pixels::U8(tensor.bytes.clone())),
-            None => {
-                let key = format!("in.image.{camera}");
-                let planes = self.values(&key)?;
-                let plane = planes.len() / 3;
-                let pixels = (0..plane).flat_map(|i| (0..3).map(move |c| (i, c)));
-                let pixels = pixels.map(|(i, c)| planes[c * plane + i] as f32).collect();
-                (key, Pixels::F32(pixels))
-            }
-        };
-        let len = match &pixels {
-            Pixels::U8(data) => data.len(),
-            Pixels::F32(data) => data.len(),
-        };
-        if len != side * side * 3 {
-            let expected = format!("{side}x{side}x3 values");
-            return Err(self.wrong(&key, &expected, format!("{len} values")));
+    /// openpi's cameras in its order, then any others by name.
+    fn cameras(&self) -> Vec<String> {
+        let masks: Vec<&str> =
+            self.recorded.keys().filter_map(|key| key.strip_prefix("in.image_mask.")).collect();
+        let known = DEFAULT_CAMERAS.into_iter().filter(|name| masks.contains(name));
+        let other = masks.iter().copied().filter(|name| !DEFAULT_CAMERAS.contains(name));
+        known.chain(other).map(str::to_owned).collect()
+    }
+
+    /// `raw.image_u8.*` `[side, side, 3]`, else `in.image.*` `[1, 3, side, side]`; `None` if the camera is masked.
+    fn image(&self, camera: &str, side: usize) -> Result<Option<Pixels>, VerifyError> {
+        let mask = self.values(&format!("in.image_mask.{camera}"))?;
+        if mask.iter().all(|&m| m == 0.0) {
+            return Ok(None);
         }
-        Ok(pixels)
+        let raw = format!("raw.image_u8.{camera}");
+        let key = if self.recorded.contains_key(&raw) { &raw } else { &format!("in.image.{camera}") };
+        let values = self.values(key)?;
+        let plane = side * side;
+        if values.len() != plane * 3 {
+            let expected = format!("{side}x{side}x3 values");
+            return Err(self.wrong(key, expected, format!("{} values", values.len())));
+        }
+        if *key != raw {
+            let pixels = (0..plane).flat_map(|i| [i, plane + i, 2 * plane + i]);
+            return Ok(Some(Pixels::F32(pixels.map(|i| values[i] as f32).collect())));
+        }
+        let tensor = self.tensor(key)?;
+        if tensor.dtype != Dtype::U8 {
+            return Err(self.wrong(key, "bytes (U8)", format!("{:?}", tensor.dtype)));
+        }
+        Ok(Some(Pixels::U8(tensor.bytes.clone())))
+    }
+
+    /// The prompt's slots: token ids below `vocab`, `None` where masked.
+    fn prompt(&self, vocab: usize) -> Result<Vec<Option<u32>>, VerifyError> {
+        let (ids, mask) = (self.values("in.tokens")?, self.values("in.token_mask")?);
+        if mask.len() != ids.len() {
+            let found = format!("{} mask values for {} tokens", mask.len(), ids.len());
+            return Err(self.wrong("in.token_mask", "one per token", found));
+        }
+        let slot = |(&id, &mask): (&f64, &f64)| {
+            if mask == 0.0 {
+                return Ok(None);
+            }
+            if !(0.0..vocab as f64).contains(&id) || id.fract() != 0.0 {
+                let expected = format!("ids below the embedding's {vocab} rows");
+                return Err(self.wrong("in.tokens", expected, id.to_string()));
+            }
+            Ok(Some(id as u32))
+        };
+        ids.iter().zip(&mask).map(slot).collect()
+    }
+
+    /// `[1, horizon, action_dim]`
+    fn noise(&self, action_dim: usize) -> Result<Vec<f32>, VerifyError> {
+        let noise = self.values("in.noise")?;
+        let shape = &self.tensor("in.noise")?.shape;
+        if noise.is_empty() || shape.last() != Some(&action_dim) {
+            return Err(self.wrong("in.noise", format!("[1, horizon, {action_dim}]"), format!("{shape:?}")));
+        }
+        Ok(noise.iter().map(|&x| x as f32).collect())
     }
 
     /// As many steps as there are times, with the rounding that comes closest to them.
     fn sampler(&self) -> Result<Sampler, VerifyError> {
         let times = self.values("times")?;
-        if !(1..=1000).contains(&times.len()) {
-            return Err(self.wrong("times", "1 to 1000 of them", times.len().to_string()));
+        if !(1..=MAX_STEPS).contains(&times.len()) {
+            return Err(self.wrong("times", format!("1 to {MAX_STEPS} of them"), times.len().to_string()));
         }
-        let candidates = [TimeRounding::Accumulated, TimeRounding::Direct]
+        let [openpi, lerobot] = [TimeRounding::Accumulated, TimeRounding::Direct]
             .map(|rounding| Sampler { steps: times.len(), rounding });
         let distance = |sampler: &Sampler| -> f64 {
             sampler.times().iter().zip(&times).map(|(a, b)| (f64::from(*a) - b).abs()).sum()
         };
-        let [openpi, lerobot] = candidates;
         Ok(if distance(&lerobot) < distance(&openpi) { lerobot } else { openpi })
     }
 }
 
 /// A recorded tensor and which of a stage's rows it holds.
 struct Recorded<'a> {
-    key: String,
+    key: &'a str,
     tensor: &'a RawTensor,
-    /// `[:8]` or `[::37]` in the key: (end, step).
-    slice: Option<(usize, usize)>,
+    slice: Option<Slice>,
 }
 
+/// Every `step`-th row below `end`.
+#[derive(Clone, Copy)]
+struct Slice {
+    end: usize,
+    step: usize,
+}
+
+impl Slice {
+    /// `NAME[:8]`: rows below 8 of NAME; `NAME[::37]`: every 37th row.
+    fn of_key(key: &str) -> Option<(&str, Self)> {
+        let (stage, rows) = key.strip_suffix(']')?.split_once("[:")?;
+        let slice = match rows.strip_prefix(':') {
+            Some(step) => Self { end: usize::MAX, step: step.parse().ok().filter(|&step| step > 0)? },
+            None => Self { end: rows.parse().ok()?, step: 1 },
+        };
+        Some((stage, slice))
+    }
+}
+
+/// Compares what the engine reports with what was recorded.
 struct Comparer<'a> {
     case: &'a Case,
     /// Recorded tensors not yet compared, by stage.
-    left: BTreeMap<String, Vec<Recorded<'a>>>,
+    left: BTreeMap<&'a str, Vec<Recorded<'a>>>,
     comparisons: Vec<Comparison>,
+    /// Recorded rows that are all masked.
+    masked: Vec<String>,
 }
 
 impl<'a> Comparer<'a> {
     fn new(case: &'a Case) -> Self {
-        let mut left: BTreeMap<String, Vec<Recorded<'a>>> = BTreeMap::new();
+        let mut left: BTreeMap<&str, Vec<Recorded<'_>>> = BTreeMap::new();
         for (key, tensor) in &case.recorded {
             if key.starts_with("in.") || key.starts_with("raw.") {
                 continue;
             }
-            let (stage, slice) = match key.split_once('[') {
-                Some((stage, slice)) => (stage, parse_slice(slice)),
-                None => (key.as_str(), None),
-            };
-            left.entry(stage.to_owned()).or_default().push(Recorded { key: key.clone(), tensor, slice });
+            let sliced = Slice::of_key(key);
+            let (stage, slice) = sliced.map_or((key.as_str(), None), |(stage, slice)| (stage, Some(slice)));
+            left.entry(stage).or_default().push(Recorded { key, tensor, slice });
         }
-        Self { case, left, comparisons: Vec::new() }
+        Self { case, left, comparisons: Vec::new(), masked: Vec::new() }
     }
 
     /// The engine numbers cameras; cases name them.
@@ -278,95 +305,81 @@ impl<'a> Comparer<'a> {
         camera().unwrap_or_else(|| name.to_owned())
     }
 
-    /// `values` hold one row per slot, or (prefix stages) one per valid slot.
-    fn compare(&mut self, stage: &str, values: &[f32], rows_are_valid_slots: bool) {
-        for Recorded { key, tensor, slice } in self.left.remove(stage).unwrap_or_default() {
-            let tolerance = tolerance(stage, &self.case.dims);
-            let difference = difference(self.case, tensor, slice, values, rows_are_valid_slots);
-            let (max, rms) = difference.unwrap_or((f64::NAN, f64::NAN));
-            self.comparisons.push(Comparison { stage: key, max, rms, tolerance });
+    /// `values`: one row per slot, or per valid slot where `valid` tells which those are.
+    fn compare(&mut self, stage: &str, values: &[f32], valid: Option<&[bool]>) {
+        let tolerance = tolerance(stage, &self.case.dims);
+        for recorded in self.left.remove(stage).unwrap_or_default() {
+            let stage = recorded.key.to_owned();
+            let (max, rms) = match recorded.differences(values, valid) {
+                Some(differences) if differences.is_empty() => {
+                    self.masked.push(stage);
+                    continue;
+                }
+                Some(differences) => spread(&differences),
+                None => (f64::NAN, f64::NAN),
+            };
+            self.comparisons.push(Comparison { stage, max, rms, tolerance });
         }
     }
 
-    fn record_slots(&mut self, stage: &str, values: &[f32]) {
-        self.compare(stage, values, stage == "prefix.position_ids");
+    fn outcome(self, times: StageTimes) -> Outcome {
+        let left = self.left.into_values().flatten().map(|recorded| recorded.key.to_owned());
+        let skipped = self.masked.into_iter().chain(left).collect();
+        Outcome { comparisons: self.comparisons, skipped, times }
     }
 }
 
 impl Probe for Comparer<'_> {
     fn wants(&self, name: &str) -> bool {
-        self.left.contains_key(&self.stage_of(name))
+        self.left.contains_key(self.stage_of(name).as_str())
     }
 
     fn record(&mut self, name: &str, data: &[f32]) {
         let stage = self.stage_of(name);
-        self.compare(&stage, data, stage.starts_with("prefix."));
+        let valid = stage.starts_with("prefix.").then_some(self.case.valid.as_slice());
+        self.compare(&stage, data, valid);
     }
 }
 
-/// `:8]` → rows below 8; `::37]` → every 37th row.
-fn parse_slice(text: &str) -> Option<(usize, usize)> {
-    let text = text.strip_suffix(']')?;
-    if let Some(step) = text.strip_prefix("::") {
-        return Some((usize::MAX, step.parse().ok().filter(|&step| step > 0)?));
-    }
-    Some((text.strip_prefix(':')?.parse().ok()?, 1))
-}
-
-/// Largest and rms difference between a recorded tensor and the engine's rows; `None` if they do not fit together.
-fn difference(
-    case: &Case,
-    tensor: &RawTensor,
-    slice: Option<(usize, usize)>,
-    values: &[f32],
-    rows_are_valid_slots: bool,
-) -> Option<(f64, f64)> {
-    let expected = tensor.to_f64()?;
-    if !rows_are_valid_slots && slice.is_none() {
-        return (expected.len() == values.len())
-            .then(|| spread(expected.iter().copied().zip(values.iter().copied())));
-    }
-    // Rows: the engine's row of each slot, `None` where the slot is masked.
-    let slots = if rows_are_valid_slots { case.valid.len() } else { usize::MAX };
-    let mut next = 0;
-    let mut row_of = Vec::new();
-    if rows_are_valid_slots {
-        for &valid in &case.valid {
-            row_of.push(valid.then_some(next));
-            next += usize::from(valid);
+impl Recorded<'_> {
+    /// Found minus recorded, element by element, but for masked slots; `None` if the shapes do not fit together.
+    /// `values` and `valid` as in [`Comparer::compare`].
+    fn differences(&self, values: &[f32], valid: Option<&[bool]>) -> Option<Vec<f64>> {
+        let expected = self.tensor.to_f64()?;
+        let width = match (valid, self.slice) {
+            (Some(valid), _) => values.len() / valid.iter().filter(|&&v| v).count().max(1),
+            (None, Some(_)) => *self.tensor.shape.last()?,
+            (None, None) => values.len(),
+        };
+        if width == 0 || !values.len().is_multiple_of(width) {
+            return None;
         }
-    }
-    let rows_recorded = match slice {
-        None => slots,
-        Some(_) => *tensor.shape.get(tensor.shape.len().checked_sub(2)?)?,
-    };
-    let width = expected.len().checked_div(rows_recorded)?;
-    let (end, step) = slice.unwrap_or((slots, 1));
-    let mut pairs = Vec::with_capacity(expected.len());
-    let mut used = 0;
-    for (slot, expected) in (0..end.min(slots)).step_by(step).zip(expected.chunks_exact(width.max(1))) {
-        used += 1;
-        let row = if rows_are_valid_slots { *row_of.get(slot)? } else { Some(slot) };
-        if let Some(row) = row {
-            pairs.extend(
-                expected.iter().copied().zip(values.get(row * width..(row + 1) * width)?.iter().copied()),
-            );
+        let mut rows = values.chunks_exact(width);
+        let by_slot: Vec<Option<&[f32]>> = match valid {
+            Some(valid) => valid.iter().map(|&valid| if valid { rows.next() } else { None }).collect(),
+            None => rows.map(Some).collect(),
+        };
+        let Slice { end, step } = self.slice.unwrap_or(Slice { end: usize::MAX, step: 1 });
+        let chosen: Vec<_> = by_slot.into_iter().take(end).step_by(step).collect();
+        if chosen.len() * width != expected.len() {
+            return None;
         }
+        let mut differences = Vec::with_capacity(expected.len());
+        for (row, expected) in chosen.into_iter().zip(expected.chunks_exact(width)) {
+            let found = row.unwrap_or_default(); // masked: nothing to compare
+            differences
+                .extend(found.iter().zip(expected).map(|(&found, expected)| f64::from(found) - expected));
+        }
+        Some(differences)
     }
-    let all_values = slice.is_some() || next * width == values.len();
-    (used == rows_recorded && used * width == expected.len() && all_values).then(|| spread(pairs.into_iter()))
 }
 
-fn spread(pairs: impl Iterator<Item = (f64, f32)>) -> (f64, f64) {
-    let (mut max, mut squares, mut count) = (0f64, 0f64, 0usize);
-    for (expected, found) in pairs {
-        let difference = (f64::from(found) - expected).abs();
-        // `f64::max` would drop a NaN.
-        max = if difference > max || difference.is_nan() { difference } else { max };
-        squares += difference * difference;
-        count += 1;
-    }
-    (max, (squares / count.max(1) as f64).sqrt())
+/// Largest absolute value and root mean square; NaN if any value is.
+fn spread(differences: &[f64]) -> (f64, f64) {
+    // `f64::max` would drop a NaN.
+    let larger = |max: f64, d: &f64| if d.abs() > max || d.is_nan() { d.abs() } else { max };
+    let squares: f64 = differences.iter().map(|d| d * d).sum();
+    (differences.iter().fold(0.0, larger), (squares / differences.len() as f64).sqrt())
 }
 
 /// Largest difference that f32 arithmetic in another order explains (spec/PI05.md §10). Errors grow with depth: the

@@ -176,6 +176,12 @@ impl Dims {
                 )));
             }
         }
+        if !expert.width.is_multiple_of(2) {
+            return Err(DimsError::Hint(format!(
+                "the expert's width holds as many sines as cosines of the time: expected an even one, found {} in {EXPERT}",
+                expert.width
+            )));
+        }
         let action_in = Shape::of(table, "action_in_proj.weight".to_owned())?;
         let [_, action_dim] = action_in.dims("[width, action_dim]")?;
         if let Some(said) = hints.action_dim.filter(|&said| said != action_dim) {
@@ -397,6 +403,13 @@ mod tests {
             let said = Dims::from_tensors(&table(&dims), &hints(&dims)).unwrap_err().to_string();
             assert!(said.contains("no dimension of 0"), "{said}");
         }
+    }
+
+    #[test]
+    fn an_odd_expert_is_refused() {
+        let dims = Dims { expert: GemmaDims { width: 63, ..Dims::TINY.expert }, ..Dims::TINY };
+        let said = Dims::from_tensors(&table(&dims), &hints(&dims)).unwrap_err().to_string();
+        assert!(said.contains("even") && said.contains("63"), "{said}");
     }
 
     #[test]

@@ -50,6 +50,9 @@ struct PrefixLayer {
     post_norm: Vec<f32>,
 }
 
+/// What a layer computes besides K and V, and inference does not need of the last prefix layer.
+const BEYOND_KV: [&str; 5] = ["q_proj", "self_attn", "post_attention_layernorm", "mlp", "out"];
+
 /// Image tokens of all present cameras, `[tokens, language width]`.
 pub struct Features(Vec<f32>);
 
@@ -132,9 +135,8 @@ impl CpuEngine {
         self.grow_rope(valid);
 
         let last = self.language.len() - 1;
-        let final_name = format!("prefix.layer.{last}.out");
-        let beyond_kv =
-            tap.wants(format_args!("{final_name}")) || tap.wants(format_args!("prefix.final_norm"));
+        let beyond_kv = tap.wants(format_args!("prefix.final_norm"))
+            || BEYOND_KV.iter().any(|part| tap.wants(format_args!("prefix.layer.{last}.{part}")));
         let mut scratch = MlpScratch::default();
         let mut layers = Vec::with_capacity(self.language.len());
         for (i, layer) in self.language.iter().enumerate() {
@@ -157,6 +159,7 @@ impl CpuEngine {
             } else {
                 let mut h = vec![0.0; x.len()];
                 norm(&layer.input_norm).apply(&x, &mut h);
+                tap.record(format_args!("{at}.input_layernorm"), &h);
                 layer.block.kv(&h, &self.rope, 0, &at, tap)
             };
             tap.record(format_args!("prefix.kv.{i}.k"), &kv.k);

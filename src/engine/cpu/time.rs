@@ -1,6 +1,5 @@
 //! Time conditioning: t → sin/cos → time MLP → the adaRMS modulation of all norms (spec/PI05.md §6, §7.4, §7.6).
 
-use std::collections::HashMap;
 use std::f64::consts::PI;
 use std::sync::Arc;
 
@@ -20,7 +19,9 @@ pub struct TimeConditioning {
     mlp_out: Linear,
     /// One per norm: two per layer, then the final one.
     dense: Vec<Linear>,
-    cache: HashMap<u32, Arc<Modulation>>,
+    /// The last schedule and its modulations. Kept and made as a whole: rounding depends on how many times are made
+    /// together, and must not depend on what ran before.
+    last: (Vec<f32>, Vec<Arc<Modulation>>),
 }
 
 /// All norms' modulation at one time: `[norms, 3 * width]` as (1 + scale, shift, gate).
@@ -28,9 +29,6 @@ pub struct Modulation {
     width: usize,
     norms: Vec<f32>,
 }
-
-/// Schedules of more distinct times than this (50 steps of a 4-stage solver) start the cache anew.
-const CACHED_TIMES: usize = 256;
 
 impl TimeConditioning {
     pub fn new(weights: &Weights, dims: &GemmaDims) -> Result<Self, MissingTensor> {
@@ -46,32 +44,28 @@ impl TimeConditioning {
             mlp_in: linear("time_mlp_in".into())?,
             mlp_out: linear("time_mlp_out".into())?,
             dense,
-            cache: HashMap::new(),
+            last: (Vec::new(), Vec::new()),
         })
     }
 
-    /// The modulation at each of `times`. Those not yet known are made together, in one pass over the weights.
+    /// The modulation at each of `times`, made in one pass over the weights unless the last schedule was the same.
     pub fn modulations(&mut self, times: &[f32], tap: &mut Tap) -> Vec<Arc<Modulation>> {
-        if tap.wants(format_args!("step.0.adarms_cond")) {
+        let is_wanted = |step: usize| {
+            tap.wants(format_args!("step.{step}.time_sincos"))
+                || tap.wants(format_args!("step.{step}.adarms_cond"))
+        };
+        if (0..times.len()).any(is_wanted) {
             let (sincos, cond) = self.conditions(times);
-            for (step, (sincos, cond)) in
-                sincos.chunks_exact(self.width).zip(cond.chunks_exact(self.width)).enumerate()
-            {
+            let rows = sincos.chunks_exact(self.width).zip(cond.chunks_exact(self.width));
+            for (step, (sincos, cond)) in rows.enumerate() {
                 tap.record(format_args!("step.{step}.time_sincos"), sincos);
                 tap.record(format_args!("step.{step}.adarms_cond"), cond);
             }
         }
-        let mut fresh: Vec<f32> =
-            times.iter().copied().filter(|t| !self.cache.contains_key(&t.to_bits())).collect();
-        if !fresh.is_empty() {
-            if self.cache.len() + fresh.len() > CACHED_TIMES {
-                self.cache.clear();
-                fresh = times.to_vec();
-            }
-            let made: Vec<_> = self.make(&fresh).map(Arc::new).collect();
-            self.cache.extend(fresh.iter().map(|t| t.to_bits()).zip(made));
+        if self.last.0 != times {
+            self.last = (times.to_vec(), self.make(times).map(Arc::new).collect());
         }
-        times.iter().map(|t| self.cache[&t.to_bits()].clone()).collect()
+        self.last.1.clone()
     }
 
     fn make(&self, times: &[f32]) -> impl Iterator<Item = Modulation> {
