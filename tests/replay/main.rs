@@ -207,7 +207,7 @@ fn a_frozen_camera_stops_inference_and_the_arm_and_its_return_resumes_both() {
     assert!(!chunks.iter().any(|&t| t > 950 * MS + 200 * MS && t < 3 * S), "{chunks:?}");
     assert!(chunks.iter().any(|&t| t >= 3 * S));
     let commands = run.assert_safe();
-    let at = |t: i64| commands.iter().filter(|(time, _)| *time <= t).last().unwrap();
+    let at = |t: i64| commands.iter().rfind(|(time, _)| *time <= t).unwrap();
     assert_eq!(at(2800 * MS).1, at(2990 * MS).1, "at rest before the camera returns");
     assert_eq!(run.counted(&["no_observation", "base_0_rgb", "too old"]), 1);
 }
