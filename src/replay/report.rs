@@ -2,7 +2,7 @@
 //!
 //! Promises a self-contained page (a content security policy in it forbids every request), of bounded size, in which
 //! text from the recording is text whatever it contains. Called by `replay`. Tables and pictures are plain HTML, so
-//! that they can be read without a script; `report.js` draws the plots from the embedded [`Drawing`].
+//! that they can be read without a script; `report.js` draws the plots from the embedded `Drawing`.
 
 use std::fmt::Write;
 
