@@ -143,8 +143,8 @@ fn every_part_of_an_observation_matters() {
     let blacken = |image: &mut Option<Arc<RgbImage>>| *image = self::image(vec![0; 80 * 60 * 3]);
     let swapped = |seen: &mut Observation| seen.images.swap(0, 1);
     let moved = |seen: &mut Observation| seen.state[7] += 0.1;
-    type Change<'a> = (&'a str, &'a dyn Fn(&mut Observation));
-    let changes: [Change<'_>; 5] = [
+    type Change<'a> = &'a dyn Fn(&mut Observation);
+    let changes: [(&str, Change<'_>); 5] = [
         ("the first camera", &|seen| blacken(&mut seen.images[0])),
         ("the second camera", &|seen| blacken(&mut seen.images[1])),
         ("which camera is which", &swapped),

@@ -143,6 +143,18 @@ fn rows_may_be_recorded_in_part() {
 }
 
 #[test]
+fn rows_that_are_all_masked_are_not_called_compared() {
+    let (dir, mut case) = (tempfile::tempdir().unwrap(), arrays::read(&case_file("a")));
+    case.insert("in.image_mask.base_0_rgb".into(), Array::u8(&[1], vec![0]));
+    case.insert("prefix.embs[:8]".into(), Array::f32(&[1, 8, 128], &[0.0; 8 * 128]));
+    let path = dir.path().join("case.safetensors");
+    arrays::write(&case, &path);
+    let outcome = outcome(&fixture("tiny"), &path);
+    assert!(outcome.skipped.iter().any(|key| key == "prefix.embs[:8]"), "{:?}", outcome.skipped);
+    assert!(outcome.comparisons.iter().all(|c| c.stage != "prefix.embs[:8]"));
+}
+
+#[test]
 fn looking_on_changes_nothing() {
     struct WantsAll(usize);
     impl Probe for WantsAll {

@@ -104,7 +104,8 @@ fn what_is_not_a_number_fails() {
         let ran = verify_changed(|case| set(case, stage, 3, f32::NAN));
         ran.assert_failed(stage);
     }
-    verify_changed(|case| set(case, "in.noise", 3, f32::NAN)).assert_failed("actions");
+    let ran = verify_changed(|case| set(case, "in.noise", 3, f32::NAN));
+    ran.assert_failed("actions");
 }
 
 fn set(case: &mut Arrays, key: &str, element: usize, value: f32) {

@@ -13,6 +13,8 @@ use crate::model::dims::GemmaDims;
 
 /// A block's matrices.
 pub struct Block {
+    heads: usize,
+    head_dim: usize,
     q: Linear,
     k: Linear,
     v: Linear,
@@ -50,12 +52,14 @@ pub struct MlpScratch {
 }
 
 impl Block {
-    pub fn new(weights: &Weights, at: &str) -> Result<Self, MissingTensor> {
+    pub fn new(weights: &Weights, dims: &GemmaDims, at: &str) -> Result<Self, MissingTensor> {
         let linear = |name: &str| {
             let name = format!("{at}{name}");
             Linear::new(weights, &name).ok_or(MissingTensor(name))
         };
         Ok(Self {
+            heads: dims.heads,
+            head_dim: dims.head_dim,
             q: linear("self_attn.q_proj")?,
             k: linear("self_attn.k_proj")?,
             v: linear("self_attn.v_proj")?,
@@ -66,42 +70,46 @@ impl Block {
         })
     }
 
-    /// This layer's keys and values for the normalised tokens `h`, which stand at `positions` of `rope`.
-    pub fn kv(&self, h: &[f32], rope: &Rope, first: usize, at: &str, tap: &mut Tap) -> LayerKv {
+    /// This layer's keys and values for the tokens `x`. `at` names the layer to the tap.
+    pub fn kv(&self, x: &[f32], norm: Norm, positions: Positions, at: &str, tap: &mut Tap) -> LayerKv {
+        let mut h = vec![0.0; x.len()];
+        norm.apply(x, &mut h);
+        tap.record(format_args!("{at}.input_layernorm"), &h);
+        self.kv_of_normed(&h, positions, at, tap)
+    }
+
+    fn kv_of_normed(&self, h: &[f32], positions: Positions, at: &str, tap: &mut Tap) -> LayerKv {
         let mut k = self.k.of(h);
         tap.record(format_args!("{at}.k_proj"), &k);
-        rope.rotate(&mut k, 1, first);
+        positions.rotate(&mut k, 1);
         let v = self.v.of(h);
         tap.record(format_args!("{at}.v_proj"), &v);
         LayerKv { k, v }
     }
 
     /// `x + gate * attention(norm(x))`. `past`: keys and values that come before the tokens' own. Returns their own.
-    #[expect(clippy::too_many_arguments, reason = "the block's inputs, each of its own kind")]
     pub fn attend(
         &self,
-        dims: &GemmaDims,
         x: &mut [f32],
         norm: Norm,
         past: Option<&LayerKv>,
-        rope: &Rope,
-        first: usize,
+        positions: Positions,
         at: &str,
         tap: &mut Tap,
     ) -> LayerKv {
         let mut h = vec![0.0; x.len()];
         norm.apply(x, &mut h);
         tap.record(format_args!("{at}.input_layernorm"), &h);
-        let own = self.kv(&h, rope, first, at, tap);
+        let own = self.kv_of_normed(&h, positions, at, tap);
         let mut q = self.q.of(&h);
         tap.record(format_args!("{at}.q_proj"), &q);
-        rope.rotate(&mut q, dims.heads, first);
+        positions.rotate(&mut q, self.heads);
         let mut mixed = vec![0.0; q.len()];
         match past {
-            None => shared_head(&q, &own.k, &own.v, dims.head_dim, &mut mixed),
+            None => shared_head(&q, &own.k, &own.v, self.head_dim, &mut mixed),
             Some(past) => {
                 let (k, v) = ([&past.k[..], &own.k].concat(), [&past.v[..], &own.v].concat());
-                shared_head(&q, &k, &v, dims.head_dim, &mut mixed);
+                shared_head(&q, &k, &v, self.head_dim, &mut mixed);
             }
         }
         self.o.apply(&mixed, &mut h);
@@ -131,7 +139,12 @@ impl Block {
     }
 }
 
-impl Norm<'_> {
+impl<'a> Norm<'a> {
+    /// RMSNorm with learned weights, given as `1 + w`.
+    pub fn rms(scale: &'a [f32]) -> Self {
+        Self { scale, shift: None, gate: None }
+    }
+
     /// Normalises each row of `x`.
     pub fn apply(&self, x: &[f32], out: &mut [f32]) {
         let width = self.scale.len();
@@ -181,14 +194,32 @@ impl Rope {
         self.cos.len() / self.half
     }
 
-    /// Rotates `x` `[tokens, heads * head_dim]` in place; token `i` stands at position `first + i`.
-    pub fn rotate(&self, x: &mut [f32], heads: usize, first: usize) {
-        let half = self.half;
-        for (i, token) in x.chunks_exact_mut(heads * 2 * half).enumerate() {
-            let table = (first + i) * half..(first + i + 1) * half;
-            let (cos, sin) = (&self.cos[table.clone()], &self.sin[table]);
+    /// The positions from `first` on.
+    pub fn from(&self, first: usize) -> Positions<'_> {
+        Positions { rope: self, first }
+    }
+}
+
+/// Where tokens stand: token `i` at position `first + i`, all of them in the tables.
+#[derive(Clone, Copy)]
+pub struct Positions<'a> {
+    rope: &'a Rope,
+    first: usize,
+}
+
+impl Positions<'_> {
+    /// Rotates `x` `[tokens, heads * head_dim]` in place.
+    fn rotate(&self, x: &mut [f32], heads: usize) {
+        let Rope { half, cos, sin } = self.rope;
+        let end = self.first + x.len() / (heads * 2 * half);
+        assert!(
+            end <= self.rope.positions(),
+            "invariant of the engine: the tables grow before they are used"
+        );
+        let tables = cos.chunks_exact(*half).zip(sin.chunks_exact(*half)).skip(self.first);
+        for (token, (cos, sin)) in x.chunks_exact_mut(heads * 2 * half).zip(tables) {
             for head in token.chunks_exact_mut(2 * half) {
-                let (x1, x2) = head.split_at_mut(half);
+                let (x1, x2) = head.split_at_mut(*half);
                 for (((x1, x2), cos), sin) in x1.iter_mut().zip(x2).zip(cos).zip(sin) {
                     (*x1, *x2) = (*x1 * cos - *x2 * sin, *x2 * cos + *x1 * sin);
                 }

@@ -56,9 +56,10 @@ impl Linear {
             let rows = block.min(n - start);
             let elements = start * k..(start + rows) * k;
             let multiply = |weight: &[f32]| {
+                let (x, weight) = (Rows::packed(x, k), Rows::packed(weight, k));
                 // SAFETY: `y` is [m, n] row-major and borrowed mutably by `apply`; this call writes its columns
                 // start..start + rows only, and no other block has any of them.
-                unsafe { gemm_into(m, rows, k, x, weight, y.at(start), n) };
+                unsafe { gemm_into(x, weight, Sum::Columns, y.at(start), n) };
             };
             match lying {
                 Some(weight) => multiply(&weight[elements]),
@@ -108,39 +109,6 @@ unsafe impl Sync for Columns {}
 impl Columns {
     fn at(&self, column: usize) -> *mut f32 {
         self.0.wrapping_add(column)
-    }
-}
-
-/// `y[i, j] = Σ_k x[i, k] w[j, k]` for i < m, j < n; row i of y starts at `y + i * y_stride`. One thread.
-///
-/// # Safety
-/// The `n` elements from `y + i * y_stride` are valid for writes for every i < m, and nobody else uses them.
-unsafe fn gemm_into(m: usize, n: usize, k: usize, x: &[f32], w: &[f32], y: *mut f32, y_stride: usize) {
-    assert!(x.len() == m * k && w.len() == n * k, "invariant of the caller");
-    let (k_, y_stride) = (k as isize, y_stride as isize);
-    // SAFETY: x is [m, k], w is [n, k] (read as its transpose), both row-major and checked above; y by contract.
-    unsafe {
-        gemm::gemm(
-            m,
-            n,
-            k,
-            y,
-            1,
-            y_stride,
-            false,
-            x.as_ptr(),
-            1,
-            k_,
-            w.as_ptr(),
-            k_,
-            1,
-            0.0,
-            1.0,
-            false,
-            false,
-            false,
-            Parallelism::None,
-        );
     }
 }
 
@@ -195,56 +163,56 @@ impl<'a> Rows<'a> {
 
 /// `y = a bᵀ`: y `[a.rows, b.rows]`, packed. One thread.
 pub fn product_transposed(a: Rows<'_>, b: Rows<'_>, y: &mut [f32]) {
-    a.assert_inside();
-    b.assert_inside();
-    assert!(a.columns == b.columns && y.len() == a.rows * b.rows, "invariant of the caller");
-    // SAFETY: a and b lie inside their slices, y has a.rows * b.rows elements: all checked above.
-    unsafe {
-        gemm::gemm(
-            a.rows,
-            b.rows,
-            a.columns,
-            y.as_mut_ptr(),
-            1,
-            b.rows as isize,
-            false,
-            a.data.as_ptr(),
-            1,
-            a.stride as isize,
-            b.data.as_ptr(),
-            b.stride as isize,
-            1,
-            0.0,
-            1.0,
-            false,
-            false,
-            false,
-            Parallelism::None,
-        );
-    }
+    assert!(y.len() == a.rows * b.rows, "invariant of the caller");
+    // SAFETY: y has a.rows rows of b.rows elements, borrowed mutably.
+    unsafe { gemm_into(a, b, Sum::Columns, y.as_mut_ptr(), b.rows) };
 }
 
 /// `y = a b`: a `[m, k]`, b `[k, n]`, y `[m, n]`, packed. One thread.
 pub fn product(a: Rows<'_>, b: Rows<'_>, y: &mut [f32]) {
+    assert!(y.len() == a.rows * b.columns, "invariant of the caller");
+    // SAFETY: y has a.rows rows of b.columns elements, borrowed mutably.
+    unsafe { gemm_into(a, b, Sum::Rows, y.as_mut_ptr(), b.columns) };
+}
+
+/// What of the right-hand matrix is summed over, along with the left-hand one's columns.
+#[derive(Clone, Copy)]
+enum Sum {
+    /// `a bᵀ`
+    Columns,
+    /// `a b`
+    Rows,
+}
+
+/// The product of `a` and `b`, `[m, n]`; row i starts at `y + i * y_stride`. One thread.
+///
+/// # Safety
+/// The `n` elements from `y + i * y_stride` are valid for writes for every i < m, and nobody else uses them.
+unsafe fn gemm_into(a: Rows<'_>, b: Rows<'_>, sum: Sum, y: *mut f32, y_stride: usize) {
     a.assert_inside();
     b.assert_inside();
-    assert!(a.columns == b.rows && y.len() == a.rows * b.columns, "invariant of the caller");
-    // SAFETY: a, b and y lie inside their slices: all checked above.
+    let b_stride = b.stride as isize;
+    let (k, n, b_along_n, b_along_k) = match sum {
+        Sum::Columns => (b.columns, b.rows, b_stride, 1),
+        Sum::Rows => (b.rows, b.columns, 1, b_stride),
+    };
+    assert!(a.columns == k, "invariant of the caller: as many terms on both sides");
+    // SAFETY: a and b lie inside their slices, checked above; y by contract.
     unsafe {
         gemm::gemm(
             a.rows,
-            b.columns,
-            a.columns,
-            y.as_mut_ptr(),
+            n,
+            k,
+            y,
             1,
-            b.columns as isize,
+            y_stride as isize,
             false,
             a.data.as_ptr(),
             1,
             a.stride as isize,
             b.data.as_ptr(),
-            1,
-            b.stride as isize,
+            b_along_n,
+            b_along_k,
             0.0,
             1.0,
             false,

@@ -23,11 +23,11 @@ use vision::Vision;
 use super::EngineError;
 use super::probe::Tap;
 use super::weights::{Tensor, Weights};
+use crate::model::Pixels;
 use crate::model::dims::Dims;
 use crate::model::names::{EXPERT, LANGUAGE, language_final_norm};
 use crate::model::sampler::{Denoiser, Sampler};
 use crate::model::tensors::TOKEN_EMBEDDING;
-use crate::model::{ModelInput, Pixels};
 
 /// A network ready to run. One inference at a time (`&mut`); all cores.
 pub struct CpuEngine {
@@ -80,7 +80,7 @@ impl CpuEngine {
         let prefix_layer = |i: usize| {
             let at = format!("{LANGUAGE}layers.{i}.");
             Ok(PrefixLayer {
-                block: Block::new(weights, &at)?,
+                block: Block::new(weights, &dims.language, &at)?,
                 input_norm: rms_scale(weights, &format!("{at}input_layernorm.weight"))?,
                 post_norm: rms_scale(weights, &format!("{at}post_attention_layernorm.weight"))?,
             })
@@ -93,7 +93,7 @@ impl CpuEngine {
             language: (0..dims.language.layers).map(prefix_layer).collect::<Result<_, _>>()?,
             final_norm: rms_scale(weights, &language_final_norm()).ok(),
             expert: (0..dims.expert.layers)
-                .map(|i| Block::new(weights, &format!("{EXPERT}layers.{i}.")))
+                .map(|i| Block::new(weights, &dims.expert, &format!("{EXPERT}layers.{i}.")))
                 .collect::<Result<_, _>>()?,
             time: TimeConditioning::new(weights, &dims.expert)?,
             action_in: linear("action_in_proj")?,
@@ -133,6 +133,7 @@ impl CpuEngine {
         tap.record(format_args!("prefix.embs"), &x);
         let valid = x.len() / width;
         self.grow_rope(valid);
+        let positions = self.rope.from(0);
 
         let last = self.language.len() - 1;
         let beyond_kv = tap.wants(format_args!("prefix.final_norm"))
@@ -141,26 +142,13 @@ impl CpuEngine {
         let mut layers = Vec::with_capacity(self.language.len());
         for (i, layer) in self.language.iter().enumerate() {
             let at = format!("prefix.layer.{i}");
-            let norm = |scale| Norm { scale, shift: None, gate: None };
+            let (input, post) = (Norm::rms(&layer.input_norm), Norm::rms(&layer.post_norm));
             let kv = if i < last || beyond_kv {
-                let input_norm = norm(&layer.input_norm);
-                let kv = layer.block.attend(
-                    &self.dims.language,
-                    &mut x,
-                    input_norm,
-                    None,
-                    &self.rope,
-                    0,
-                    &at,
-                    tap,
-                );
-                layer.block.mlp(&mut x, norm(&layer.post_norm), &mut scratch, &at, tap);
+                let kv = layer.block.attend(&mut x, input, None, positions, &at, tap);
+                layer.block.mlp(&mut x, post, &mut scratch, &at, tap);
                 kv
             } else {
-                let mut h = vec![0.0; x.len()];
-                norm(&layer.input_norm).apply(&x, &mut h);
-                tap.record(format_args!("{at}.input_layernorm"), &h);
-                layer.block.kv(&h, &self.rope, 0, &at, tap)
+                layer.block.kv(&x, input, positions, &at, tap)
             };
             tap.record(format_args!("prefix.kv.{i}.k"), &kv.k);
             tap.record(format_args!("prefix.kv.{i}.v"), &kv.v);
@@ -168,7 +156,7 @@ impl CpuEngine {
         }
         if let Some(scale) = self.final_norm.as_deref().filter(|_| beyond_kv) {
             let mut h = vec![0.0; x.len()];
-            Norm { scale, shift: None, gate: None }.apply(&x, &mut h);
+            Norm::rms(scale).apply(&x, &mut h);
             tap.record(format_args!("prefix.final_norm"), &h);
         }
         Ok(KvCache { layers, tokens: valid })
@@ -194,19 +182,6 @@ impl CpuEngine {
         let mut x = noise.to_vec();
         sampler.run(&mut Steps { engine: self, kv, modulations, tap }, &mut x)?;
         Ok(x)
-    }
-
-    /// All stages.
-    pub fn infer(
-        &mut self,
-        input: &ModelInput,
-        noise: &[f32],
-        sampler: &Sampler,
-        tap: &mut Tap,
-    ) -> Result<Vec<f32>, EngineError> {
-        let features = self.vision(&input.images, tap)?;
-        let kv = self.prefix(&features, &input.tokens, tap)?;
-        self.denoise(&kv, noise, sampler, tap)
     }
 
     /// `E[token] * √width`
@@ -241,7 +216,7 @@ impl CpuEngine {
                 tap.record(format_args!("{at}.gate_attn"), attn);
                 tap.record(format_args!("{at}.gate_mlp"), mlp);
             }
-            block.attend(&self.dims.expert, &mut h, input, Some(past), &self.rope, kv.tokens, &at, tap);
+            block.attend(&mut h, input, Some(past), self.rope.from(kv.tokens), &at, tap);
             block.mlp(&mut h, post, &mut scratch, &at, tap);
         }
         let mut normed = vec![0.0; h.len()];
@@ -261,7 +236,7 @@ impl CpuEngine {
 struct Steps<'a, 'tap> {
     engine: &'a CpuEngine,
     kv: &'a KvCache,
-    modulations: Vec<Arc<Modulation>>,
+    modulations: Arc<[Modulation]>,
     tap: &'a mut Tap<'tap>,
 }
 

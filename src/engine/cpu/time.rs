@@ -21,7 +21,7 @@ pub struct TimeConditioning {
     dense: Vec<Linear>,
     /// The last schedule and its modulations. Kept and made as a whole: rounding depends on how many times are made
     /// together, and must not depend on what ran before.
-    last: (Vec<f32>, Vec<Arc<Modulation>>),
+    last: (Vec<f32>, Arc<[Modulation]>),
 }
 
 /// All norms' modulation at one time: `[norms, 3 * width]` as (1 + scale, shift, gate).
@@ -44,12 +44,12 @@ impl TimeConditioning {
             mlp_in: linear("time_mlp_in".into())?,
             mlp_out: linear("time_mlp_out".into())?,
             dense,
-            last: (Vec::new(), Vec::new()),
+            last: (Vec::new(), Arc::new([])),
         })
     }
 
     /// The modulation at each of `times`, made in one pass over the weights unless the last schedule was the same.
-    pub fn modulations(&mut self, times: &[f32], tap: &mut Tap) -> Vec<Arc<Modulation>> {
+    pub fn modulations(&mut self, times: &[f32], tap: &mut Tap) -> Arc<[Modulation]> {
         let is_wanted = |step: usize| {
             tap.wants(format_args!("step.{step}.time_sincos"))
                 || tap.wants(format_args!("step.{step}.adarms_cond"))
@@ -63,7 +63,7 @@ impl TimeConditioning {
             }
         }
         if self.last.0 != times {
-            self.last = (times.to_vec(), self.make(times).map(Arc::new).collect());
+            self.last = (times.to_vec(), self.make(times).collect());
         }
         self.last.1.clone()
     }
