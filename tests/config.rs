@@ -91,10 +91,10 @@ fn naming_the_joints_means_giving_their_limits() {
     assert_eq!(config.joints.action_names, ["a", "b"]);
     assert_eq!(config.joints.velocity_controlled, [false, false]);
     let text = refusal("joints.names: [a, b]");
-    for limit in ["position_min", "position_max", "velocity_max", "acceleration_max"] {
+    for limit in ["position_min", "position_max", "velocity_max"] {
         assert!(text.contains(&format!("joints.{limit}: expected a list of numbers")), "{text}");
     }
-    assert_eq!(text.lines().count(), 4);
+    assert_eq!(text.lines().count(), 3);
     assert!(
         refusal("robot: generic")
             .contains("joints.names: expected a list of texts, none empty, found nothing")
@@ -105,6 +105,17 @@ fn naming_the_joints_means_giving_their_limits() {
         "robot.yaml: joints.velocity_max: expected a list of 2, one per action, found a list of 1; \
          give one for each of joints.action_names (or joints.names)"
     );
+    // A robot that gives no accelerations stops from full speed within 0.2 s.
+    let (given, _) = lists.rsplit_once('\n').unwrap();
+    assert_eq!(parse(given).unwrap().joints.acceleration_max, [5.0, 10.0]);
+    let fast = format!("joints.velocity_max: [1, {}]", 1e6);
+    let fast = parse(&given.replace("joints.velocity_max: [1, 2]", &fast)).unwrap();
+    assert_eq!(fast.joints.acceleration_max, [5.0, 1e6]);
+    fast.control_config(50).unwrap();
+    let short = refusal(&given.replace("velocity_max: [1, 2]", "velocity_max: [1]"));
+    assert!(short.contains("joints.velocity_max: expected a list of 2") && short.lines().count() == 1, "{short}");
+    let short = refusal(&lists.replace("acceleration_max: [1, 2]", "acceleration_max: [1]"));
+    assert!(short.contains("joints.acceleration_max: expected a list of 2, one per action, found a list of 1"));
     // Limits of the built-in joints can be changed one list at a time.
     let slow = format!("joints.velocity_max: {:?}", [0.5; 14]);
     assert_eq!(parse(&slow).unwrap().joints.velocity_max, [0.5; 14]);

@@ -12,6 +12,7 @@ use super::parameters::{
 };
 use super::ros_file::{self, Raw};
 use super::{Camera, Config, Control, Joints, Observe, Policy, Replay, Sampler, builtin_yaml};
+use crate::control::limits::LIMIT_MAX;
 
 /// Words that are known, with those that this version runs. A later version shortens this list, and nothing else.
 const NOT_YET: &[(&str, &[&str])] = &[
@@ -32,6 +33,9 @@ const PER_ACTION: [&str; 5] = [
     "joints.velocity_max",
     "joints.acceleration_max",
 ];
+
+/// Seconds in which a joint without `acceleration_max` stops from full speed: what the shipped robots' limits amount to.
+const FULL_STOP_S: f64 = 0.2;
 
 /// A checked and complete configuration.
 pub(super) fn config(text: &str, origin: &str) -> Result<Config, ConfigError> {
@@ -298,13 +302,19 @@ impl Layers<'_> {
         if velocity_controlled.is_empty() {
             velocity_controlled = vec![false; actions];
         }
+        let velocity_max = self.doubles("joints.velocity_max");
+        let mut acceleration_max = self.doubles("joints.acceleration_max");
+        let accelerations = if acceleration_max.is_empty() { actions } else { acceleration_max.len() };
+        if acceleration_max.is_empty() {
+            acceleration_max = velocity_max.iter().map(|v| (v / FULL_STOP_S).min(LIMIT_MAX)).collect();
+        }
         let joints = Joints {
             topic: self.text("joints.topic"),
             max_age_ms: self.integer("joints.max_age_ms"),
             position_min: self.doubles("joints.position_min"),
             position_max: self.doubles("joints.position_max"),
-            velocity_max: self.doubles("joints.velocity_max"),
-            acceleration_max: self.doubles("joints.acceleration_max"),
+            velocity_max,
+            acceleration_max,
             names,
             action_names,
             velocity_controlled,
@@ -314,7 +324,7 @@ impl Layers<'_> {
             joints.position_min.len(),
             joints.position_max.len(),
             joints.velocity_max.len(),
-            joints.acceleration_max.len(),
+            accelerations,
         ];
         for (name, length) in PER_ACTION.into_iter().zip(lengths) {
             self.check_length(name, actions, length);
