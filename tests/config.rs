@@ -113,9 +113,14 @@ fn naming_the_joints_means_giving_their_limits() {
     assert_eq!(fast.joints.acceleration_max, [5.0, 1e6]);
     fast.control_config(50).unwrap();
     let short = refusal(&given.replace("velocity_max: [1, 2]", "velocity_max: [1]"));
-    assert!(short.contains("joints.velocity_max: expected a list of 2") && short.lines().count() == 1, "{short}");
+    assert!(
+        short.contains("joints.velocity_max: expected a list of 2") && short.lines().count() == 1,
+        "{short}"
+    );
     let short = refusal(&lists.replace("acceleration_max: [1, 2]", "acceleration_max: [1]"));
-    assert!(short.contains("joints.acceleration_max: expected a list of 2, one per action, found a list of 1"));
+    assert!(
+        short.contains("joints.acceleration_max: expected a list of 2, one per action, found a list of 1")
+    );
     // Limits of the built-in joints can be changed one list at a time.
     let slow = format!("joints.velocity_max: {:?}", [0.5; 14]);
     assert_eq!(parse(&slow).unwrap().joints.velocity_max, [0.5; 14]);
