@@ -82,14 +82,7 @@ pub(super) fn load_config(file: Option<&Path>, checkpoint: Option<String>) -> Re
 /// Everything but the weights; every misfit is refused here.
 pub(super) fn load_policy(config: &Config) -> Result<Loaded, Failure> {
     let model = Model::open(&config.checkpoint, config.policy.asset_id.as_deref())?;
-    let dims = model.dims()?;
-    let shape = NetworkShape {
-        image_side: dims.vision.image as u32,
-        vocab: dims.vocab,
-        action_dim: dims.action_dim,
-        horizon: dims.horizon,
-        max_tokens: dims.max_tokens,
-    };
+    let shape = NetworkShape::from(&model.dims()?);
     let options = config.policy_options();
     let policy = match &model {
         Model::Synthetic(_) => Policy::synthetic(shape, options)?,

@@ -17,7 +17,7 @@ use std::{path::PathBuf, sync::Arc};
 
 use crate::{
     config::RobotKind,
-    model::ModelInput,
+    model::{ModelInput, dims::Dims},
     observe::{Observation, RgbImage},
 };
 use checkpoint::{Checkpoint, Layout, RelativeActions};
@@ -46,6 +46,18 @@ pub struct NetworkShape {
     pub horizon: usize,
     /// Prompt slots, BOS included.
     pub max_tokens: usize,
+}
+
+impl From<&Dims> for NetworkShape {
+    fn from(dims: &Dims) -> Self {
+        Self {
+            image_side: dims.vision.image as u32, // a tensor's dimension in a file: far below 2^32
+            vocab: dims.vocab,
+            action_dim: dims.action_dim,
+            horizon: dims.horizon,
+            max_tokens: dims.max_tokens,
+        }
+    }
 }
 
 /// What the robot's parameters say. `None`: as the checkpoint's code base does it.

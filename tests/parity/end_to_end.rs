@@ -67,13 +67,7 @@ impl Robot {
     fn new(checkpoint: &Path, asset_id: Option<&str>, options: PolicyOptions) -> Self {
         let model = Model::open(checkpoint.to_str().unwrap(), asset_id).unwrap();
         let dims = model.dims().unwrap();
-        let shape = NetworkShape {
-            image_side: dims.vision.image as u32,
-            vocab: dims.vocab,
-            action_dim: dims.action_dim,
-            horizon: dims.horizon,
-            max_tokens: dims.max_tokens,
-        };
+        let shape = NetworkShape::from(&dims);
         let Model::Folder(folder) = &model else { panic!("a folder was opened") };
         let policy = Policy::new(folder, shape, options).unwrap();
         Self { model, policy }
