@@ -118,7 +118,11 @@ impl<'a> Drawing<'a> {
             end: last.into_iter().flatten().map(time).fold(0.0, f64::max),
             step: period(recording.policy_rate_hz),
             joints,
-            commanded: Series::new(&command_times, &commanded_values, GAP_PERIODS * period(recording.rate_hz)),
+            commanded: Series::new(
+                &command_times,
+                &commanded_values,
+                GAP_PERIODS * period(recording.rate_hz),
+            ),
             measured: Series::new(&measured_times, &measured_values, 0.0),
             resting: Vec::new(),
             chunks: Chunks::default(),
@@ -276,14 +280,23 @@ mod tests {
         assert!(drawing.commanded.hi.is_none());
         assert_eq!(drawing.predictions.len(), recording.chunks.len());
         assert_eq!(drawing.predictions[0].v[0].len(), 45, "50 steps, 5 of them past at arrival");
-        assert_eq!(drawing.resting.len(), 2, "once in the middle, once at the end");
+        assert_eq!(drawing.resting.len(), 1, "while the camera was frozen");
     }
 
     #[test]
     fn marks_stand_on_the_joint_that_was_limited() {
-        let recording = synthetic::recording(6, 0);
+        let mut recording = synthetic::recording(1, 0);
+        for command in &mut recording.commands {
+            command.values.fill(0.5);
+            command.limited = false;
+        }
+        let held = recording.joints[1].position_max;
+        for command in &mut recording.commands[40..43] {
+            command.values[1] = held;
+            command.limited = true;
+        }
         let drawing = Drawing::new(&recording);
-        assert!(!drawing.joints[6].limited.is_empty(), "the gripper runs into its end");
+        assert_eq!(drawing.joints[1].limited, [40, 41, 42]);
         assert!(drawing.joints[0].limited.is_empty());
     }
 }

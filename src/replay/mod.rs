@@ -3,6 +3,7 @@ pub mod recording;
 pub mod report;
 pub mod summary;
 
+mod camera_strip;
 mod drawing;
 #[cfg(test)]
 pub(crate) mod synthetic;

@@ -4,6 +4,7 @@
 const data = JSON.parse(document.getElementById('data').textContent);
 const END = data.end > 0 ? data.end : 1;
 const STAGES = ['encode', 'vision', 'prefix', 'denoise', 'decode'];
+const PREDICTED = data.predictions.map((p) => p.arrived);
 const FONT = '11px system-ui, -apple-system, "Segoe UI", Roboto, "DejaVu Sans", sans-serif';
 const LEFT = 48, RIGHT = 12; // room for the labels of y and half a label of t
 const view = { from: 0, to: END, cursor: null, select: null };
@@ -353,7 +354,7 @@ function drawJoint(c, plot, joint, info) {
   if (layers.predictions) {
     c.strokeStyle = colors.predictions;
     c.lineWidth = 1;
-    const many = data.predictions.length * (END / (view.to - view.from)) ** -1;
+    const many = data.predictions.length * (view.to - view.from) / END;
     c.globalAlpha = clamp(24 / Math.max(1, many), 0.22, 0.6);
     for (const p of data.predictions) {
       const last = p.t + (p.v[joint].length - 1) * data.step;
@@ -371,29 +372,13 @@ function drawJoint(c, plot, joint, info) {
     for (const i of info.limited) {
       const x = plot.x(t[i]);
       if (lo[joint][i] === null || x - before < 8) continue;
-      if (x >= plot.left && x <= plot.right) mark(c, x, plot.y(lo[joint][i]) , 'triangle');
+      if (x >= plot.left && x <= plot.right) mark(c, x, plot.y(lo[joint][i]), 'triangle');
       before = x;
     }
   }
   c.lineWidth = 2;
   for (const i of info.violated) mark(c, plot.x(t[i]), clamp(plot.y(lo[joint][i] ?? plot.hi), plot.top + 4, plot.bottom - 4), 'cross');
   c.restore();
-  if (layers.limits) limitHints(c, plot, info);
-}
-
-/** Where a limit is outside the picture, a word says where it is. */
-function limitHints(c, plot, info) {
-  c.fillStyle = colors.limit;
-  c.textAlign = 'right';
-  const hint = (text, y, baseline) => {
-    c.textBaseline = baseline;
-    c.lineWidth = 3;
-    c.strokeStyle = colors.card;
-    c.strokeText(text, plot.right - 4, y);
-    c.fillText(text, plot.right - 4, y);
-  };
-  if (info.max !== null && info.max > plot.hi) hint(`limit ${fixed(info.max, 2)} ↑`, plot.top + 1, 'top');
-  if (info.min !== null && info.min < plot.lo) hint(`limit ${fixed(info.min, 2)} ↓`, plot.bottom - 7, 'bottom');
 }
 
 function overJoint(c, plot, joint, readout) {
@@ -402,7 +387,7 @@ function overJoint(c, plot, joint, readout) {
   const shown = [];
   clip(c, plot);
   if (layers.predictions) {
-    const p = data.predictions[lastBefore(data.predictions.map((q) => q.arrived), t)];
+    const p = data.predictions[lastBefore(PREDICTED, t)];
     if (p) { c.strokeStyle = colors.predictions; c.lineWidth = 2; prediction(c, plot, p, joint); }
   }
   for (const [name, series, short] of [['commanded', data.commanded, 'cmd'], ['measured', data.measured, 'meas']]) {
@@ -453,7 +438,11 @@ function buildJoint(group, j, info) {
   const card = group.appendChild(document.createElement('div'));
   card.className = 'card';
   const head = card.appendChild(document.createElement('header'));
-  head.appendChild(document.createElement('b')).textContent = info.name;
+  const title = head.appendChild(document.createElement('b'));
+  title.textContent = info.name;
+  title.title = info.name;
+  const limits = info.min === null && info.max === null ? 'no limits' : `limits ${fixed(info.min, 2)} … ${fixed(info.max, 2)}`;
+  title.appendChild(document.createElement('small')).textContent = limits;
   const readout = head.appendChild(document.createElement('span'));
   const said = [];
   if (info.violated.length) said.push(`${info.violated.length} outside limits`);
@@ -465,15 +454,15 @@ function buildJoint(group, j, info) {
   const range = low.length ? `commanded from ${fixed(low.reduce((a, b) => Math.min(a, b)), 3)} to ${fixed(high.reduce((a, b) => Math.max(a, b)), 3)}` : 'nothing commanded';
   addPlot(card, {
     height: 150,
-    label: `${info.name}: ${range}, limits ${fixed(info.min, 3)} to ${fixed(info.max, 3)}. ${readout.rest}`,
+    label: `${info.name}: ${range}, ${limits}. ${readout.rest}`,
     draw: (c, plot) => drawJoint(c, plot, j, info),
     over: (c, plot) => overJoint(c, plot, j, readout),
   });
 }
 
 // ---- latency -----------------------------------------------------------------------------------------------------
-function drawLatency(c, plot) {
-  const { observed, arrived, stages } = data.chunks;
+function drawLatency(c, plot, given) {
+  const { observed, stages } = data.chunks;
   const [a, b] = visible(observed);
   const total = (i) => stages.reduce((sum, s) => sum + (s[i] || 0), 0);
   let most = 0;
@@ -494,29 +483,26 @@ function drawLatency(c, plot) {
     });
   }
   c.restore();
-  realTime(c, plot, observed.map((t, i) => (arrived[i] - t) * 1e3).sort((x, y) => x - y));
-}
-
-/** The bag time that an inference was given: bars above it would not have kept up. */
-function realTime(c, plot, delays) {
-  const given = delays[delays.length >> 1];
-  if (!(given > 0)) return;
-  c.fillStyle = colors.text;
-  c.textAlign = 'right';
-  c.textBaseline = 'bottom';
-  const text = `an inference was given ${fixed(given, 0)} ms of bag time`;
-  if (given > plot.hi) { c.fillText(text + ' ↑', plot.right - 4, plot.top + 11); return; }
+  if (!(given > 0 && given <= plot.hi)) return;
   c.strokeStyle = colors.cursor;
+  c.lineWidth = 1.25;
   c.setLineDash([6, 4]);
   line(c, plot.left, plot.y(given), plot.right, plot.y(given));
   c.setLineDash([]);
-  c.fillText(text, plot.right - 4, plot.y(given) - 2);
 }
 
-function overLatency(readout) {
+/** Median bag time from an observation to the arrival of its chunk, ms: bars above it would not have kept up. */
+function delayGiven() {
+  const delays = data.chunks.arrived.map((t, i) => (t - data.chunks.observed[i]) * 1e3).sort((x, y) => x - y);
+  return delays.length ? delays[delays.length >> 1] : 0;
+}
+
+function overLatency(readout, given) {
   const t = view.cursor;
   const i = t === null ? -1 : lastBefore(data.chunks.observed, t);
-  readout.textContent = i < 0 ? '' : `chunk ${data.chunks.id[i]}: ` + STAGES.map((name, s) => `${name} ${fixed(data.chunks.stages[s][i], 1)}`).join(', ') + ' ms';
+  readout.textContent = i >= 0
+    ? `chunk ${data.chunks.id[i]}: ` + STAGES.map((name, s) => `${name} ${fixed(data.chunks.stages[s][i], 1)}`).join(', ') + ' ms'
+    : given > 0 ? `dashed: the ${fixed(given, 0)} ms of bag time that an inference was given` : '';
 }
 
 // ---- the whole ------------------------------------------------------------------------------------------------------
@@ -559,13 +545,14 @@ function main() {
   latency.className = 'card';
   const head = latency.appendChild(document.createElement('header'));
   const readout = head.appendChild(document.createElement('span'));
-  addPlot(latency, { height: 220, label: 'Wall time of every inference by stage; the table has the percentiles', draw: drawLatency, over: () => overLatency(readout) });
+  const given = delayGiven();
+  addPlot(latency, { height: 220, label: 'Wall time of every inference by stage; the table has the percentiles', draw: (c, plot) => drawLatency(c, plot, given), over: () => overLatency(readout, given) });
 
   document.getElementById('reset').addEventListener('click', () => zoom(0, END));
   for (const column of document.querySelectorAll('.seen')) column.querySelector('button').addEventListener('click', () => setCursor(Number(column.dataset.t)));
   const repaint = () => { readColors(); plots.forEach((p) => p.paint()); tell(); };
   matchMedia('(prefers-color-scheme: dark)').addEventListener('change', repaint);
-  addEventListener('beforeprint', () => { document.documentElement.classList.add('printing'); repaint(); });
+  addEventListener('beforeprint', () => { document.documentElement.classList.add('printing'); view.cursor = null; repaint(); });
   addEventListener('afterprint', () => { document.documentElement.classList.remove('printing'); repaint(); });
   new ResizeObserver(paint).observe(document.body);
   repaint();

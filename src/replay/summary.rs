@@ -445,3 +445,6 @@ fn spread(values: Vec<f64>) -> Spread {
     let values = sorted(values);
     Spread { min: values.first().copied(), p50: percentile(&values, 50.0), max: values.last().copied() }
 }
+
+#[cfg(test)]
+mod tests;

@@ -95,7 +95,7 @@ fn wave(joint: usize, t: f64) -> f64 {
     let home = ARM[joint % 7].4;
     let phase = joint as f64 * 0.7;
     if joint % 7 == 6 {
-        return 0.5 + 0.55 * (4.0 * (1.5 * t + phase).sin()).tanh(); // opens and closes, past its limits
+        return 0.5 + 0.485 * (4.0 * (1.5 * t + phase).sin()).tanh(); // opens and closes, past its limits
     }
     home + 0.25 * (1.26 * t + phase).sin() * t.clamp(0.0, 1.0) + 0.04 * (5.0 * t + 2.0 * phase).sin()
 }
@@ -118,7 +118,9 @@ fn chunk(id: u64, observed_ms: i64, joints: usize, seen_every: u64) -> ChunkReco
         actions: (0..STEPS).map(step).collect(),
         tokens: 52,
         image_age_ms: (0..3)
-            .map(|slot| (slot != 2 || !right_wrist_lost).then(|| 12.0 + 9.0 * slot as f64 + (id % 7) as f64 * 6.5))
+            .map(|slot| {
+                (slot != 2 || !right_wrist_lost).then(|| 12.0 + 9.0 * slot as f64 + (id % 7) as f64 * 6.5)
+            })
             .collect(),
         timings: Timings {
             encode_ms: 3.1 * slow,
@@ -142,7 +144,9 @@ fn picture(slot: usize, t: f64) -> Vec<u8> {
             let grain = 10.0 * noise(x + 31.0 * t, y + slot as f64);
             let [r, g, b] = if (x - cx).abs() < 18.0 && (y - cy).abs() < 18.0 {
                 [200.0, 40.0, 40.0]
-            } else if (x - cx + 45.0).hypot(y - cy - 10.0) < 14.0 || (x - cx - 45.0).hypot(y - cy - 10.0) < 14.0 {
+            } else if (x - cx + 45.0).hypot(y - cy - 10.0) < 14.0
+                || (x - cx - 45.0).hypot(y - cy - 10.0) < 14.0
+            {
                 [40.0, 42.0, 48.0]
             } else if y > 70.0 {
                 [150.0 + 0.2 * y, 120.0 + 0.1 * y, 80.0 + 30.0 * slot as f64]
