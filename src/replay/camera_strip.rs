@@ -87,8 +87,8 @@ fn column(recording: &Recording, chunk: &ChunkRecord, pictures: &[Picture]) -> S
     let t = chunk.observed.since(recording.start) as f64 / NS_PER_S as f64;
     let mut out = format!(
         "<div class=\"seen\" data-t=\"{t:.4}\"><button type=\"button\" class=\"when\" \
-         title=\"Show this time in the plots\">{t:.2} s <span>chunk {}</span></button>",
-        chunk.id
+         title=\"Chunk {id}: show this time in the plots\">{t:.2} s <span>#{id}</span></button>",
+        id = chunk.id
     );
     for (slot, picture) in pictures.iter().enumerate() {
         let name =

@@ -6,7 +6,7 @@ const END = data.end > 0 ? data.end : 1;
 const STAGES = ['encode', 'vision', 'prefix', 'denoise', 'decode'];
 const PREDICTED = data.predictions.map((p) => p.arrived);
 const FONT = '11px system-ui, -apple-system, "Segoe UI", Roboto, "DejaVu Sans", sans-serif';
-const LEFT = 48, RIGHT = 12; // room for the labels of y and half a label of t
+const LEFT = 58, RIGHT = 12; // room for the labels of y and half a label of t
 const view = { from: 0, to: END, cursor: null, select: null };
 const layers = {};
 const plots = [];
@@ -273,13 +273,17 @@ function arrivals(c, plot) {
   const times = data.chunks.arrived;
   const [a, b] = visible(times);
   const room = (plot.right - plot.left) / Math.max(1, b - a);
-  const tall = plot.whole ? 0 : room > 36 ? plot.bottom - plot.top : 6;
+  if (room < 3 && !plot.whole) return; // they would be a bar
+  const tall = plot.whole || room > 36 ? plot.bottom - plot.top : 6;
   c.strokeStyle = colors.arrivals;
   c.lineWidth = 1;
-  c.globalAlpha = room > 36 ? 0.6 : clamp(room / 4, 0.15, 0.9);
+  c.globalAlpha = room > 36 ? 0.6 : clamp(room / 4, 0.3, 0.9);
+  let before = -1;
   for (let i = a; i <= b; i++) {
-    const x = plot.x(times[i]);
-    if (x >= plot.left && x <= plot.right) line(c, Math.round(x) + 0.5, plot.whole ? plot.top : plot.bottom - tall, Math.round(x) + 0.5, plot.bottom);
+    const x = Math.round(plot.x(times[i])) + 0.5;
+    if (x < plot.left || x > plot.right || x === before) continue;
+    line(c, x, plot.bottom - tall, x, plot.bottom);
+    before = x;
   }
   c.globalAlpha = 1;
 }
@@ -364,21 +368,30 @@ function drawJoint(c, plot, joint, info) {
   }
   c.lineJoin = 'round';
   if (layers.commanded) { c.strokeStyle = colors.commanded; c.lineWidth = 2; curve(c, plot, data.commanded, joint); }
-  if (layers.measured) { c.strokeStyle = colors.measured; c.lineWidth = 1.25; curve(c, plot, data.measured, joint, data.measured.hi ? [] : [5, 3]); }
-  c.fillStyle = c.strokeStyle = colors.limit;
-  const { t, lo } = data.commanded;
-  if (layers.limited) {
-    let before = -Infinity; // marks that would cover each other are left out
-    for (const i of info.limited) {
-      const x = plot.x(t[i]);
-      if (lo[joint][i] === null || x - before < 8) continue;
-      if (x >= plot.left && x <= plot.right) mark(c, x, plot.y(lo[joint][i]), 'triangle');
-      before = x;
-    }
+  if (layers.measured) {
+    c.strokeStyle = colors.measured;
+    c.lineWidth = 1.25;
+    if (data.measured.hi) c.globalAlpha = 0.5; // an envelope: let the commands show through
+    curve(c, plot, data.measured, joint, data.measured.hi ? [] : [5, 3]);
+    c.globalAlpha = 1;
   }
-  c.lineWidth = 2;
-  for (const i of info.violated) mark(c, plot.x(t[i]), clamp(plot.y(lo[joint][i] ?? plot.hi), plot.top + 4, plot.bottom - 4), 'cross');
+  if (layers.limited) marks(c, plot, joint, info.limited, 'triangle');
+  marks(c, plot, joint, info.violated, 'cross');
   c.restore();
+}
+
+/** Marks commands; those that would cover each other are left out. */
+function marks(c, plot, joint, indices, shape) {
+  c.fillStyle = c.strokeStyle = colors.limit;
+  c.lineWidth = 2;
+  let before = -Infinity;
+  for (const i of indices) {
+    const x = plot.x(data.commanded.t[i]);
+    if (x < plot.left || x > plot.right || x - before < 8) continue;
+    const v = data.commanded.lo[joint][i] ?? plot.hi; // what is not a number stands at the top
+    mark(c, x, clamp(plot.y(v), plot.top + 4, plot.bottom - 4), shape);
+    before = x;
+  }
 }
 
 function overJoint(c, plot, joint, readout) {
@@ -388,7 +401,7 @@ function overJoint(c, plot, joint, readout) {
   clip(c, plot);
   if (layers.predictions) {
     const p = data.predictions[lastBefore(PREDICTED, t)];
-    if (p) { c.strokeStyle = colors.predictions; c.lineWidth = 2; prediction(c, plot, p, joint); }
+    if (p && t <= p.t + p.v[joint].length * data.step) { c.strokeStyle = colors.predictions; c.lineWidth = 2; prediction(c, plot, p, joint); }
   }
   for (const [name, series, short] of [['commanded', data.commanded, 'cmd'], ['measured', data.measured, 'meas']]) {
     if (!layers[name] || !series.lo[joint].length) continue;
@@ -397,7 +410,7 @@ function overJoint(c, plot, joint, readout) {
     span.className = 'now-' + name;
     const text = value ? (value.hi !== value.lo ? `${fixed(value.lo, 3)} … ${fixed(value.hi, 3)}` : fixed(value.lo, 4)) : '–';
     span.textContent = `${short} ${text}`;
-    shown.push(shown.length ? '   ' : '', span);
+    shown.push(span);
     if (!value || t < view.from || t > view.to) continue;
     c.fillStyle = colors[name];
     for (const v of [value.lo, value.hi]) {
@@ -445,8 +458,8 @@ function buildJoint(group, j, info) {
   title.appendChild(document.createElement('small')).textContent = limits;
   const readout = head.appendChild(document.createElement('span'));
   const said = [];
-  if (info.violated.length) said.push(`${info.violated.length} outside limits`);
-  if (info.limited.length) said.push(`${info.limited.length} held by a limit`);
+  if (info.violations) said.push(`${info.violations} outside limits`);
+  if (info.held) said.push(`${info.held} held by a limit`);
   if (!data.measured.lo[j].length) said.push('not measured');
   readout.rest = said.join(', ');
   readout.textContent = readout.rest;
@@ -502,6 +515,7 @@ function overLatency(readout, given) {
   const i = t === null ? -1 : lastBefore(data.chunks.observed, t);
   readout.textContent = i >= 0
     ? `chunk ${data.chunks.id[i]}: ` + STAGES.map((name, s) => `${name} ${fixed(data.chunks.stages[s][i], 1)}`).join(', ') + ' ms'
+    : !data.chunks.id.length ? 'No inference was recorded.'
     : given > 0 ? `dashed: the ${fixed(given, 0)} ms of bag time that an inference was given` : '';
 }
 

@@ -97,7 +97,7 @@ fn json_for_script(drawing: &Drawing) -> String {
 }
 
 fn bag_name(bag: &str) -> &str {
-    bag.trim_end_matches('/').rsplit('/').next().unwrap_or(bag)
+    bag.trim_end_matches('/').rsplit('/').next().filter(|name| !name.is_empty()).unwrap_or("replay")
 }
 
 fn level_class(level: Level) -> &'static str {
@@ -125,7 +125,7 @@ fn notes(s: &Summary) -> String {
 }
 
 fn facts(s: &Summary) -> String {
-    let (policy_rate, rate) = (plain(s.policy_rate_hz) + " Hz", plain(s.rate_hz) + " Hz");
+    let (policy_rate, rate) = (hertz(s.policy_rate_hz), hertz(s.rate_hz));
     [
         ("Prompt", s.prompt.as_str()),
         ("Bag", &s.bag),
@@ -136,6 +136,7 @@ fn facts(s: &Summary) -> String {
         ("Control rate", &rate),
     ]
     .iter()
+    .filter(|(_, value)| !value.is_empty())
     .map(|(name, value)| format!("<div><dt>{name}</dt><dd>{}</dd></div>", escape(value)))
     .collect()
 }
@@ -290,6 +291,10 @@ pub(super) fn with_unit(value: Option<f64>, decimals: usize, unit: &str) -> Stri
 
 fn range(low: Option<f64>, high: Option<f64>) -> String {
     format!("{} … {}", number(low, 3), number(high, 3))
+}
+
+fn hertz(rate: f64) -> String {
+    if rate > 0.0 { plain(rate) + " Hz" } else { String::new() }
 }
 
 /// Without zeros at the end: `50`, `33.333`.

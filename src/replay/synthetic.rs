@@ -13,12 +13,12 @@ const CHUNK_MS: i64 = 100;
 const PICTURE_SIDE: u32 = 224;
 const ARM: [(&str, f64, f64, f64, f64); 7] = [
     // name, lower, upper, speed limit, home
-    ("waist", -3.1, 3.1, 3.14, 0.0),
-    ("shoulder", -1.85, 1.25, 3.14, -0.96),
-    ("elbow", -1.76, 1.6, 3.14, 1.16),
-    ("forearm_roll", -3.1, 3.1, 3.14, 0.0),
-    ("wrist_angle", -1.87, 2.18, 3.14, -0.3),
-    ("wrist_rotate", -3.1, 3.1, 3.14, 0.0),
+    ("waist", -3.1, 3.1, 3.1, 0.0),
+    ("shoulder", -1.85, 1.25, 3.1, -0.96),
+    ("elbow", -1.76, 1.6, 3.1, 1.16),
+    ("forearm_roll", -3.1, 3.1, 3.1, 0.0),
+    ("wrist_angle", -1.87, 2.18, 3.1, -0.3),
+    ("wrist_rotate", -3.1, 3.1, 3.1, 0.0),
     ("gripper", 0.0, 1.0, 2.5, 0.5),
 ];
 
@@ -119,7 +119,7 @@ fn chunk(id: u64, observed_ms: i64, joints: usize, seen_every: u64) -> ChunkReco
         tokens: 52,
         image_age_ms: (0..3)
             .map(|slot| {
-                (slot != 2 || !right_wrist_lost).then(|| 12.0 + 9.0 * slot as f64 + (id % 7) as f64 * 6.5)
+                (slot != 2 || !right_wrist_lost).then_some(12.0 + 9.0 * slot as f64 + (id % 7) as f64 * 6.5)
             })
             .collect(),
         timings: Timings {
@@ -129,7 +129,7 @@ fn chunk(id: u64, observed_ms: i64, joints: usize, seen_every: u64) -> ChunkReco
             denoise_ms: 30.0 * slow + 4.0 * noise(id as f64, 3.0),
             decode_ms: 0.6,
         },
-        seen: (seen_every > 0 && id % seen_every == 0).then(|| (0..3).map(picture).collect()),
+        seen: (seen_every > 0 && id.is_multiple_of(seen_every)).then(|| (0..3).map(picture).collect()),
         seen_side: PICTURE_SIDE,
     }
 }
