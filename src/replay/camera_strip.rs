@@ -124,8 +124,8 @@ fn picture(pixels: Option<&[u8]>, side: u32) -> Picture {
         return Picture::Unreadable;
     }
     let mut jpeg = Vec::new();
-    let encoder = JpegEncoder::new_with_quality(&mut jpeg, JPEG_QUALITY);
-    match { encoder }.encode(pixels, side, side, ExtendedColorType::Rgb8) {
+    let mut encoder = JpegEncoder::new_with_quality(&mut jpeg, JPEG_QUALITY);
+    match encoder.encode(pixels, side, side, ExtendedColorType::Rgb8) {
         Ok(()) => Picture::Jpeg(BASE64_STANDARD.encode(&jpeg)),
         Err(_) => Picture::Unreadable, // no side, or more than JPEG can say
     }

@@ -23,7 +23,7 @@ const AT_LIMIT: f64 = 1e-3;
 #[derive(Serialize)]
 pub struct Drawing<'a> {
     /// End of the time axis: the bag's end, or the last command or chunk if they are later.
-    pub end: f64,
+    end: f64,
     /// Period of a chunk's steps.
     step: f64,
     joints: Vec<JointDrawing<'a>>,
@@ -78,7 +78,6 @@ struct Chunks {
 /// What remained of a chunk at its arrival.
 #[derive(Serialize)]
 struct Prediction {
-    id: u64,
     arrived: f64,
     /// Time of the first step that was not dropped.
     t: f64,
@@ -181,7 +180,6 @@ impl<'a> Drawing<'a> {
             let steps = chunk.actions.get(chunk.dropped_steps..).unwrap_or_default();
             let of_joint = |j: usize| steps.iter().map(|s| s.get(j).and_then(|&v| finite(v))).collect();
             self.predictions.push(Prediction {
-                id: chunk.id,
                 arrived: time(chunk.arrived),
                 t: round(time(chunk.observed) + chunk.dropped_steps as f64 * self.step),
                 v: (0..recording.joints.len()).map(of_joint).collect(),

@@ -25,7 +25,7 @@ function ticks(lo, hi, n) {
   const power = 10 ** Math.floor(Math.log10(rough));
   const step = [1, 2, 5, 10].map((m) => m * power).find((s) => s >= rough * 0.999);
   const at = [];
-  for (let i = Math.ceil(lo / step - 1e-9); i * step <= hi + step * 1e-9; i++) at.push(i * step);
+  for (let i = Math.ceil(lo / step - 1e-9); i * step <= hi + step * 1e-9 && at.length < 100; i++) at.push(i * step);
   return { step, at };
 }
 
@@ -39,8 +39,8 @@ function lastBefore(times, t) {
   return lo - 1;
 }
 
-/** The samples to draw for the current view: one more on either side. */
-const visible = (times) => [Math.max(0, lastBefore(times, view.from)), Math.min(times.length - 1, lastBefore(times, view.to) + 1)];
+/** First and last index of what to draw between two times: one more on either side. */
+const visible = (times, from = view.from, to = view.to) => [Math.max(0, lastBefore(times, from)), Math.min(times.length - 1, lastBefore(times, to) + 1)];
 
 /** A series' value at a time: its last sample, unless that is too long ago. */
 function valueAt(series, joint, t) {
@@ -48,7 +48,7 @@ function valueAt(series, joint, t) {
   if (i < 0 || t - series.t[i] > series.gap) return null;
   const lo = series.lo[joint][i];
   const hi = series.hi ? series.hi[joint][i] : lo;
-  return lo === null || lo === undefined ? null : { i, lo, hi };
+  return lo === null || lo === undefined ? null : { lo, hi };
 }
 
 // ---- a plot: two layers, the upper one for the cursor ---------------------------------------------------------
@@ -271,7 +271,7 @@ function resting(c, plot) {
 
 function arrivals(c, plot) {
   const times = data.chunks.arrived;
-  const [a, b] = visible(times);
+  const [a, b] = visible(times, plot.from(), plot.to());
   const room = (plot.right - plot.left) / Math.max(1, b - a);
   if (room < 3 && !plot.whole) return; // they would be a bar
   const tall = plot.whole || room > 36 ? plot.bottom - plot.top : 6;
@@ -541,7 +541,7 @@ function drawOverview(c, plot) {
 function readColors() {
   const style = getComputedStyle(document.documentElement);
   const of = (name) => style.getPropertyValue(name).trim();
-  colors = { card: of('--card'), page: of('--page') };
+  colors = { page: of('--page') };
   for (const name of ['text', 'grid', 'commanded', 'measured', 'predictions', 'arrivals', 'resting', 'limit', 'limits', 'cursor', 'select', ...STAGES]) {
     colors[name] = of('--c-' + name);
   }

@@ -2,7 +2,7 @@
 //!
 //! Promises a self-contained page (a content security policy in it forbids every request), of bounded size, in which
 //! text from the recording is text whatever it contains. Called by `replay`. Tables and pictures are plain HTML, so
-//! that they can be read without a script; `report.js` draws the plots from the embedded [`Drawing`].
+//! that they can be read without a script; `report.js` draws the plots from the embedded `Drawing`.
 
 use std::fmt::Write;
 
@@ -14,8 +14,8 @@ use super::summary::{JointSummary, Latency, Level, Summary, summary};
 const TEMPLATE: &str = include_str!("report.html");
 const STYLE: &str = include_str!("report.css");
 const SCRIPT: &str = include_str!("report.js");
-
 const VERSION: &str = env!("CARGO_PKG_VERSION");
+
 /// The report of a replay: a whole HTML document.
 pub fn render(recording: &Recording) -> String {
     let summary = summary(recording);
