@@ -23,7 +23,7 @@ const AT_LIMIT: f64 = 1e-3;
 #[derive(Serialize)]
 pub struct Drawing<'a> {
     /// End of the time axis: the bag's end, or the last command or chunk if they are later.
-    pub end: f64,
+    end: f64,
     /// Period of a chunk's steps.
     step: f64,
     joints: Vec<JointDrawing<'a>>,
@@ -43,6 +43,9 @@ struct JointDrawing<'a> {
     name: &'a str,
     min: Option<f64>,
     max: Option<f64>,
+    /// Commands that a limit held, and commands that violate one.
+    held: usize,
+    violations: usize,
     /// Indices into `commanded` of what a limit held.
     limited: Vec<usize>,
     /// Indices into `commanded` of what violates a limit.
@@ -75,7 +78,6 @@ struct Chunks {
 /// What remained of a chunk at its arrival.
 #[derive(Serialize)]
 struct Prediction {
-    id: u64,
     arrived: f64,
     /// Time of the first step that was not dropped.
     t: f64,
@@ -97,14 +99,17 @@ impl<'a> Drawing<'a> {
         let (mut commanded_values, mut measured_values) = (Vec::new(), Vec::new());
         for (j, info) in recording.joints.iter().enumerate() {
             let judged: Vec<Judged> = judge(commands, j, info).collect();
-            let limited = judged.iter().zip(commands).map(|(at, c)| c.limited && held_by_limit(at, info));
-            let violated = judged.iter().map(|at| at.position_violated || at.velocity_violated);
+            let limited =
+                indices(judged.iter().zip(commands).map(|(at, c)| c.limited && held_by_limit(at, info)));
+            let violated = indices(judged.iter().map(|at| at.position_violated || at.velocity_violated));
             joints.push(JointDrawing {
                 name: &info.name,
                 min: finite(info.position_min),
                 max: finite(info.position_max),
-                limited: marked(limited, stride),
-                violated: marked(violated, stride),
+                held: limited.len(),
+                violations: violated.len(),
+                limited: thinned(limited, stride),
+                violated: thinned(violated, stride),
             });
             commanded_values.push(judged.iter().map(|at| at.value.unwrap_or(f64::NAN)).collect());
             let index = recording.measured_index.get(j).copied().flatten();
@@ -129,7 +134,7 @@ impl<'a> Drawing<'a> {
             predictions: Vec::new(),
             remarks: Vec::new(),
         };
-        let resting = marked(commands.iter().map(|c| c.resting), stride);
+        let resting = thinned(indices(commands.iter().map(|c| c.resting)), stride);
         drawing.resting = spans(&resting, &drawing.commanded);
         for (name, n) in [("commands", commands.len()), ("joint states", measured.len())] {
             if n > MAX_SAMPLES {
@@ -175,7 +180,6 @@ impl<'a> Drawing<'a> {
             let steps = chunk.actions.get(chunk.dropped_steps..).unwrap_or_default();
             let of_joint = |j: usize| steps.iter().map(|s| s.get(j).and_then(|&v| finite(v))).collect();
             self.predictions.push(Prediction {
-                id: chunk.id,
                 arrived: time(chunk.arrived),
                 t: round(time(chunk.observed) + chunk.dropped_steps as f64 * self.step),
                 v: (0..recording.joints.len()).map(of_joint).collect(),
@@ -216,11 +220,16 @@ fn held_by_limit(at: &Judged, info: &JointInfo) -> bool {
     fast || near(info.position_min) || near(info.position_max)
 }
 
-/// Which samples are marked, after every `stride` have become one.
-fn marked(marks: impl Iterator<Item = bool>, stride: usize) -> Vec<usize> {
-    let mut out: Vec<usize> = marks.enumerate().filter(|(_, m)| *m).map(|(i, _)| i / stride).collect();
-    out.dedup();
-    out
+/// Where the marks are.
+fn indices(marks: impl Iterator<Item = bool>) -> Vec<usize> {
+    marks.enumerate().filter(|(_, marked)| *marked).map(|(i, _)| i).collect()
+}
+
+/// The same places after every `stride` samples have become one.
+fn thinned(mut indices: Vec<usize>, stride: usize) -> Vec<usize> {
+    indices.iter_mut().for_each(|i| *i /= stride);
+    indices.dedup();
+    indices
 }
 
 /// Runs of neighbouring samples as times.

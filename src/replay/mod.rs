@@ -10,6 +10,7 @@ pub mod report;
 pub mod summary;
 pub mod topics;
 
+mod camera_strip;
 mod drawing;
 #[cfg(test)]
 pub(crate) mod synthetic;

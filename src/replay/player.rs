@@ -256,7 +256,7 @@ impl<'a> Player<'a> {
     fn take_image(&mut self, slot: usize, time: Stamp, image: Result<RgbImage, ImageError>) {
         match image.map(|image| self.snapshots.put_image(slot, time, Arc::new(image))) {
             Ok(Ok(())) => self.image_stamps[slot] = Some(time),
-            Ok(Err(refused)) => self.count("image_refused", &refused.to_string()),
+            Ok(Err(refused)) => self.count("image_dropped", &refused.to_string()),
             Err(error) => {
                 let why = format!("{}: {error}", self.recording.cameras[slot]);
                 self.count("image_dropped", &why);
@@ -275,7 +275,7 @@ impl<'a> Player<'a> {
                 self.measured = Some(measured.clone());
                 self.recording.measured.push(measured);
             }
-            Err(refused) => self.count("joints_refused", &refused.to_string()),
+            Err(refused) => self.count("joints_dropped", &refused.to_string()),
         }
     }
 
@@ -482,7 +482,7 @@ impl<'a> Player<'a> {
     fn failed(&mut self, error: InferenceError) -> Result<(), ReplayError> {
         match error {
             InferenceError::Observation(error) => {
-                self.count("observation_refused", &error.to_string());
+                self.count("observation_dropped", &error.to_string());
                 Ok(())
             }
             error => Err(error.into()),

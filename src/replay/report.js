@@ -4,8 +4,9 @@
 const data = JSON.parse(document.getElementById('data').textContent);
 const END = data.end > 0 ? data.end : 1;
 const STAGES = ['encode', 'vision', 'prefix', 'denoise', 'decode'];
+const PREDICTED = data.predictions.map((p) => p.arrived);
 const FONT = '11px system-ui, -apple-system, "Segoe UI", Roboto, "DejaVu Sans", sans-serif';
-const LEFT = 48, RIGHT = 12; // room for the labels of y and half a label of t
+const LEFT = 58, RIGHT = 12; // room for the labels of y and half a label of t
 const view = { from: 0, to: END, cursor: null, select: null };
 const layers = {};
 const plots = [];
@@ -24,7 +25,7 @@ function ticks(lo, hi, n) {
   const power = 10 ** Math.floor(Math.log10(rough));
   const step = [1, 2, 5, 10].map((m) => m * power).find((s) => s >= rough * 0.999);
   const at = [];
-  for (let i = Math.ceil(lo / step - 1e-9); i * step <= hi + step * 1e-9; i++) at.push(i * step);
+  for (let i = Math.ceil(lo / step - 1e-9); i * step <= hi + step * 1e-9 && at.length < 100; i++) at.push(i * step);
   return { step, at };
 }
 
@@ -38,8 +39,8 @@ function lastBefore(times, t) {
   return lo - 1;
 }
 
-/** The samples to draw for the current view: one more on either side. */
-const visible = (times) => [Math.max(0, lastBefore(times, view.from)), Math.min(times.length - 1, lastBefore(times, view.to) + 1)];
+/** First and last index of what to draw between two times: one more on either side. */
+const visible = (times, from = view.from, to = view.to) => [Math.max(0, lastBefore(times, from)), Math.min(times.length - 1, lastBefore(times, to) + 1)];
 
 /** A series' value at a time: its last sample, unless that is too long ago. */
 function valueAt(series, joint, t) {
@@ -47,7 +48,7 @@ function valueAt(series, joint, t) {
   if (i < 0 || t - series.t[i] > series.gap) return null;
   const lo = series.lo[joint][i];
   const hi = series.hi ? series.hi[joint][i] : lo;
-  return lo === null || lo === undefined ? null : { i, lo, hi };
+  return lo === null || lo === undefined ? null : { lo, hi };
 }
 
 // ---- a plot: two layers, the upper one for the cursor ---------------------------------------------------------
@@ -270,15 +271,19 @@ function resting(c, plot) {
 
 function arrivals(c, plot) {
   const times = data.chunks.arrived;
-  const [a, b] = visible(times);
+  const [a, b] = visible(times, plot.from(), plot.to());
   const room = (plot.right - plot.left) / Math.max(1, b - a);
-  const tall = plot.whole ? 0 : room > 36 ? plot.bottom - plot.top : 6;
+  if (room < 3 && !plot.whole) return; // they would be a bar
+  const tall = plot.whole || room > 36 ? plot.bottom - plot.top : 6;
   c.strokeStyle = colors.arrivals;
   c.lineWidth = 1;
-  c.globalAlpha = room > 36 ? 0.6 : clamp(room / 4, 0.15, 0.9);
+  c.globalAlpha = room > 36 ? 0.6 : clamp(room / 4, 0.3, 0.9);
+  let before = -1;
   for (let i = a; i <= b; i++) {
-    const x = plot.x(times[i]);
-    if (x >= plot.left && x <= plot.right) line(c, Math.round(x) + 0.5, plot.whole ? plot.top : plot.bottom - tall, Math.round(x) + 0.5, plot.bottom);
+    const x = Math.round(plot.x(times[i])) + 0.5;
+    if (x < plot.left || x > plot.right || x === before) continue;
+    line(c, x, plot.bottom - tall, x, plot.bottom);
+    before = x;
   }
   c.globalAlpha = 1;
 }
@@ -353,7 +358,7 @@ function drawJoint(c, plot, joint, info) {
   if (layers.predictions) {
     c.strokeStyle = colors.predictions;
     c.lineWidth = 1;
-    const many = data.predictions.length * (END / (view.to - view.from)) ** -1;
+    const many = data.predictions.length * (view.to - view.from) / END;
     c.globalAlpha = clamp(24 / Math.max(1, many), 0.22, 0.6);
     for (const p of data.predictions) {
       const last = p.t + (p.v[joint].length - 1) * data.step;
@@ -363,37 +368,30 @@ function drawJoint(c, plot, joint, info) {
   }
   c.lineJoin = 'round';
   if (layers.commanded) { c.strokeStyle = colors.commanded; c.lineWidth = 2; curve(c, plot, data.commanded, joint); }
-  if (layers.measured) { c.strokeStyle = colors.measured; c.lineWidth = 1.25; curve(c, plot, data.measured, joint, data.measured.hi ? [] : [5, 3]); }
-  c.fillStyle = c.strokeStyle = colors.limit;
-  const { t, lo } = data.commanded;
-  if (layers.limited) {
-    let before = -Infinity; // marks that would cover each other are left out
-    for (const i of info.limited) {
-      const x = plot.x(t[i]);
-      if (lo[joint][i] === null || x - before < 8) continue;
-      if (x >= plot.left && x <= plot.right) mark(c, x, plot.y(lo[joint][i]) , 'triangle');
-      before = x;
-    }
+  if (layers.measured) {
+    c.strokeStyle = colors.measured;
+    c.lineWidth = 1.25;
+    if (data.measured.hi) c.globalAlpha = 0.5; // an envelope: let the commands show through
+    curve(c, plot, data.measured, joint, data.measured.hi ? [] : [5, 3]);
+    c.globalAlpha = 1;
   }
-  c.lineWidth = 2;
-  for (const i of info.violated) mark(c, plot.x(t[i]), clamp(plot.y(lo[joint][i] ?? plot.hi), plot.top + 4, plot.bottom - 4), 'cross');
+  if (layers.limited) marks(c, plot, joint, info.limited, 'triangle');
+  marks(c, plot, joint, info.violated, 'cross');
   c.restore();
-  if (layers.limits) limitHints(c, plot, info);
 }
 
-/** Where a limit is outside the picture, a word says where it is. */
-function limitHints(c, plot, info) {
-  c.fillStyle = colors.limit;
-  c.textAlign = 'right';
-  const hint = (text, y, baseline) => {
-    c.textBaseline = baseline;
-    c.lineWidth = 3;
-    c.strokeStyle = colors.card;
-    c.strokeText(text, plot.right - 4, y);
-    c.fillText(text, plot.right - 4, y);
-  };
-  if (info.max !== null && info.max > plot.hi) hint(`limit ${fixed(info.max, 2)} ↑`, plot.top + 1, 'top');
-  if (info.min !== null && info.min < plot.lo) hint(`limit ${fixed(info.min, 2)} ↓`, plot.bottom - 7, 'bottom');
+/** Marks commands; those that would cover each other are left out. */
+function marks(c, plot, joint, indices, shape) {
+  c.fillStyle = c.strokeStyle = colors.limit;
+  c.lineWidth = 2;
+  let before = -Infinity;
+  for (const i of indices) {
+    const x = plot.x(data.commanded.t[i]);
+    if (x < plot.left || x > plot.right || x - before < 8) continue;
+    const v = data.commanded.lo[joint][i] ?? plot.hi; // what is not a number stands at the top
+    mark(c, x, clamp(plot.y(v), plot.top + 4, plot.bottom - 4), shape);
+    before = x;
+  }
 }
 
 function overJoint(c, plot, joint, readout) {
@@ -401,8 +399,8 @@ function overJoint(c, plot, joint, readout) {
   if (t === null) { readout.replaceChildren(readout.rest); return; }
   const shown = [];
   clip(c, plot);
-  const p = data.predictions[lastBefore(data.predictions.map((q) => q.arrived), t)];
-  if (p) { c.strokeStyle = colors.predictions; c.lineWidth = 2; prediction(c, plot, p, joint); }
+  const p = data.predictions[lastBefore(PREDICTED, t)];
+  if (p && t <= p.t + p.v[joint].length * data.step) { c.strokeStyle = colors.predictions; c.lineWidth = 2; prediction(c, plot, p, joint); }
   for (const [name, series, short] of [['commanded', data.commanded, 'cmd'], ['measured', data.measured, 'meas']]) {
     if (!layers[name] || !series.lo[joint].length) continue;
     const value = valueAt(series, joint, t);
@@ -410,7 +408,7 @@ function overJoint(c, plot, joint, readout) {
     span.className = 'now-' + name;
     const text = value ? (value.hi !== value.lo ? `${fixed(value.lo, 3)} … ${fixed(value.hi, 3)}` : fixed(value.lo, 4)) : '–';
     span.textContent = `${short} ${text}`;
-    shown.push(shown.length ? '   ' : '', span);
+    shown.push(span);
     if (!value || t < view.from || t > view.to) continue;
     c.fillStyle = colors[name];
     for (const v of [value.lo, value.hi]) {
@@ -451,11 +449,15 @@ function buildJoint(group, j, info) {
   const card = group.appendChild(document.createElement('div'));
   card.className = 'card';
   const head = card.appendChild(document.createElement('header'));
-  head.appendChild(document.createElement('b')).textContent = info.name;
+  const title = head.appendChild(document.createElement('b'));
+  title.textContent = info.name;
+  title.title = info.name;
+  const limits = info.min === null && info.max === null ? 'no limits' : `limits ${fixed(info.min, 2)} … ${fixed(info.max, 2)}`;
+  title.appendChild(document.createElement('small')).textContent = limits;
   const readout = head.appendChild(document.createElement('span'));
   const said = [];
-  if (info.violated.length) said.push(`${info.violated.length} outside limits`);
-  if (info.limited.length) said.push(`${info.limited.length} held by a limit`);
+  if (info.violations) said.push(`${info.violations} outside limits`);
+  if (info.held) said.push(`${info.held} held by a limit`);
   if (!data.measured.lo[j].length) said.push('not measured');
   readout.rest = said.join(', ');
   readout.textContent = readout.rest;
@@ -463,15 +465,15 @@ function buildJoint(group, j, info) {
   const range = low.length ? `commanded from ${fixed(low.reduce((a, b) => Math.min(a, b)), 3)} to ${fixed(high.reduce((a, b) => Math.max(a, b)), 3)}` : 'nothing commanded';
   addPlot(card, {
     height: 150,
-    label: `${info.name}: ${range}, limits ${fixed(info.min, 3)} to ${fixed(info.max, 3)}. ${readout.rest}`,
+    label: `${info.name}: ${range}, ${limits}. ${readout.rest}`,
     draw: (c, plot) => drawJoint(c, plot, j, info),
     over: (c, plot) => overJoint(c, plot, j, readout),
   });
 }
 
 // ---- latency -----------------------------------------------------------------------------------------------------
-function drawLatency(c, plot) {
-  const { observed, arrived, stages } = data.chunks;
+function drawLatency(c, plot, given) {
+  const { observed, stages } = data.chunks;
   const [a, b] = visible(observed);
   const total = (i) => stages.reduce((sum, s) => sum + (s[i] || 0), 0);
   let most = 0;
@@ -492,29 +494,27 @@ function drawLatency(c, plot) {
     });
   }
   c.restore();
-  realTime(c, plot, observed.map((t, i) => (arrived[i] - t) * 1e3).sort((x, y) => x - y));
-}
-
-/** The bag time that an inference was given: bars above it would not have kept up. */
-function realTime(c, plot, delays) {
-  const given = delays[delays.length >> 1];
-  if (!(given > 0)) return;
-  c.fillStyle = colors.text;
-  c.textAlign = 'right';
-  c.textBaseline = 'bottom';
-  const text = `an inference was given ${fixed(given, 0)} ms of bag time`;
-  if (given > plot.hi) { c.fillText(text + ' ↑', plot.right - 4, plot.top + 11); return; }
+  if (!(given > 0 && given <= plot.hi)) return;
   c.strokeStyle = colors.cursor;
+  c.lineWidth = 1.25;
   c.setLineDash([6, 4]);
   line(c, plot.left, plot.y(given), plot.right, plot.y(given));
   c.setLineDash([]);
-  c.fillText(text, plot.right - 4, plot.y(given) - 2);
 }
 
-function overLatency(readout) {
+/** Median bag time from an observation to the arrival of its chunk, ms: bars above it would not have kept up. */
+function delayGiven() {
+  const delays = data.chunks.arrived.map((t, i) => (t - data.chunks.observed[i]) * 1e3).sort((x, y) => x - y);
+  return delays.length ? delays[delays.length >> 1] : 0;
+}
+
+function overLatency(readout, given) {
   const t = view.cursor;
   const i = t === null ? -1 : lastBefore(data.chunks.observed, t);
-  readout.textContent = i < 0 ? '' : `chunk ${data.chunks.id[i]}: ` + STAGES.map((name, s) => `${name} ${fixed(data.chunks.stages[s][i], 1)}`).join(', ') + ' ms';
+  readout.textContent = i >= 0
+    ? `chunk ${data.chunks.id[i]}: ` + STAGES.map((name, s) => `${name} ${fixed(data.chunks.stages[s][i], 1)}`).join(', ') + ' ms'
+    : !data.chunks.id.length ? 'No inference was recorded.'
+    : given > 0 ? `dashed: the ${fixed(given, 0)} ms of bag time that an inference was given` : '';
 }
 
 // ---- the whole ------------------------------------------------------------------------------------------------------
@@ -539,7 +539,7 @@ function drawOverview(c, plot) {
 function readColors() {
   const style = getComputedStyle(document.documentElement);
   const of = (name) => style.getPropertyValue(name).trim();
-  colors = { card: of('--card'), page: of('--page') };
+  colors = { page: of('--page') };
   for (const name of ['text', 'grid', 'commanded', 'measured', 'predictions', 'arrivals', 'resting', 'limit', 'limits', 'cursor', 'select', ...STAGES]) {
     colors[name] = of('--c-' + name);
   }
@@ -562,13 +562,14 @@ function main() {
   latency.className = 'card';
   const head = latency.appendChild(document.createElement('header'));
   const readout = head.appendChild(document.createElement('span'));
-  addPlot(latency, { height: 220, label: 'Wall time of every inference by stage; the table has the percentiles', draw: drawLatency, over: () => overLatency(readout) });
+  const given = delayGiven();
+  addPlot(latency, { height: 220, label: 'Wall time of every inference by stage; the table has the percentiles', draw: (c, plot) => drawLatency(c, plot, given), over: () => overLatency(readout, given) });
 
   document.getElementById('reset').addEventListener('click', () => zoom(0, END));
   for (const column of document.querySelectorAll('.seen')) column.querySelector('button').addEventListener('click', () => setCursor(Number(column.dataset.t)));
   const repaint = () => { readColors(); plots.forEach((p) => p.paint()); tell(); };
   matchMedia('(prefers-color-scheme: dark)').addEventListener('change', repaint);
-  addEventListener('beforeprint', () => { document.documentElement.classList.add('printing'); repaint(); });
+  addEventListener('beforeprint', () => { document.documentElement.classList.add('printing'); view.cursor = null; repaint(); });
   addEventListener('afterprint', () => { document.documentElement.classList.remove('printing'); repaint(); });
   new ResizeObserver(paint).observe(document.body);
   repaint();

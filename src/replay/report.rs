@@ -6,32 +6,21 @@
 
 use std::fmt::Write;
 
-use base64::Engine;
-use base64::prelude::BASE64_STANDARD;
-use image::ExtendedColorType;
-use image::codecs::jpeg::JpegEncoder;
-
+use super::camera_strip::CameraStrip;
 use super::drawing::Drawing;
-use super::recording::{ChunkRecord, Recording};
+use super::recording::Recording;
 use super::summary::{JointSummary, Latency, Level, Summary, summary};
-use crate::clock::NS_PER_S;
 
 const TEMPLATE: &str = include_str!("report.html");
 const STYLE: &str = include_str!("report.css");
 const SCRIPT: &str = include_str!("report.js");
-
-/// Most chunks whose pictures are shown.
-const MAX_SEEN: usize = 24;
-/// Pictures are thinned until their base64 together is no longer than this.
-const MAX_SEEN_BYTES: usize = 1_200_000;
-/// The pictures were made for a model, not for a gallery.
-const JPEG_QUALITY: u8 = 72;
+const VERSION: &str = env!("CARGO_PKG_VERSION");
 
 /// The report of a replay: a whole HTML document.
 pub fn render(recording: &Recording) -> String {
     let summary = summary(recording);
     let drawing = Drawing::new(recording);
-    let strip = Strip::new(recording);
+    let strip = CameraStrip::new(recording);
     let mut remarks = drawing.remarks.clone();
     remarks.extend(strip.remark());
     fill(
@@ -74,7 +63,7 @@ fn fill(template: &str, values: &[(&str, &str)]) -> String {
 }
 
 /// Text that is text between tags and inside quoted attributes.
-fn escape(text: &str) -> String {
+pub(super) fn escape(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     for c in text.chars() {
         match c {
@@ -108,7 +97,7 @@ fn json_for_script(drawing: &Drawing) -> String {
 }
 
 fn bag_name(bag: &str) -> &str {
-    bag.trim_end_matches('/').rsplit('/').next().unwrap_or(bag)
+    bag.trim_end_matches('/').rsplit('/').next().filter(|name| !name.is_empty()).unwrap_or("replay")
 }
 
 fn level_class(level: Level) -> &'static str {
@@ -136,16 +125,18 @@ fn notes(s: &Summary) -> String {
 }
 
 fn facts(s: &Summary) -> String {
-    let rates = format!("policy {} Hz, control {} Hz", plain(s.policy_rate_hz), plain(s.rate_hz));
+    let (policy_rate, rate) = (hertz(s.policy_rate_hz), hertz(s.rate_hz));
     [
         ("Prompt", s.prompt.as_str()),
         ("Bag", &s.bag),
         ("Checkpoint", &s.checkpoint),
         ("Engine", &s.engine),
         ("Robot", &s.robot),
-        ("Rates", &rates),
+        ("Policy rate", &policy_rate),
+        ("Control rate", &rate),
     ]
     .iter()
+    .filter(|(_, value)| !value.is_empty())
     .map(|(name, value)| format!("<div><dt>{name}</dt><dd>{}</dd></div>", escape(value)))
     .collect()
 }
@@ -272,117 +263,10 @@ fn or_empty_row(rows: String, columns: usize, text: &str) -> String {
 
 fn remarks_html(remarks: &[String]) -> String {
     if remarks.is_empty() {
-        return "<p>Every sample is drawn.</p>".to_owned();
+        return format!("<p>pi05 {VERSION}. Every sample is drawn.</p>");
     }
     let items: String = remarks.iter().map(|remark| format!("<li>{}</li>", escape(remark))).collect();
-    format!("<p>Reduced for drawing; the tables are of every sample.</p><ul>{items}</ul>")
-}
-
-/// What the model saw: some chunks' pictures, encoded.
-struct Strip<'a> {
-    columns: Vec<(&'a ChunkRecord, Vec<Picture>)>,
-    recorded: usize,
-}
-
-enum Picture {
-    Masked,
-    /// Its bytes are not `[side, side, 3]`.
-    Unreadable,
-    /// Base64.
-    Jpeg(String),
-}
-
-impl<'a> Strip<'a> {
-    fn new(recording: &'a Recording) -> Self {
-        let seen: Vec<&ChunkRecord> = recording.chunks.iter().filter(|c| c.seen.is_some()).collect();
-        let every = seen.len().div_ceil(MAX_SEEN).max(1);
-        let pictures = |chunk: &'a ChunkRecord| {
-            let slots = chunk.seen.iter().flatten();
-            (chunk, slots.map(|pixels| picture(pixels.as_deref(), chunk.seen_side)).collect())
-        };
-        let mut columns: Vec<(&ChunkRecord, Vec<Picture>)> =
-            seen.iter().copied().step_by(every).map(pictures).collect();
-        let size = |columns: &[(&ChunkRecord, Vec<Picture>)]| -> usize {
-            let of = |p: &Picture| if let Picture::Jpeg(base64) = p { base64.len() } else { 0 };
-            columns.iter().flat_map(|(_, pictures)| pictures).map(of).sum()
-        };
-        while columns.len() > 1 && size(&columns) > MAX_SEEN_BYTES {
-            let mut keep = false;
-            columns.retain(|_| {
-                keep = !keep;
-                keep
-            });
-        }
-        Self { columns, recorded: seen.len() }
-    }
-
-    fn remark(&self) -> Option<String> {
-        let shown = self.columns.len();
-        (shown < self.recorded)
-            .then(|| format!("pictures: of {shown} of the {} chunks recorded with them", self.recorded))
-    }
-
-    fn html(&self, recording: &Recording) -> String {
-        if self.columns.is_empty() {
-            return "<p class=\"none\">No pictures were recorded.</p>".to_owned();
-        }
-        let names: String =
-            recording.cameras.iter().map(|name| format!("<div>{}</div>", escape(name))).collect();
-        let columns: String =
-            self.columns.iter().map(|(chunk, pictures)| column(recording, chunk, pictures)).collect();
-        format!(
-            "<div class=\"strip\" tabindex=\"0\" role=\"region\" aria-label=\"What the model saw, by time\">\
-             <div class=\"slots\" aria-hidden=\"true\"><div class=\"when\"></div>{names}</div>{columns}</div>"
-        )
-    }
-}
-
-fn column(recording: &Recording, chunk: &ChunkRecord, pictures: &[Picture]) -> String {
-    let t = chunk.observed.since(recording.start) as f64 / NS_PER_S as f64;
-    let mut out = format!(
-        "<div class=\"seen\" data-t=\"{t:.4}\"><button type=\"button\" class=\"when\" \
-         title=\"Show this time in the plots\">{t:.2} s <span>chunk {}</span></button>",
-        chunk.id
-    );
-    for (slot, picture) in pictures.iter().enumerate() {
-        let name =
-            recording.cameras.get(slot).map(|name| escape(name)).unwrap_or_else(|| format!("slot {slot}"));
-        let age = chunk.image_age_ms.get(slot).copied().flatten();
-        let caption = with_unit(age, 0, "ms old");
-        // Writing to a String cannot fail.
-        let _ = match picture {
-            Picture::Jpeg(base64) => write!(
-                out,
-                "<figure><img alt=\"{name} at {t:.2} s\" title=\"{name}\" src=\"data:image/jpeg;base64,{base64}\">\
-                 <figcaption>{caption}</figcaption></figure>"
-            ),
-            Picture::Masked => write!(
-                out,
-                "<figure class=\"masked\" title=\"{name}: masked, the model sees nothing here\"><span>masked</span>\
-                 <figcaption>no image</figcaption></figure>"
-            ),
-            Picture::Unreadable => write!(
-                out,
-                "<figure class=\"masked\" title=\"{name}\"><span>unreadable</span><figcaption>{caption}</figcaption>\
-                 </figure>"
-            ),
-        };
-    }
-    out.push_str("</div>");
-    out
-}
-
-fn picture(pixels: Option<&[u8]>, side: u32) -> Picture {
-    let Some(pixels) = pixels else { return Picture::Masked };
-    if u64::from(side).pow(2).checked_mul(3) != Some(pixels.len() as u64) {
-        return Picture::Unreadable;
-    }
-    let mut jpeg = Vec::new();
-    let encoder = JpegEncoder::new_with_quality(&mut jpeg, JPEG_QUALITY);
-    match { encoder }.encode(pixels, side, side, ExtendedColorType::Rgb8) {
-        Ok(()) => Picture::Jpeg(BASE64_STANDARD.encode(&jpeg)),
-        Err(_) => Picture::Unreadable, // no side, or more than JPEG can say
-    }
+    format!("<p>pi05 {VERSION}. Reduced for drawing; the tables are of every sample.</p><ul>{items}</ul>")
 }
 
 fn share(n: u64, of: u64) -> String {
@@ -397,7 +281,8 @@ fn number(value: Option<f64>, decimals: usize) -> String {
     }
 }
 
-fn with_unit(value: Option<f64>, decimals: usize, unit: &str) -> String {
+/// A number with its unit, kept on one line.
+pub(super) fn with_unit(value: Option<f64>, decimals: usize, unit: &str) -> String {
     match value.filter(|v| v.is_finite()) {
         Some(_) => format!("{}\u{202f}{unit}", number(value, decimals)),
         None => "–".to_owned(),
@@ -408,6 +293,10 @@ fn range(low: Option<f64>, high: Option<f64>) -> String {
     format!("{} … {}", number(low, 3), number(high, 3))
 }
 
+fn hertz(rate: f64) -> String {
+    if rate > 0.0 { plain(rate) + " Hz" } else { String::new() }
+}
+
 /// Without zeros at the end: `50`, `33.333`.
 fn plain(value: f64) -> String {
     let text = format!("{value:.3}");
@@ -416,16 +305,143 @@ fn plain(value: f64) -> String {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::Value;
+
     use super::*;
+    use crate::clock::Stamp;
+    use crate::replay::recording::{CommandSample, JointInfo};
     use crate::replay::synthetic;
 
-    /// Set `PI05_REPORT_OUT` to look at it in a browser.
+    /// Renders, checks what every page must keep, and returns it with the data that its script will read.
+    /// Set `PI05_REPORT_OUT` to a folder to look at the pages in a browser.
+    fn page(name: &str, recording: &Recording) -> (String, Value) {
+        let html = render(recording);
+        if let Some(folder) = std::env::var_os("PI05_REPORT_OUT") {
+            std::fs::write(std::path::Path::new(&folder).join(format!("{name}.html")), &html).unwrap();
+        }
+        let (_, data) = html.split_once("<script type=\"application/json\" id=\"data\">").unwrap();
+        let (data, after) = data.split_once("</script>").unwrap();
+        assert_eq!(after.matches("<script>").count(), 1, "the page's own script and nothing else");
+        assert!(after.trim_end().ends_with("</html>"));
+        assert!(!html.contains("http://") && !html.contains("https://"), "needs the network");
+        let data = serde_json::from_str(data).unwrap();
+        (html, data)
+    }
+
     #[test]
     fn a_short_replay_fits_in_two_megabytes() {
-        let html = render(&synthetic::recording(6, 2));
+        let recording = synthetic::recording(6, 1);
+        let (html, data) = page("short", &recording);
         assert!(html.len() < 2_000_000, "{} bytes", html.len());
-        if let Some(path) = std::env::var_os("PI05_REPORT_OUT") {
-            std::fs::write(path, html).unwrap();
+        assert!(html.contains("commands inside limits"));
+        assert_eq!(data["commanded"]["t"].as_array().unwrap().len(), recording.commands.len());
+        assert_eq!(data["commanded"]["lo"].as_array().unwrap().len(), 14);
+    }
+
+    #[test]
+    fn ten_minutes_stay_usable_and_say_that_they_are_reduced() {
+        let (html, data) = page("long", &synthetic::recording(600, 100));
+        assert!(html.len() < 5_000_000, "{} bytes", html.len());
+        assert!(html.contains("commands: 59988 samples are drawn as smallest and greatest of 15 at a time"));
+        assert_eq!(data["commanded"]["t"].as_array().unwrap().len(), 4000);
+    }
+
+    #[test]
+    fn text_stays_text() {
+        let evil =
+            "</script><script>alert(1)</script>\u{2028}<!--\"'><img src=x onerror=alert(2)>{{data}}&lt;";
+        let mut recording = synthetic::recording(1, 3);
+        for text in [
+            &mut recording.bag,
+            &mut recording.checkpoint,
+            &mut recording.engine,
+            &mut recording.robot,
+            &mut recording.prompt,
+            &mut recording.cameras[1],
+            &mut recording.joints[3].name,
+        ] {
+            *text = evil.to_owned();
         }
+        recording.counters.insert(evil.to_owned(), 1);
+        recording.notes.push(evil.to_owned());
+        let (html, data) = page("hostile", &recording);
+        assert!(!html.contains("<script>alert") && !html.contains("<img src=x") && !html.contains("<!--"));
+        assert_eq!(data["joints"][3]["name"], evil, "the script reads the very name");
+        assert_eq!(html.matches("id=\"data\"").count(), 1, "no value is a template");
+        assert!(!html.contains("\u{2028}<!"), "text is escaped");
+    }
+
+    #[test]
+    fn what_is_not_a_number_is_null() {
+        let mut recording = synthetic::recording(2, 0);
+        let bad = [f64::NAN, f64::INFINITY, f64::NEG_INFINITY];
+        for (i, bad) in bad.into_iter().enumerate() {
+            recording.commands[50 + i].values[0] = bad;
+            recording.measured[10 + i].positions[0] = bad;
+            recording.chunks[3].actions[20 + i][0] = bad;
+            recording.chunks[4 + i].timings.vision_ms = bad;
+            recording.chunks[4 + i].image_age_ms[0] = Some(bad);
+        }
+        recording.joints[1].position_max = f64::INFINITY;
+        recording.joints[2].velocity_max = f64::NAN;
+        recording.commands[60].values.truncate(5);
+        recording.policy_rate_hz = f64::NAN;
+        recording.rate_hz = 0.0;
+        let (html, data) = page("not_numbers", &recording);
+        assert_eq!(data["commanded"]["lo"][0][50], Value::Null);
+        assert_eq!(data["commanded"]["lo"][5][60], Value::Null, "a missing value");
+        assert_eq!(data["measured"]["lo"][0][11], Value::Null);
+        assert_eq!(data["joints"][1]["max"], Value::Null);
+        assert!(html.contains("OUTSIDE limits"));
+    }
+
+    #[test]
+    fn nothing_makes_a_page_too() {
+        let (html, data) = page("empty", &Recording::default());
+        assert!(html.contains("0 ticks, 0 chunks, 0 rejected, nothing commanded"));
+        assert_eq!(data["end"], 0.0);
+
+        let mut recording = synthetic::recording(2, 0);
+        recording.chunks.clear();
+        page("no_chunks", &recording);
+        recording.commands.clear();
+        recording.measured.clear();
+        page("no_commands", &recording);
+    }
+
+    #[test]
+    fn any_robot_has_a_page() {
+        let joint = |name: &str| JointInfo {
+            name: name.to_owned(),
+            position_min: -1.0,
+            position_max: 1.0,
+            velocity_max: 1.0,
+        };
+        let command = |k: i64| CommandSample {
+            stamp: Stamp(k * 20_000_000),
+            values: vec![0.4, (k as f64 / 20.0).sin()],
+            chunk: 0,
+            resting: false,
+            limited: false,
+        };
+        let recording = Recording {
+            bag: "one_arm.mcap".to_owned(),
+            end: Stamp(2_000_000_000),
+            rate_hz: 50.0,
+            joints: vec![
+                joint("slider"),
+                joint("a_joint_with_a_name_that_is_longer_than_any_reasonable_name"),
+            ],
+            commands: (0..100).map(command).collect(),
+            ..Recording::default()
+        };
+        let (html, data) = page("one_arm", &recording);
+        assert!(html.contains("<h1>one_arm.mcap</h1>"));
+        assert_eq!(data["measured"]["lo"][0].as_array().unwrap().len(), 0, "never measured");
+    }
+
+    #[test]
+    fn slots_are_filled_once_and_in_one_pass() {
+        assert_eq!(fill("a{{x}}b{{y}}c{{z}}d", &[("x", "{{y}}"), ("y", "2")]), "a{{y}}b2cd");
     }
 }

@@ -163,7 +163,8 @@ pub struct JointSummary {
     pub command_max: Option<f64>,
     /// Speed limit (rad/s or m/s); null if there is none.
     pub velocity_max: f64,
-    /// Greatest speed between two consecutive ticks.
+    /// Greatest speed between two consecutive ticks, on average over the time between them; null if it is
+    /// infinite (a change in no time).
     pub velocity_peak: Option<f64>,
     /// Commands outside limits.
     pub violations: Violations,
@@ -445,3 +446,6 @@ fn spread(values: Vec<f64>) -> Spread {
     let values = sorted(values);
     Spread { min: values.first().copied(), p50: percentile(&values, 50.0), max: values.last().copied() }
 }
+
+#[cfg(test)]
+mod tests;

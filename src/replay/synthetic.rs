@@ -13,12 +13,12 @@ const CHUNK_MS: i64 = 100;
 const PICTURE_SIDE: u32 = 224;
 const ARM: [(&str, f64, f64, f64, f64); 7] = [
     // name, lower, upper, speed limit, home
-    ("waist", -3.1, 3.1, 3.15, 0.0),
-    ("shoulder", -1.85, 1.25, 3.15, -0.96),
-    ("elbow", -1.76, 1.6, 3.15, 1.16),
-    ("forearm_roll", -3.1, 3.1, 3.15, 0.0),
-    ("wrist_angle", -1.87, 2.18, 3.15, -0.3),
-    ("wrist_rotate", -3.1, 3.1, 3.15, 0.0),
+    ("waist", -3.1, 3.1, 3.1, 0.0),
+    ("shoulder", -1.85, 1.25, 3.1, -0.96),
+    ("elbow", -1.76, 1.6, 3.1, 1.16),
+    ("forearm_roll", -3.1, 3.1, 3.1, 0.0),
+    ("wrist_angle", -1.87, 2.18, 3.1, -0.3),
+    ("wrist_rotate", -3.1, 3.1, 3.1, 0.0),
     ("gripper", 0.0, 1.0, 2.5, 0.5),
 ];
 
@@ -95,7 +95,7 @@ fn wave(joint: usize, t: f64) -> f64 {
     let home = ARM[joint % 7].4;
     let phase = joint as f64 * 0.7;
     if joint % 7 == 6 {
-        return 0.5 + 0.55 * (4.0 * (1.5 * t + phase).sin()).tanh(); // opens and closes, past its limits
+        return 0.5 + 0.485 * (4.0 * (1.5 * t + phase).sin()).tanh(); // opens and closes, past its limits
     }
     home + 0.25 * (1.26 * t + phase).sin() * t.clamp(0.0, 1.0) + 0.04 * (5.0 * t + 2.0 * phase).sin()
 }
