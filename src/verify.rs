@@ -127,6 +127,11 @@ impl Case {
         Ok(comparer.outcome(times))
     }
 
+    /// Runs the engine on the case's inputs again, unobserved: what an inference takes once it is warm.
+    pub fn times(&self, engine: &mut CpuEngine) -> Result<StageTimes, VerifyError> {
+        Ok(infer(engine, &self.input, &self.noise, &self.sampler, &mut Tap::none())?.1)
+    }
+
     /// What dropping masked slots and having no other mask amounts to, as the reference writes it down.
     fn compare_slots(&self, comparer: &mut Comparer<'_>) {
         let Self { valid, horizon, .. } = self;
