@@ -23,6 +23,8 @@ pub mod config;
 pub mod control;
 pub mod engine;
 pub mod model;
+#[cfg(feature = "ros")]
+pub mod node;
 pub mod observe;
 pub mod pipeline;
 pub mod policy;
