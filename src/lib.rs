@@ -22,6 +22,7 @@ pub mod clock;
 pub mod config;
 pub mod control;
 pub mod engine;
+pub mod messages;
 pub mod model;
 #[cfg(feature = "ros")]
 pub mod node;

@@ -7,8 +7,8 @@ mod recordings;
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use pi05_thor::messages::{ImageMessage, JointStateMessage};
 use pi05_thor::replay::bag::{Bag, BagError, MAX_CHUNK_BYTES, Record};
-use pi05_thor::replay::messages::{ImageMessage, JointStateMessage};
 use recordings::{
     McapLayout, SMALL_CHUNKS, in_order, layouts, mcap_bytes, messages, named, read_all, sample, write_db3,
 };

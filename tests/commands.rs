@@ -8,9 +8,9 @@ use std::path::Path;
 
 use pi05_thor::clock::{NS_PER_MS, NS_PER_S, Stamp};
 use pi05_thor::config::CommandType;
+use pi05_thor::messages::JointStateMessage;
 use pi05_thor::replay::bag::Bag;
 use pi05_thor::replay::commands::write_commands;
-use pi05_thor::replay::messages::JointStateMessage;
 use pi05_thor::replay::recording::{ChunkRecord, CommandSample, JointInfo, Measured, Recording, Timings};
 
 const START: i64 = 1_760_000_000 * NS_PER_S;

@@ -11,8 +11,8 @@ use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use mcap::Compression;
 use peak_alloc::PeakAlloc;
 use pi05_thor::clock::Stamp;
+use pi05_thor::messages::{CompressedImageMessage, ImageMessage, JointStateMessage, decode_string};
 use pi05_thor::replay::bag::Bag;
-use pi05_thor::replay::messages::{CompressedImageMessage, ImageMessage, JointStateMessage, decode_string};
 use proptest::collection::vec;
 use proptest::prelude::*;
 use recordings::{

@@ -20,12 +20,12 @@ use mcap::records::{MessageHeader, Metadata};
 use mcap::{Compression, McapError, WriteOptions, Writer};
 
 use self::definitions::MessageType;
-use super::messages::{
-    JointStateMessage, JointTrajectoryMessage, TrajectoryPoint, encode_float64_multi_array,
-};
 use super::recording::{ChunkRecord, CommandSample, Measured, Recording};
 use crate::clock::{NS_PER_S, Stamp};
 use crate::config::CommandType;
+use crate::messages::{
+    JointStateMessage, JointTrajectoryMessage, TrajectoryPoint, put_float64_multi_array, put_joint_state,
+};
 
 /// Why `commands.mcap` was not written.
 #[derive(Debug, thiserror::Error)]
@@ -190,24 +190,22 @@ impl Content<'_> {
 
 impl Context<'_> {
     fn encode_command(&self, samples: &[CommandSample]) -> Vec<u8> {
-        let Some(first) = samples.first() else { return Vec::new() };
+        let mut payload = Vec::new();
+        let Some(first) = samples.first() else { return payload };
         match self.command {
-            CommandType::Float64MultiArray => encode_float64_multi_array(&first.values),
-            CommandType::JointState => JointStateMessage {
-                stamp: first.stamp,
-                names: self.joint_names.clone(),
-                position: first.values.clone(),
-                ..JointStateMessage::default()
+            CommandType::Float64MultiArray => put_float64_multi_array(&first.values, &mut payload),
+            CommandType::JointState => {
+                put_joint_state(first.stamp, &self.joint_names, &first.values, &mut payload);
             }
-            .encode(),
             CommandType::JointTrajectory => {
                 let moving = moving(samples).iter().map(|sample| TrajectoryPoint {
                     time_from_start: sample.stamp.since(first.stamp),
                     positions: &sample.values,
                 });
-                self.encode_trajectory(first.stamp, moving.collect())
+                payload = self.encode_trajectory(first.stamp, moving.collect());
             }
         }
+        payload
     }
 
     fn encode_trajectory(&self, stamp: Stamp, points: Vec<TrajectoryPoint<'_>>) -> Vec<u8> {

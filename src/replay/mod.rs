@@ -3,7 +3,6 @@ pub mod bag;
 pub mod bag_clock;
 pub mod commands;
 pub mod inference;
-pub mod messages;
 pub mod player;
 pub mod recording;
 pub mod report;

@@ -3,8 +3,8 @@
 use thiserror::Error;
 
 use super::bag::Bag;
-use super::messages::{CompressedImageMessage, ImageMessage, JointStateMessage, STRING};
 use crate::config::Config;
+use crate::messages::{CompressedImageMessage, ImageMessage, JointStateMessage, STRING};
 
 /// Parameters and bag do not fit together.
 #[derive(Debug, Error)]

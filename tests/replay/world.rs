@@ -7,8 +7,8 @@ use std::process::{Command, Output};
 
 use byteorder::LittleEndian;
 use pi05_thor::clock::Stamp;
+use pi05_thor::messages::{CompressedImageMessage, ImageMessage, JointStateMessage, STRING};
 use pi05_thor::replay::bag::Bag;
-use pi05_thor::replay::messages::{CompressedImageMessage, ImageMessage, JointStateMessage, STRING};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use tempfile::TempDir;

@@ -3,7 +3,7 @@
 //! Promises records in ascending log time across files and chunks, with memory bounded by named caps, whatever the
 //! files say. A recording that was cut off is read to its last whole record and says so in [`Bag::notes`]; one that
 //! contradicts itself ends with a [`BagError`] after the records before it. Called by `replay` and `inspect`.
-//! Never decodes a message (see [`super::messages`]), never writes, never waits for anything but the disk.
+//! Never decodes a message (see [`crate::messages`]), never writes, never waits for anything but the disk.
 
 mod error;
 mod folder;

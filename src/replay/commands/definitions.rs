@@ -1,6 +1,6 @@
 //! The message types of `commands.mcap`, as rosbag2 stores them: each with the types that it contains.
 
-use crate::replay::messages::{
+use crate::messages::{
     FLOAT64_MULTI_ARRAY as FLOAT64_MULTI_ARRAY_NAME, JointStateMessage, JointTrajectoryMessage,
 };
 

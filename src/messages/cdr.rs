@@ -79,6 +79,16 @@ impl<'a> Reader<'a> {
         self.u32(field).map(u32::cast_signed)
     }
 
+    pub(super) fn u64(&mut self, field: &'static str) -> Result<u64, CdrError> {
+        self.align(8);
+        let bytes = self.array(field)?;
+        Ok(if self.big_endian { u64::from_be_bytes(bytes) } else { u64::from_le_bytes(bytes) })
+    }
+
+    pub(super) fn f64(&mut self, field: &'static str) -> Result<f64, CdrError> {
+        self.u64(field).map(f64::from_bits)
+    }
+
     /// A sequence of bytes.
     pub(super) fn bytes(&mut self, field: &'static str) -> Result<&'a [u8], CdrError> {
         let length = self.u32(field)?;
@@ -95,9 +105,19 @@ impl<'a> Reader<'a> {
 
     /// A sequence of strings.
     pub(super) fn strings(&mut self, field: &'static str) -> Result<Vec<&'a str>, CdrError> {
+        self.sequence(field, STRING_BYTES, |reader| reader.string(field))
+    }
+
+    /// A sequence of whatever `read` reads, each of at least `bytes` bytes.
+    pub(super) fn sequence<T>(
+        &mut self,
+        field: &'static str,
+        bytes: usize,
+        mut read: impl FnMut(&mut Self) -> Result<T, CdrError>,
+    ) -> Result<Vec<T>, CdrError> {
         let count = self.u32(field)?;
-        self.check(field, u64::from(count) * STRING_BYTES as u64)?;
-        (0..count).map(|_| self.string(field)).collect()
+        self.check(field, u64::from(count) * bytes as u64)?;
+        (0..count).map(|_| read(self)).collect()
     }
 
     /// A sequence of numbers. An empty one is not padded.
@@ -142,17 +162,20 @@ impl<'a> Reader<'a> {
 }
 
 /// Writes fields one after the other, little endian.
-pub(super) struct Writer {
-    payload: Vec<u8>,
+pub(super) struct Writer<'a> {
+    payload: &'a mut Vec<u8>,
 }
 
-impl Writer {
-    pub(super) fn new() -> Self {
-        Self { payload: vec![0, 1, 0, 0] }
+impl<'a> Writer<'a> {
+    /// Into a buffer whose content goes and whose memory stays.
+    pub(super) fn new(payload: &'a mut Vec<u8>) -> Self {
+        payload.clear();
+        payload.extend([0, 1, 0, 0]);
+        Self { payload }
     }
 
-    pub(super) fn finish(self) -> Vec<u8> {
-        self.payload
+    pub(super) fn u8(&mut self, value: u8) {
+        self.payload.push(value);
     }
 
     pub(super) fn u32(&mut self, value: u32) {
@@ -164,32 +187,38 @@ impl Writer {
         self.u32(value.cast_unsigned());
     }
 
+    pub(super) fn u64(&mut self, value: u64) {
+        self.align(8);
+        self.payload.extend(value.to_le_bytes());
+    }
+
+    pub(super) fn f64(&mut self, value: f64) {
+        self.u64(value.to_bits());
+    }
+
     /// Length of a sequence; none of ours comes near 2³².
     pub(super) fn length(&mut self, length: usize) {
         self.u32(u32::try_from(length).unwrap_or(u32::MAX));
     }
 
+    /// A zero ends a string for many a reader: one inside becomes a space.
     pub(super) fn string(&mut self, text: &str) {
         self.length(text.len() + 1);
-        self.payload.extend(text.as_bytes());
+        self.payload.extend(text.bytes().map(|byte| if byte == 0 { b' ' } else { byte }));
         self.payload.push(0);
     }
 
-    pub(super) fn strings(&mut self, texts: &[&str]) {
+    pub(super) fn strings(&mut self, texts: &[impl AsRef<str>]) {
         self.length(texts.len());
         for text in texts {
-            self.string(text);
+            self.string(text.as_ref());
         }
     }
 
     pub(super) fn f64s(&mut self, values: &[f64]) {
         self.length(values.len());
-        if values.is_empty() {
-            return;
-        }
-        self.align(8);
-        for value in values {
-            self.payload.extend(value.to_le_bytes());
+        for &value in values {
+            self.f64(value);
         }
     }
 

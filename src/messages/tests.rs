@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::*;
 
-type Header = ((i32, u32), String);
+pub(super) type Header = ((i32, u32), String);
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 struct PeerJointState {
@@ -52,11 +52,11 @@ struct PeerTrajectory {
     points: Vec<PeerPoint>,
 }
 
-fn peer_encode<T: Serialize, O: ByteOrder>(message: &T, identifier: u8) -> Vec<u8> {
+pub(super) fn peer_encode<T: Serialize, O: ByteOrder>(message: &T, identifier: u8) -> Vec<u8> {
     [vec![0, identifier, 0, 0], cdr_encoding::to_vec::<T, O>(message).unwrap()].concat()
 }
 
-fn peer_decode<T: for<'a> Deserialize<'a>>(payload: &[u8]) -> T {
+pub(super) fn peer_decode<T: for<'a> Deserialize<'a>>(payload: &[u8]) -> T {
     let (message, read) = cdr_encoding::from_bytes::<T, LittleEndian>(&payload[4..]).unwrap();
     assert_eq!(payload[..4], [0, 1, 0, 0]);
     assert_eq!(read, payload.len() - 4);
@@ -111,6 +111,34 @@ proptest! {
     }
 
     #[test]
+    fn a_buffer_is_filled_anew_in_its_own_memory(
+        peer in joint_state(),
+        (values, left_over) in (numbers(), vec(any::<u8>(), 0..600)),
+    ) {
+        let JointStateMessage { stamp, position, .. } = borrowed(&peer);
+        let command = PeerJointState {
+            header: (peer.header.0, String::new()), velocity: vec![], effort: vec![], ..peer.clone()
+        };
+        let mut payload = left_over;
+        payload.reserve(1000);
+        let memory = payload.as_ptr();
+        put_joint_state(stamp, &peer.name, &position, &mut payload);
+        prop_assert_eq!(peer_decode::<PeerJointState>(&payload), command);
+        put_float64_multi_array(&values, &mut payload);
+        prop_assert_eq!(peer_decode::<PeerMultiArray>(&payload).data, values);
+        prop_assert_eq!(payload.as_ptr(), memory);
+    }
+
+    #[test]
+    fn texts_and_clocks_are_exchanged_with_another(text in "[a-zé\u{0} ]{0,9}", (sec, nanosec) in (any::<i32>(), 0..1_000_000_000u32)) {
+        let without_zero = text.replace('\0', " ");
+        prop_assert_eq!(peer_decode::<String>(&encode_string(&text)), without_zero);
+        let big = peer_encode::<_, BigEndian>(&(sec, nanosec), 0);
+        prop_assert_eq!(decode_clock(&big).unwrap(), Stamp::from_ros(sec, nanosec));
+        prop_assert!(decode_clock(&big[..big.len() - 1]).is_err());
+    }
+
+    #[test]
     fn images_are_read_as_another_writes_them(
         header in header(),
         (height, width, step) in any::<(u32, u32, u32)>(),
@@ -157,7 +185,7 @@ proptest! {
         points in vec((0..600_000_000_000i64, numbers()), 0..5),
         values in numbers(),
     ) {
-        let array = peer_decode::<PeerMultiArray>(&encode_float64_multi_array(&values));
+        let array = peer_decode::<PeerMultiArray>(&encoded(|payload| put_float64_multi_array(&values, payload)));
         prop_assert_eq!(array, PeerMultiArray { dim: vec![], data_offset: 0, data: values });
 
         let payload = JointTrajectoryMessage {
