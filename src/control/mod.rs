@@ -20,3 +20,5 @@ pub mod scheduler;
 pub use limits::{ControlMode, JointLimit, JointLimits};
 pub use plan::Chunk;
 pub use scheduler::{Accepted, Command, ControlConfig, Counters, Rejected, Scheduler};
+pub mod interim;
+pub use interim::*;

@@ -202,6 +202,11 @@ impl Intake {
         Next::Ready(observation)
     }
 
+    /// Whether there is an observation at `now`, new or not.
+    pub fn ready(&mut self, now: Stamp) -> Result<(), NotReady> {
+        self.snapshots.snapshot(now).map(|_| ())
+    }
+
     /// The newest joint positions, unless they are too old (or from the future) at `now`.
     pub fn measured(&self, now: Stamp) -> Option<&Measured> {
         let age = |measured: &Measured| now.since(measured.stamp);
