@@ -227,3 +227,188 @@ fn raw_value(value: &Value) -> Raw {
         Value::StringArray(v) => Raw::List(v.iter().cloned().map(Raw::Text).collect()),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::RobotKind;
+    use crate::config::parameters::TABLE;
+    use proptest::prelude::*;
+
+    fn aloha() -> Parameters {
+        Parameters::new(Vec::new(), "test").unwrap()
+    }
+
+    fn text(value: &str) -> Given {
+        Given::Value(Value::String(value.to_owned()))
+    }
+
+    fn set(
+        parameters: &mut Parameters,
+        name: &str,
+        value: Given,
+        configured: bool,
+    ) -> Result<Vec<String>, String> {
+        parameters.set(&[(name.to_owned(), value)], configured)
+    }
+
+    #[test]
+    fn without_anything_given_it_is_the_built_in_robot() {
+        let parameters = aloha();
+        assert_eq!(*parameters.config(), Config::builtin(RobotKind::Aloha).unwrap());
+        for parameter in TABLE.iter().filter(|parameter| !parameter.name.contains('<')) {
+            let value = parameters.get(parameter.name).unwrap();
+            assert!(parameter.check(value), "{}", parameter.name);
+        }
+        assert_eq!(
+            parameters.get("cameras.base_0_rgb.topic"),
+            Some(&Value::String("cam_high/image_raw/compressed".to_owned()))
+        );
+    }
+
+    #[test]
+    fn what_is_given_counts_and_what_is_not_known_is_refused() {
+        let given = vec![
+            ("control.rate_hz".to_owned(), Given::Value(Value::Integer(200))), // as in a file
+            ("qos_overrides./clock.depth".to_owned(), Given::Value(Value::Integer(1))),
+        ];
+        assert_eq!(Parameters::new(given, "test").unwrap().config().control.rate_hz, 200.0);
+        let wrong = vec![("control.rate".to_owned(), Given::NotSet), ("promt".to_owned(), text("x"))];
+        let error = Parameters::new(wrong, "/policy").unwrap_err().to_string();
+        assert_eq!(
+            error,
+            "/policy: promt: expected a known parameter, found an unknown name; the nearest known one is prompt"
+        );
+    }
+
+    #[test]
+    fn a_change_is_taken_whole_or_not_at_all() {
+        let mut parameters = aloha();
+        assert_eq!(set(&mut parameters, "prompt", text("fold"), true), Ok(vec!["prompt".to_owned()]));
+        assert_eq!(parameters.config().prompt, "fold");
+        assert_eq!(set(&mut parameters, "prompt", text("fold"), true), Ok(Vec::new()));
+        let changes = [
+            ("prompt".to_owned(), text("other")),
+            ("observe.max_skew_ms".to_owned(), Given::Value(Value::Integer(0))),
+        ];
+        assert_eq!(
+            parameters.set(&changes, true),
+            Err("observe.max_skew_ms: expected a whole number from 1 to 60000 [ms], found 0".to_owned())
+        );
+        assert_eq!(parameters.config().prompt, "fold");
+    }
+
+    #[test]
+    fn refusals_say_why_in_one_line() {
+        let mut parameters = aloha();
+        let mut why =
+            |name: &str, value: Given, configured| set(&mut parameters, name, value, configured).unwrap_err();
+        assert_eq!(
+            why("checkpoint", text("x"), true),
+            "checkpoint: read-only while the node is configured; clean it up first"
+        );
+        assert_eq!(
+            why("control.rate_hz", Given::Value(Value::Integer(100)), false),
+            "control.rate_hz: expected a number above 0, up to 1000 [Hz], found a whole number; write 100.0"
+        );
+        assert_eq!(
+            why("prompt", Given::NotSet, true),
+            "prompt: expected a text, found nothing; it cannot be undeclared"
+        );
+        assert_eq!(
+            why("joints.position_min", Given::Value(Value::DoubleArray(vec![0.0])), false),
+            "joints.position_min: expected a list of 14, one per action, found a list of 1; give one for each of \
+             joints.action_names (or joints.names)"
+        );
+        assert!(why("sampler.step", Given::Value(Value::Integer(3)), false).contains("sampler.steps"));
+    }
+
+    #[test]
+    fn descriptors_have_the_tables_ranges() {
+        let parameters = aloha();
+        let steps = parameters.describe("sampler.steps", true).unwrap();
+        assert_eq!((steps.kind, steps.integer_range, steps.read_only), (Kind::Integer, Some((1, 50)), true));
+        let rate = parameters.describe("control.rate_hz", false).unwrap();
+        assert_eq!((rate.floating_point_range, rate.read_only), (Some((0.0, 1000.0)), false));
+        assert_eq!(rate.additional_constraints, "a number above 0, up to 1000 [Hz]");
+        assert!(!parameters.describe("prompt", true).unwrap().read_only);
+        assert!(
+            parameters
+                .describe("control.execution", true)
+                .unwrap()
+                .additional_constraints
+                .starts_with("one of latest,")
+        );
+        assert_eq!(parameters.describe("nothing", true), None);
+    }
+
+    #[test]
+    fn names_are_listed_by_prefix_and_depth() {
+        let parameters = aloha();
+        let (all, prefixes) = parameters.names(&[], 0);
+        assert_eq!(all.len(), parameters.values.len());
+        assert!(prefixes.contains(&"cameras.base_0_rgb".to_owned()));
+        let (top, _) = parameters.names(&[], 1);
+        assert!(top.contains(&"prompt".to_owned()) && top.iter().all(|name| !name.contains('.')));
+        let (control, _) = parameters.names(&["control".to_owned()], 1);
+        assert!(control.contains(&"control.rate_hz".to_owned()));
+        assert!(control.iter().all(|name| name.starts_with("control.")));
+        let (cameras, _) = parameters.names(&["cameras".to_owned()], 1);
+        assert!(cameras.is_empty(), "{cameras:?}");
+        assert_eq!(parameters.names(&["nothing".to_owned()], 0), (Vec::new(), Vec::new()));
+    }
+
+    fn any_given() -> impl Strategy<Value = Given> {
+        prop_oneof![
+            Just(Given::NotSet),
+            any::<bool>().prop_map(|v| Given::Value(Value::Bool(v))),
+            any::<i64>().prop_map(|v| Given::Value(Value::Integer(v))),
+            any::<f64>().prop_map(|v| Given::Value(Value::Double(v))),
+            ".{0,40}".prop_map(|v| Given::Value(Value::String(v))),
+            proptest::collection::vec(any::<bool>(), 0..20).prop_map(|v| Given::Value(Value::BoolArray(v))),
+            proptest::collection::vec(any::<f64>(), 0..20).prop_map(|v| Given::Value(Value::DoubleArray(v))),
+            proptest::collection::vec(".{0,9}", 0..20).prop_map(|v| Given::Value(Value::StringArray(v))),
+            proptest::collection::vec(any::<i64>(), 0..20).prop_map(Given::IntegerArray),
+            proptest::collection::vec(any::<u8>(), 0..20).prop_map(Given::ByteArray),
+        ]
+    }
+
+    fn any_name() -> impl Strategy<Value = String> {
+        let known = (0..TABLE.len()).prop_map(|row| TABLE[row].name.replace("<slot>", "base_0_rgb"));
+        prop_oneof![4 => known, 1 => "[a-z._<>]{0,30}", 1 => ".{0,30}"]
+    }
+
+    proptest! {
+        /// Whatever is asked for: an answer of one line, and a configuration that is whole and is what is shown.
+        #[test]
+        fn any_request_leaves_a_whole_configuration(
+            changes in proptest::collection::vec((any_name(), any_given()), 0..4),
+            configured in any::<bool>(),
+            depth in any::<u64>(),
+        ) {
+            let mut parameters = aloha();
+            let before = parameters.clone();
+            match parameters.set(&changes, configured) {
+                Ok(changed) => {
+                    for name in &changed {
+                        prop_assert_ne!(before.get(name), parameters.get(name));
+                        prop_assert!(!configured || !parameters.describe(name, true).unwrap().read_only);
+                    }
+                }
+                Err(why) => {
+                    prop_assert!(!why.contains('\n') && why.len() < 1000, "{}", why);
+                    prop_assert_eq!(before.config(), parameters.config());
+                    prop_assert_eq!(&before.values, &parameters.values);
+                }
+            }
+            let (names, _) = parameters.names(&[], 0);
+            for name in &names {
+                let parameter = find(name).unwrap();
+                prop_assert!(parameter.check(parameters.get(name).unwrap()));
+            }
+            let prefixes: Vec<String> = changes.iter().map(|(name, _)| name.clone()).collect();
+            let (below, _) = parameters.names(&prefixes, depth);
+            prop_assert!(below.iter().all(|name| names.contains(name)));
+        }
+    }
+}

@@ -25,6 +25,10 @@ const WIDTH: u32 = 640;
 const HEIGHT: u32 = 480;
 /// Observations per second: what cameras and a policy on a robot come to.
 const OBSERVATIONS_HZ: f64 = 10.0;
+/// Between two images: no three cameras send at one instant, and the middleware's buffers hold less than one.
+const BETWEEN_IMAGES: Duration = Duration::from_millis(3);
+/// How long a chunk may take, on whatever machine.
+const CHUNK_PATIENCE: Duration = Duration::from_secs(1);
 /// How long a node may take to be active, and a chunk to come.
 const PATIENCE: Duration = Duration::from_secs(60);
 /// Where the bench lives, so that it disturbs nobody.
@@ -165,7 +169,7 @@ impl Peer {
         while start.elapsed().as_secs_f64() < seconds {
             let next = Instant::now() + Duration::from_secs_f64(1.0 / OBSERVATIONS_HZ);
             let (stamp, sent) = self.observe()?;
-            rounds.extend(self.wait_for_chunk(stamp, sent, next)?);
+            rounds.extend(self.wait_for_chunk(stamp, sent, next.max(sent + CHUNK_PATIENCE))?);
             while Instant::now() < next {
                 self.ros.spin_once(Duration::from_millis(1));
                 drain(&mut self.commands, |_| ());
@@ -253,6 +257,7 @@ impl Peer {
         let said = |error: r2r::Error| format!("ROS 2: {error}");
         for camera in &self.cameras {
             camera.publish_raw(&self.payload).map_err(said)?;
+            thread::sleep(BETWEEN_IMAGES);
         }
         let joints = JointStateMessage {
             stamp,
