@@ -368,6 +368,48 @@ fn comments_in_the_shipped_files_are_those_of_the_table() {
     }
 }
 
+/// The table of docs/ros.md. With UPDATE_CONFIG=1 it is rewritten instead.
+#[test]
+fn the_parameters_of_the_documentation_are_those_of_the_table() {
+    const END: &str = "<!-- end of parameters -->";
+    let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("docs/ros.md");
+    let text = std::fs::read_to_string(&path).unwrap();
+    let begin = text.find("<!-- parameters:").and_then(|at| Some(at + text[at..].find('\n')? + 1)).unwrap();
+    let end = text.find(END).unwrap();
+    let mut documented = text[..begin].to_owned();
+    documented += "| name | type | default | | meaning |\n|---|---|---|---|---|\n";
+    for parameter in TABLE {
+        let change = match parameter.change {
+            Change::Live => "live",
+            Change::Structural => "structural",
+        };
+        documented += &format!(
+            "| `{}` | {} | {} | {change} | {} |\n",
+            parameter.name,
+            parameter.expected().replace('|', "\\|"),
+            default_of(parameter),
+            parameter.doc,
+        );
+    }
+    documented += &text[end..];
+    if std::env::var_os("UPDATE_CONFIG").is_some() {
+        std::fs::write(path, documented).unwrap();
+    } else {
+        assert_eq!(text, documented, "docs/ros.md: run once with UPDATE_CONFIG=1");
+    }
+}
+
+fn default_of(parameter: &parameters::Parameter) -> String {
+    match parameter.default {
+        DefaultValue::Bool(v) => v.to_string(),
+        DefaultValue::Integer(v) => v.to_string(),
+        DefaultValue::Double(v) => format!("{v:?}"),
+        DefaultValue::Text("") | DefaultValue::Empty => "empty".to_owned(),
+        DefaultValue::Text(v) => format!("`{v}`"),
+        DefaultValue::Robot => "the robot's".to_owned(),
+    }
+}
+
 /// For each line, the parameter that it sets, if it does: by the indentation of its keys.
 fn names_of_lines(text: &str) -> Vec<Option<String>> {
     let mut path: Vec<(usize, &str)> = Vec::new();
