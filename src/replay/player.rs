@@ -129,6 +129,8 @@ enum Worker<'a> {
 /// An inference that is under way.
 struct Pending {
     id: u64,
+    /// The scheduler's as it began.
+    epoch: u64,
     observed: Stamp,
     image_age_ms: Vec<Option<f64>>,
     /// Known beforehand only if simulated: when it is done, and what it gave.
@@ -407,7 +409,7 @@ impl<'a> Player<'a> {
                 None
             }
         };
-        self.pending = Some(Pending { id, observed, image_age_ms, done });
+        self.pending = Some(Pending { id, epoch: self.scheduler.epoch(), observed, image_age_ms, done });
         Ok(())
     }
 
@@ -434,12 +436,13 @@ impl<'a> Player<'a> {
         let Some(pending) = self.pending.take() else { return Ok(()) };
         let Some(response) = response.or(pending.done.map(|(_, response)| response)) else { return Ok(()) };
         let now = self.now.unwrap_or_default();
-        let Pending { id, observed, image_age_ms, .. } = pending;
+        let Pending { id, epoch, observed, image_age_ms, .. } = pending;
         if response.truncated {
             self.count("prompt_truncated", "the prompt has more tokens than the model reads");
         }
         let chunk = Chunk {
             id,
+            epoch,
             observed: Steady(observed.0),
             period_ns: (NS_PER_S as f64 / self.config.control.policy_rate_hz).round() as i64,
             actions: response.actions,
