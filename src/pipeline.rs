@@ -1,5 +1,8 @@
 //! From a checkpoint's name to a running network, and through its stages with the time of each.
 
+pub mod inference;
+pub mod setup;
+
 use std::path::Path;
 use std::time::Instant;
 
@@ -14,7 +17,9 @@ use crate::model::dims::{Dims, DimsError, DimsHints};
 use crate::model::names;
 use crate::model::sampler::{Sampler, TimeRounding};
 use crate::model::tensors::Dtype;
-use crate::policy::checkpoint::{Checkpoint, CheckpointError, Layout};
+use crate::policy::PolicyError;
+use crate::policy::cameras::CameraSlots;
+use crate::policy::checkpoint::{Checkpoint, CheckpointError, DEFAULT_CAMERAS, Layout};
 
 /// Where a network comes from.
 #[derive(Clone, Debug)]
@@ -54,6 +59,9 @@ pub enum LoadError {
     /// The engine.
     #[error(transparent)]
     Engine(#[from] EngineError),
+    /// What surrounds the network does not fit it, or the parameters.
+    #[error(transparent)]
+    Policy(#[from] PolicyError),
     /// Cannot happen after the dimensions were checked.
     #[error("{checkpoint}: {source}")]
     Missing {
@@ -120,6 +128,18 @@ impl Model {
                     checkpoint: checkpoint.folder.display().to_string(),
                     source,
                 })
+            }
+        }
+    }
+
+    /// Its cameras.
+    pub fn cameras(&self) -> CameraSlots {
+        match self {
+            Model::Synthetic(_) => {
+                CameraSlots { names: DEFAULT_CAMERAS.map(str::to_owned).to_vec(), aliases: Vec::new() }
+            }
+            Model::Folder(checkpoint) => {
+                CameraSlots { names: checkpoint.cameras.clone(), aliases: checkpoint.camera_aliases.clone() }
             }
         }
     }

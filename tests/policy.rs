@@ -10,7 +10,6 @@ use std::{
 };
 
 use pi05_thor::{
-    clock::Stamp,
     config::RobotKind,
     model::{Pixels, tensors::TensorTable},
     observe::{Observation, RgbImage},
@@ -524,7 +523,7 @@ fn options(robot: RobotKind, state_len: usize, actions: usize) -> PolicyOptions 
 /// One camera, at the network's size, and two that are missing.
 fn observation(state: Vec<f64>) -> Observation {
     let image = RgbImage::new(56, 56, vec![128; 56 * 56 * 3]).unwrap();
-    Observation { stamp: Stamp(0), images: vec![Some(Arc::new(image)), None, None], state }
+    Observation { images: vec![Some(Arc::new(image)), None, None], state, ..Observation::default() }
 }
 
 fn openpi_policy(name: &str, case: &Value) -> (Policy, Statistics) {

@@ -7,6 +7,8 @@ use std::time::Instant;
 use clap::ValueEnum;
 use serde::Serialize;
 
+#[cfg(feature = "ros")]
+use super::bench_ros;
 use super::{BackendArg, DtypeArg, Failure, Verdict, progress, require_cpu};
 use crate::engine::cpu::peak_flops;
 use crate::engine::probe::Tap;
@@ -22,7 +24,11 @@ use crate::replay::summary::percentile;
                         A: 2 cameras, 20 prompt tokens, 10 actions. B: 3 cameras, 200 prompt tokens, 50 actions.\n\
                         10 denoise steps, batch 1. The roofline is the work at the speed of one large matrix product,\n\
                         measured in the same run.")]
+#[cfg_attr(feature = "ros", command(args_conflicts_with_subcommands = true))]
 pub struct Args {
+    #[cfg(feature = "ros")]
+    #[command(subcommand)]
+    what: Option<What>,
     /// Engine
     #[arg(long, value_enum, default_value = "auto", value_name = "B")]
     backend: BackendArg,
@@ -41,6 +47,12 @@ pub struct Args {
     /// Print JSON
     #[arg(long)]
     json: bool,
+}
+
+#[cfg(feature = "ros")]
+#[derive(clap::Subcommand)]
+enum What {
+    Ros(bench_ros::Args),
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, ValueEnum)]
@@ -93,6 +105,10 @@ impl Latency {
 }
 
 pub fn run(args: Args) -> Result<Verdict, Failure> {
+    #[cfg(feature = "ros")]
+    if let Some(What::Ros(args)) = args.what {
+        return bench_ros::run(&args);
+    }
     require_cpu(args.backend, args.dtype)?;
     let model = Model::open_network(&args.checkpoint)?;
     let dims = model.dims()?;

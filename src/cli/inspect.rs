@@ -6,13 +6,15 @@ use std::path::{Path, PathBuf};
 
 use indicatif::HumanBytes;
 
-use super::replay::{cameras, load_config, load_policy};
+use super::replay::load_config;
 use super::{Failure, Verdict};
 use crate::config::Config;
 use crate::control::Scheduler;
 use crate::model::dims::{Dims, GemmaDims};
 use crate::model::tensors::TOKEN_EMBEDDING;
 use crate::pipeline::Model;
+use crate::pipeline::setup::Setup;
+use crate::policy::cameras::CameraSlots;
 use crate::policy::checkpoint::Checkpoint;
 use crate::policy::statistics::FeatureStats;
 use crate::policy::tokenizer::Tokenizer;
@@ -63,15 +65,14 @@ pub fn run(args: Args) -> Result<Verdict, Failure> {
         }
     }
     if let (Some(config), Ok(model)) = (&config, &model) {
-        let (cameras, aliases) = cameras(model);
-        robot(&mut page, config, &cameras, &aliases, &mut problems)?;
+        robot(&mut page, config, &model.cameras(), &mut problems)?;
         if let Model::Folder(checkpoint) = model {
             problems.extend(missing(checkpoint, config));
         }
         // A policy is tried only where nothing is known to be wrong: it would say the same again.
         if problems.is_empty() {
-            match load_policy(config) {
-                Ok(loaded) => policy(&mut page, config, &loaded.policy, &mut notes, &mut problems)?,
+            match Setup::open(config) {
+                Ok(setup) => policy(&mut page, config, &setup.policy, &mut notes, &mut problems)?,
                 Err(error) => problems.push(error.to_string()),
             }
         }
@@ -212,25 +213,21 @@ fn described(stats: &FeatureStats) -> String {
 fn robot(
     page: &mut String,
     config: &Config,
-    slots: &[String],
-    aliases: &[(String, String)],
+    slots: &CameraSlots,
     problems: &mut Vec<String>,
 ) -> std::fmt::Result {
     writeln!(page, "robot       {}", config.robot)?;
-    let slot_of = |name: &str| {
-        let alias = aliases.iter().find(|(alias, _)| alias == name).map(|(_, slot)| slot.as_str());
-        alias.unwrap_or(name).to_owned()
-    };
-    for slot in slots {
-        match config.cameras.iter().find(|camera| slot_of(&camera.slot) == *slot) {
-            Some(camera) => writeln!(page, "camera      {slot} ← {}", camera.topic)?,
-            None => writeln!(page, "camera      {slot} masked")?,
+    for (slot, name) in slots.names.iter().enumerate() {
+        match config.cameras.iter().find(|camera| slots.find(&camera.slot) == Some(slot)) {
+            Some(camera) => writeln!(page, "camera      {name} ← {}", camera.topic)?,
+            None => writeln!(page, "camera      {name} masked")?,
         }
     }
-    for camera in config.cameras.iter().filter(|camera| !slots.contains(&slot_of(&camera.slot))) {
-        let (slot, expected) = (&camera.slot, slots.join(", "));
-        problems
-            .push(format!("cameras.{slot}: expected one of the model's cameras {expected}, found {slot}"));
+    let one_by_one = config.cameras.chunks(1).filter_map(|camera| slots.assign(camera).err());
+    let misfits: Vec<String> = one_by_one.map(|error| error.to_string()).collect();
+    match slots.assign(&config.cameras) {
+        Err(error) if misfits.is_empty() => problems.push(error.to_string()),
+        _ => problems.extend(misfits),
     }
     let joints = &config.joints;
     writeln!(page, "state       {} ← {}", joints.names.join(", "), joints.topic)?;

@@ -1,14 +1,21 @@
 //! The command line `pi05`: one file per command. Exit codes: 0 ok, 1 found wanting, 2 wrong usage.
 
 mod bench;
+#[cfg(feature = "ros")]
+mod bench_ros;
 mod inspect;
+#[cfg(feature = "ros")]
+mod node;
 mod progress;
 mod replay;
 mod synth;
 mod verify;
 
+use std::env;
 use std::error::Error;
+use std::ffi::OsString;
 use std::io::{self, Write};
+use std::path::Path;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand, ValueEnum};
@@ -29,6 +36,18 @@ enum Command {
     Inspect(inspect::Args),
     Synth(synth::Args),
     Bench(bench::Args),
+    #[cfg(feature = "ros")]
+    Node(node::Args),
+}
+
+impl Command {
+    fn is_node(&self) -> bool {
+        #[cfg(feature = "ros")]
+        if matches!(self, Command::Node(_)) {
+            return true;
+        }
+        false
+    }
 }
 
 /// What a command found: its exit code.
@@ -67,16 +86,28 @@ enum DtypeArg {
 }
 
 /// Parses the command line, runs the command, reports. Errors go to stderr as one line.
+///
+/// Called as `policy_node`, the name under which ROS 2's launch files know the node, it is `pi05 node`.
 pub fn main() -> ExitCode {
-    let cli = Cli::parse();
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).with_target(false).init();
+    let mut arguments: Vec<OsString> = env::args_os().collect();
+    let called = arguments.first().and_then(|path| Path::new(path).file_name());
+    if called.is_some_and(|name| name == "policy_node") {
+        arguments.insert(1, "node".into());
+    }
+    let cli = Cli::parse_from(arguments);
+    // The node's log is ROS 2's.
+    if !cli.command.is_node() {
+        let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
+        tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).with_target(false).init();
+    }
     let outcome = match cli.command {
         Command::Replay(args) => replay::run(args),
         Command::Verify(args) => verify::run(args),
         Command::Inspect(args) => inspect::run(args),
         Command::Synth(args) => synth::run(args),
         Command::Bench(args) => bench::run(args),
+        #[cfg(feature = "ros")]
+        Command::Node(args) => node::run(args),
     };
     match outcome {
         Ok(Verdict::Ok) => ExitCode::SUCCESS,

@@ -1,23 +1,19 @@
 //! `pi05 replay`: a recorded bag through the whole system.
 
-use std::collections::hash_map::RandomState;
 use std::fs;
-use std::hash::{BuildHasher, Hasher};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 use super::{BackendArg, Failure, Verdict, progress, require_cpu};
 use crate::config::{Config, RobotKind};
-use crate::model::sampler::Sampler;
-use crate::pipeline::Model;
-use crate::policy::checkpoint::DEFAULT_CAMERAS;
-use crate::policy::{NetworkShape, Policy};
+use crate::pipeline::setup::Setup;
 use crate::replay::bag::Bag;
 use crate::replay::commands::write_commands;
-use crate::replay::inference::Inference;
-use crate::replay::player::{Replay, Speed};
+use crate::replay::pace::Speed;
+use crate::replay::player::Replay;
 use crate::replay::report;
 use crate::replay::summary::{Level, summary};
+use crate::replay::topics::Topics;
 
 /// Play a recorded bag through the policy and the controller; write commands, report and summary
 #[derive(clap::Args)]
@@ -57,16 +53,6 @@ fn parse_speed(text: &str) -> Result<Speed, String> {
     }
 }
 
-/// A configured policy and where its network comes from.
-pub(super) struct Loaded {
-    pub model: Model,
-    pub policy: Policy,
-    /// Camera slots of the model.
-    pub cameras: Vec<String>,
-    /// Other names of cameras: (other name, slot).
-    pub camera_aliases: Vec<(String, String)>,
-}
-
 /// Parameters from a file, or the built-in ones; the command line's checkpoint wins.
 pub(super) fn load_config(file: Option<&Path>, checkpoint: Option<String>) -> Result<Config, Failure> {
     let mut config = match file {
@@ -79,44 +65,22 @@ pub(super) fn load_config(file: Option<&Path>, checkpoint: Option<String>) -> Re
     Ok(config)
 }
 
-/// Everything but the weights; every misfit is refused here.
-pub(super) fn load_policy(config: &Config) -> Result<Loaded, Failure> {
-    let model = Model::open(&config.checkpoint, config.policy.asset_id.as_deref())?;
-    let shape = NetworkShape::from(&model.dims()?);
-    let options = config.policy_options();
-    let policy = match &model {
-        Model::Synthetic(_) => Policy::synthetic(shape, options)?,
-        Model::Folder(checkpoint) => Policy::new(checkpoint, shape, options)?,
-    };
-    let (cameras, camera_aliases) = cameras(&model);
-    Ok(Loaded { model, policy, cameras, camera_aliases })
-}
-
-/// The model's camera slots, and other names of them: (other name, slot).
-pub(super) fn cameras(model: &Model) -> (Vec<String>, Vec<(String, String)>) {
-    match model {
-        Model::Synthetic(_) => (DEFAULT_CAMERAS.map(str::to_owned).to_vec(), Vec::new()),
-        Model::Folder(checkpoint) => (checkpoint.cameras.clone(), checkpoint.camera_aliases.clone()),
-    }
-}
-
 pub fn run(args: Args) -> Result<Verdict, Failure> {
     require_cpu(args.backend, None)?;
     let config = load_config(args.config.as_deref(), args.checkpoint)?;
     let bag = Bag::open(&args.bag)?;
     fs::create_dir_all(&args.out).map_err(|e| format!("{}: cannot be made: {e}", args.out.display()))?;
-    let loaded = load_policy(&config)?;
+    let setup = Setup::open(&config)?;
+    let topics = Topics::resolve(&bag, &config, &setup.cameras)?;
 
     let bar = progress::bar("weights");
-    let engine = loaded.model.load(|made, all| progress::set(&bar, made as u64, all as u64))?;
+    let inference = setup.load(&config, |made, all| progress::set(&bar, made as u64, all as u64))?;
     bar.finish_and_clear();
-    let sampler = Sampler { steps: config.sampler.steps, rounding: loaded.model.time_rounding() };
-    let seed = config.sampler.seed.unwrap_or_else(fresh_seed);
     let replay = Replay {
         config: &config,
-        cameras: &loaded.cameras,
-        camera_aliases: &loaded.camera_aliases,
-        inference: Inference { engine, policy: &loaded.policy, sampler, seed },
+        cameras: &setup.cameras.names,
+        topics: &topics,
+        inference,
         speed: args.speed,
     };
     let bar = progress::bar("replay");
@@ -148,9 +112,4 @@ fn write(path: &Path, text: &str) -> Result<(), Failure> {
     let partial = PathBuf::from(partial);
     let written = fs::write(&partial, text).and_then(|()| fs::rename(&partial, path));
     written.map_err(|e| format!("{}: cannot be written: {e}", path.display()).into())
-}
-
-/// The standard library's own randomness, which differs in every process.
-fn fresh_seed() -> u64 {
-    RandomState::new().build_hasher().finish()
 }

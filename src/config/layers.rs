@@ -8,7 +8,8 @@ use std::collections::{BTreeMap, HashSet};
 use super::choices::*;
 use super::error::{ConfigError, LISTED_MAX, Violation, shortened};
 use super::parameters::{
-    CAMERAS_MAX, DefaultValue, JOINTS_MAX, Kind, Parameter, ROS_OWN, Value, camera_slot, find, nearest,
+    CAMERAS_MAX, DefaultValue, JOINTS_MAX, Kind, Parameter, ROS_OWN, SLOT, TABLE, Value, camera_slot, find,
+    nearest,
 };
 use super::ros_file::{self, Raw};
 use super::{Camera, Config, Control, Joints, Observe, Policy, Replay, Sampler, builtin_yaml};
@@ -37,9 +38,17 @@ const PER_ACTION: [&str; 5] = [
 /// Seconds in which a joint without `acceleration_max` stops from full speed: what the shipped robots' limits amount to.
 const FULL_STOP_S: f64 = 0.2;
 
-/// A checked and complete configuration.
+/// A checked and complete configuration, from the text of a file.
 pub(super) fn config(text: &str, origin: &str) -> Result<Config, ConfigError> {
-    let file = checked(ros_file::parse(text, origin)?, origin)?;
+    resolve(ros_file::parse(text, origin)?, origin).map(|(config, _)| config)
+}
+
+/// A checked and complete configuration, and the value of every parameter in it by name.
+pub(super) fn resolve(
+    parameters: Vec<(String, Raw)>,
+    origin: &str,
+) -> Result<(Config, BTreeMap<String, Value>), ConfigError> {
+    let file = checked(parameters, origin)?;
     let robot = match file.get("robot").or(table_default("robot").as_ref()) {
         Some(Value::String(name)) => RobotKind::from_name(name).unwrap_or(RobotKind::Aloha),
         _ => RobotKind::Aloha,
@@ -55,7 +64,11 @@ pub(super) fn config(text: &str, origin: &str) -> Result<Config, ConfigError> {
     let mut layers = Layers { origin, file, builtin, violations: Vec::new() };
     let config = layers.config();
     layers.check_versions();
-    if layers.violations.is_empty() { Ok(config) } else { Err(ConfigError::Invalid(layers.violations)) }
+    if layers.violations.is_empty() {
+        Ok((config, layers.values()))
+    } else {
+        Err(ConfigError::Invalid(layers.violations))
+    }
 }
 
 /// Values by name, each checked against the table on its own.
@@ -239,6 +252,7 @@ impl Layers<'_> {
             robot: self.choice("robot", RobotKind::from_name, RobotKind::Aloha),
             prompt: self.text("prompt"),
             prompt_topic: self.text("prompt_topic"),
+            autostart: self.boolean("autostart"),
             use_sim_time: self.boolean("use_sim_time"),
             cameras: self.cameras(),
             observe: Observe { max_skew_ms: self.integer("observe.max_skew_ms") },
@@ -399,6 +413,16 @@ impl Layers<'_> {
                 self.refuse(name, expected, format!("\"{word}\""), &advice);
             }
         }
+    }
+
+    /// Every parameter's value; those of cameras by slot.
+    fn values(&self) -> BTreeMap<String, Value> {
+        let slots = if self.file.slots.is_empty() { &self.builtin.slots } else { &self.file.slots };
+        let names = TABLE.iter().flat_map(|parameter| match parameter.name.contains(SLOT) {
+            true => slots.iter().map(|slot| parameter.name.replace(SLOT, slot)).collect(),
+            false => vec![parameter.name.to_owned()],
+        });
+        names.filter_map(|name| self.layered(&name).map(|value| (name, value))).collect()
     }
 
     /// From the file, else from the robot's built-in file, else from the table.

@@ -8,6 +8,7 @@
 //! |---|---|
 //! | [`parameters`] | the table |
 //! | [`choices`] | parameters that are one of a few words |
+//! | [`live`] | the running node's parameters: what may change, and what is said when it may not |
 //! | `ros_file` | YAML to names and values |
 //! | `layers` | file over robot over table; what this version does not have |
 //! | `error` | what is said when it does not fit |
@@ -15,6 +16,7 @@
 pub mod choices;
 mod error;
 mod layers;
+pub mod live;
 pub mod parameters;
 mod ros_file;
 
@@ -45,6 +47,7 @@ pub struct Config {
     pub robot: RobotKind,
     pub prompt: String,
     pub prompt_topic: String,
+    pub autostart: bool,
     pub use_sim_time: bool,
     /// 1 to [`parameters::CAMERAS_MAX`], in the order of the file.
     pub cameras: Vec<Camera>,

@@ -148,6 +148,8 @@ pub static TABLE: &[Parameter] = &[
         "The task, in plain words; effective from the next chunk."),
     parameter("prompt_topic", topic(DefaultValue::Text("prompt")), "", Structural,
         "Topic (std_msgs/String) on which the task can be changed."),
+    parameter("autostart", (Kind::Bool, DefaultValue::Bool(false), Range::Any), "", Structural,
+        "Configure and activate by itself, as soon as cameras, joints and the arm's controller are there."),
     parameter("use_sim_time", (Kind::Bool, DefaultValue::Bool(false), Range::Any), "", Structural,
         "Take ROS time from /clock instead of the system clock."),
     parameter("cameras.<slot>.topic", (Kind::String, DefaultValue::Robot, Range::Topic), "", Structural,
@@ -215,6 +217,9 @@ pub static TABLE: &[Parameter] = &[
         "Bag time that an inference takes in a replay at full speed."),
 ];
 
+/// What stands for any camera slot in a name of [`TABLE`].
+pub const SLOT: &str = "<slot>";
+
 /// Parameters that ROS 2 itself gives every node: let through, used by nobody here.
 pub const ROS_OWN: [&str; 2] = ["qos_overrides.", "start_type_description_service"];
 
@@ -248,8 +253,8 @@ pub fn camera_slot(name: &str) -> Option<(&str, &str)> {
 
 /// The known name that looks most like this one.
 pub fn nearest(name: &str) -> String {
-    let slot = camera_slot(name).map_or("<slot>", |(slot, _)| slot);
-    let known = TABLE.iter().map(|p| p.name.replace("<slot>", slot));
+    let slot = camera_slot(name).map_or(SLOT, |(slot, _)| slot);
+    let known = TABLE.iter().map(|p| p.name.replace(SLOT, slot));
     let likeness = |known: &str| {
         // `rate_hz` means `control.rate_hz`: the last part counts as well as the whole.
         let last = known.rsplit('.').next().unwrap_or(known);

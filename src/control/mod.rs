@@ -17,6 +17,7 @@
 //! | [`scheduler`] | state and motion together: the tick |
 //! | [`preview`] | the way to rest as one trajectory |
 //! | [`counters`], [`reason`] | what happened, and why |
+//! | [`thread`] | the control thread: clocks, hand-over in, hand-over out |
 
 pub mod admission;
 pub mod brake;
@@ -28,6 +29,7 @@ pub mod preview;
 pub mod reason;
 pub mod scheduler;
 pub mod state;
+pub mod thread;
 
 pub use admission::{Accepted, Rejected};
 pub use counters::Counters;
@@ -37,3 +39,6 @@ pub use preview::Trajectory;
 pub use reason::Reason;
 pub use scheduler::{Command, ControlConfig, Scheduler};
 pub use state::State;
+
+pub mod interim;
+pub use interim::*;

@@ -122,6 +122,11 @@ impl Scheduler {
         self.period_ns
     }
 
+    /// Number of values of a command.
+    pub fn joints(&self) -> usize {
+        self.motion.command().len()
+    }
+
     /// What happened so far.
     pub fn counters(&self) -> &Counters {
         &self.counters
@@ -167,6 +172,11 @@ impl Scheduler {
     /// Ticks that come late count as skipped. Then the plan has gone on and the command follows it, but never by more
     /// than one period's worth of movement per tick: what an overrun missed is not caught up with a jump.
     pub fn tick(&mut self, now: Steady, measured: Option<&[f64]>) -> Option<Command<'_>> {
+        self.tick_with_state(now, measured).map(|(command, _)| command)
+    }
+
+    /// [`Scheduler::tick`], and the state after it.
+    pub fn tick_with_state(&mut self, now: Steady, measured: Option<&[f64]>) -> Option<(Command<'_>, State)> {
         let (elapsed_ns, dt_ns) = self.time_since_last_tick(now);
         self.counters.ticks += 1;
         self.watch_joints(self.motion.can_locate(measured));
@@ -185,7 +195,7 @@ impl Scheduler {
         );
         self.settle();
         let Moved { chunk, resting, limited, .. } = moved;
-        Some(Command { values: self.motion.command(), chunk, resting, limited })
+        Some((Command { values: self.motion.command(), chunk, resting, limited }, self.state))
     }
 
     /// From the next tick on: decelerates within limits to rest, and holds. Plan and fade are dropped; a chunk that was
@@ -261,9 +271,9 @@ impl Scheduler {
         Ok(accepted)
     }
 
-    /// Brakes when measured positions that were there are there no longer.
+    /// Brakes when measured positions that were there are there no longer. A chunk that waits to start goes on waiting.
     fn watch_joints(&mut self, fresh: bool) {
-        if self.joints_fresh && !fresh {
+        if self.joints_fresh && !fresh && self.motion.is_sending() {
             self.counters.joints_stale += 1;
             self.interrupt(Event::Brake, Reason::new(JOINTS_STALE));
         }

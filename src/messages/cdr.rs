@@ -208,6 +208,11 @@ impl<'a> Writer<'a> {
         self.payload.push(0);
     }
 
+    pub(super) fn bytes(&mut self, bytes: &[u8]) {
+        self.length(bytes.len());
+        self.payload.extend_from_slice(bytes);
+    }
+
     pub(super) fn strings(&mut self, texts: &[impl AsRef<str>]) {
         self.length(texts.len());
         for text in texts {

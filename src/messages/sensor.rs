@@ -74,6 +74,18 @@ impl<'a> ImageMessage<'a> {
             data: cdr.bytes("data")?,
         })
     }
+
+    /// Replaces what is in `payload`.
+    pub fn put(&self, payload: &mut Vec<u8>) {
+        let mut cdr = Writer::new(payload);
+        put_header(&mut cdr, self.stamp, self.frame_id);
+        cdr.u32(self.height);
+        cdr.u32(self.width);
+        cdr.string(self.encoding);
+        cdr.u8(self.is_bigendian.into());
+        cdr.u32(self.step);
+        cdr.bytes(self.data);
+    }
 }
 
 impl<'a> CompressedImageMessage<'a> {

@@ -2,7 +2,9 @@
 //!
 //! Called by `node` and `replay`, which hand over raw message fields. Knows no ROS, no files, no model.
 
+pub mod counters;
 pub mod image;
+pub mod intake;
 pub mod joints;
 pub mod latest;
 pub mod snapshot;
@@ -46,14 +48,18 @@ impl RgbImage {
 }
 
 /// One consistent view of the world: the newest image of every camera slot and the newest joint state.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Observation {
     /// The time of the observation: the newest stamp among its parts. A chunk's step 0 belongs here.
     pub stamp: Stamp,
     /// One per camera slot of the model, in the model's order; `None` is a camera the robot does not have.
     pub images: Vec<Option<Arc<RgbImage>>>,
+    /// Stamp of each of `images`.
+    pub image_stamps: Vec<Option<Stamp>>,
     /// The robot's state in the configured joint order, as the robot reports it (rad, m).
     pub state: Vec<f64>,
+    /// Stamp of `state`.
+    pub joints_stamp: Stamp,
 }
 
 /// Characters of a foreign name that a message shows.

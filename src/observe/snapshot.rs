@@ -50,6 +50,17 @@ pub enum Refused {
     },
 }
 
+impl Refused {
+    /// The same without numbers, so that equal ones can be counted together.
+    pub fn reason(&self) -> String {
+        match self {
+            Refused::Duplicate { part, .. } => format!("{part}: stamped like the one before"),
+            Refused::Older { part, .. } => format!("{part}: older than the newest one"),
+            Refused::NoCamera { .. } => self.to_string(),
+        }
+    }
+}
+
 /// Why there is no observation now, in one line.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum NotReady {
@@ -97,6 +108,18 @@ pub enum NotReady {
     },
 }
 
+impl NotReady {
+    /// The same without numbers, so that equal ones can be counted together.
+    pub fn reason(&self) -> String {
+        match self {
+            NotReady::Missing { part } => format!("{part}: nothing received"),
+            NotReady::Future { part, .. } => format!("{part}: stamped in the future"),
+            NotReady::TooOld { part, .. } => format!("{part}: too old"),
+            NotReady::Skewed { oldest, .. } => format!("{oldest}: too far behind the others"),
+        }
+    }
+}
+
 /// The newest of everything. One thread's at a time; put it in a mutex to share it (every call is short).
 #[derive(Clone, Debug)]
 pub struct Snapshots {
@@ -117,6 +140,23 @@ impl Snapshots {
             joints: Source { name: "joints".to_owned(), max_age_ns: joints_max_age_ns, newest: None },
             max_skew_ns,
         }
+    }
+
+    /// Changes what was given to [`Snapshots::new`]; `camera_max_age_ns` gets the slot of each camera. What has arrived
+    /// stays.
+    pub fn set_limits(
+        &mut self,
+        camera_max_age_ns: impl Fn(usize) -> i64,
+        joints_max_age_ns: i64,
+        max_skew_ns: i64,
+    ) {
+        for (slot, camera) in self.cameras.iter_mut().enumerate() {
+            if let Some(camera) = camera {
+                camera.max_age_ns = camera_max_age_ns(slot);
+            }
+        }
+        self.joints.max_age_ns = joints_max_age_ns;
+        self.max_skew_ns = max_skew_ns;
     }
 
     /// Takes a camera's image, if it is newer than the one that is there.
@@ -153,16 +193,15 @@ impl Snapshots {
     }
 
     fn observe(&self, now: Stamp) -> Result<Observation, NotReady> {
-        let (stamp, state) = self.joints.fresh(now)?;
-        let (mut oldest, mut newest) = ((stamp, &self.joints.name), (stamp, &self.joints.name));
-        let mut images = Vec::with_capacity(self.cameras.len());
-        for camera in &self.cameras {
-            let Some(camera) = camera else {
-                images.push(None);
-                continue;
-            };
+        let (joints_stamp, state) = self.joints.fresh(now)?;
+        let (mut oldest, mut newest) = ((joints_stamp, &self.joints.name), (joints_stamp, &self.joints.name));
+        let mut images = vec![None; self.cameras.len()];
+        let mut image_stamps = vec![None; self.cameras.len()];
+        for (slot, camera) in self.cameras.iter().enumerate() {
+            let Some(camera) = camera else { continue };
             let (stamp, picture) = camera.fresh(now)?;
-            images.push(Some(Arc::clone(&picture.image)));
+            images[slot] = Some(Arc::clone(&picture.image));
+            image_stamps[slot] = Some(stamp);
             if stamp < oldest.0 {
                 oldest = (stamp, &camera.name);
             }
@@ -175,7 +214,7 @@ impl Snapshots {
             let (oldest, newest) = (oldest.1.clone(), newest.1.clone());
             return Err(NotReady::Skewed { oldest, newest, skew_ns, max_skew_ns: self.max_skew_ns });
         }
-        Ok(Observation { stamp: newest.0, images, state: state.clone() })
+        Ok(Observation { stamp: newest.0, images, image_stamps, state: state.clone(), joints_stamp })
     }
 
     /// How long a camera has been showing exactly the same pixels, nanoseconds between the first and the newest image
@@ -286,6 +325,7 @@ mod tests {
         assert_eq!(seen.stamp, at(30));
         assert_eq!(seen.images, [Some(image(1)), None, Some(image(2))]);
         assert_eq!(seen.state, [0.5]);
+        assert_eq!((seen.image_stamps, seen.joints_stamp), (vec![Some(at(10)), None, Some(at(30))], at(20)));
         all.put_joints(at(50), vec![0.7]).unwrap();
         let seen = all.snapshot(at(50)).unwrap();
         assert_eq!((seen.stamp, seen.state), (at(50), vec![0.7]));

@@ -4,6 +4,7 @@
 //! with them is refused then. After that [`Policy::encode`] and [`Policy::decode`] are pure: same input, same output.
 //! The order of the steps is that of the code base the checkpoint comes from (spec/PI05.md §9, §13).
 
+pub mod cameras;
 pub mod checkpoint;
 mod error;
 pub mod normalize;

@@ -2,12 +2,14 @@
 pub mod bag;
 pub mod bag_clock;
 pub mod commands;
-pub mod inference;
+pub mod message;
+pub mod pace;
 pub mod player;
 pub mod recording;
 pub mod report;
 pub mod summary;
 pub mod topics;
+pub mod worker;
 
 mod camera_strip;
 mod drawing;

@@ -3,39 +3,34 @@
 //! At [`Speed::Max`] an inference takes a fixed latency of bag time, so that the result does not depend on the
 //! machine: the same bag, parameters and seed give the same recording. At [`Speed::Times`] messages and ticks come at
 //! their own time and an inference takes as long as it takes.
+//!
+//! At one instant messages are taken first, then inferences end, then one begins, then the tick comes: an observation
+//! has every message of its instant, whatever their order in the bag.
 
 use std::sync::Arc;
 use std::thread;
-use std::time::{Duration, Instant};
 
 use thiserror::Error;
 
 use super::bag::{Bag, BagError, Record};
-use super::bag_clock::BagClock;
-use super::inference::{Inference, InferenceError, InferenceThread, Request, Response};
-use super::recording::{ChunkRecord, CommandSample, JointInfo, Measured, Recording};
+use super::bag_clock::{BagClock, Reading};
+use super::message::Message;
+use super::pace::{Pace, Speed};
+use super::recording::{ChunkRecord, CommandSample, JointInfo, Recording};
 use super::topics::{Role, TopicError, Topics};
+use super::worker::Worker;
 use crate::clock::{NS_PER_MS, NS_PER_S, Stamp, Steady};
 use crate::config::Config;
 use crate::control::limits::LimitsError;
 use crate::control::scheduler::ControlError;
-use crate::control::{Chunk, Scheduler};
-use crate::messages::{CompressedImageMessage, ImageMessage, JointStateMessage, decode_string};
+use crate::control::{Chunk, Rejected, Scheduler};
+use crate::messages::{CdrError, CompressedImageMessage, ImageMessage, JointStateMessage};
 use crate::model::Pixels;
-use crate::observe::RgbImage;
-use crate::observe::image::{ImageError, RawImage, decode_compressed, decode_raw};
-use crate::observe::joints::{JointError, JointMap};
-use crate::observe::snapshot::{Camera, NotReady, Snapshots};
+use crate::observe::image::{RawImage, decode_compressed, decode_raw};
+use crate::observe::intake::{Intake, Next};
+use crate::observe::joints::JointError;
+use crate::pipeline::inference::{Inference, InferenceError, Request, Response};
 use crate::policy::Policy;
-
-/// How fast bag time passes.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub enum Speed {
-    /// As fast as the machine can; deterministic.
-    Max,
-    /// Bag seconds per second, above 0.
-    Times(f64),
-}
 
 /// Why a replay ended early.
 #[derive(Debug, Error)]
@@ -66,42 +61,37 @@ pub struct Replay<'a> {
     pub config: &'a Config,
     /// The model's camera slots, in its order.
     pub cameras: &'a [String],
-    /// Other names that the checkpoint gives to cameras: (other name, slot).
-    pub camera_aliases: &'a [(String, String)],
+    /// Where messages come from.
+    pub topics: &'a Topics,
     /// Policy, engine, sampler.
-    pub inference: Inference<'a>,
+    pub inference: Inference,
     /// How fast.
     pub speed: Speed,
 }
 
 /// A stretch without messages longer than this is not ticked through: the arm has long been at rest.
 const LONGEST_GAP_NS: i64 = 10 * NS_PER_S;
-/// Different reasons that are counted apart; what comes after them is counted together.
-const REASONS: usize = 100;
 /// Chunks whose images are kept for the report.
 const SEEN_CHUNKS: usize = 24;
 
 impl Replay<'_> {
     /// Plays the whole bag. `progress` hears of (seconds played, seconds in all).
     pub fn run(self, bag: &Bag, mut progress: impl FnMut(f64, f64)) -> Result<Recording, ReplayError> {
-        let topics = Topics::resolve(bag, self.config, self.cameras, self.camera_aliases)?;
-        let policy = self.inference.policy;
         thread::scope(|scope| {
-            let worker = match self.speed {
-                Speed::Max => Worker::Simulated {
-                    inference: Box::new(self.inference),
-                    latency_ns: self.config.replay.latency_ms * NS_PER_MS,
-                },
-                Speed::Times(_) => Worker::Thread(InferenceThread::start(scope, self.inference)),
+            let Replay { config, cameras, topics, inference, speed } = self;
+            let policy = Arc::clone(&inference.policy);
+            let worker = match speed {
+                Speed::Max => Worker::simulated(inference, config.replay.latency_ms * NS_PER_MS),
+                Speed::Times(_) => Worker::thread(scope, inference),
             };
-            let mut player = Player::new(self.config, self.cameras, &topics, policy, worker, self.speed)?;
-            let indices: Vec<usize> = topics.roles.iter().map(|(index, _)| *index).collect();
+            let mut player = Player::new(config, cameras, topics, policy, worker, speed)?;
             let mut clock = BagClock::new(bag.topics().len());
+            let indices: Vec<usize> = topics.roles.iter().map(|(index, _)| *index).collect();
             let mut damage = None;
             for record in bag.records(&indices)? {
                 match record {
                     Ok(record) => {
-                        player.take(&record, &topics, &mut clock)?;
+                        player.take(&record, topics, &mut clock)?;
                         if let Some((first, last)) = bag.time_range() {
                             let seconds = |ns: i64| ns.saturating_sub(first) as f64 / NS_PER_S as f64;
                             progress(seconds(record.log_time), seconds(last));
@@ -118,14 +108,6 @@ impl Replay<'_> {
     }
 }
 
-/// Who runs inferences.
-enum Worker<'a> {
-    /// At once, on this thread; the result counts as there after a fixed latency.
-    Simulated { inference: Box<Inference<'a>>, latency_ns: i64 },
-    /// Beside this thread.
-    Thread(InferenceThread),
-}
-
 /// An inference that is under way.
 struct Pending {
     id: u64,
@@ -133,30 +115,26 @@ struct Pending {
     epoch: u64,
     observed: Stamp,
     image_age_ms: Vec<Option<f64>>,
-    /// Known beforehand only if simulated: when it is done, and what it gave.
-    done: Option<(Stamp, Response)>,
+    /// The clock has jumped since: the chunk is of another time.
+    outdated: bool,
 }
 
 struct Player<'a> {
     config: &'a Config,
-    policy: &'a Policy,
-    worker: Worker<'a>,
+    policy: Arc<Policy>,
+    intake: Intake,
+    worker: Worker,
     pace: Pace,
-    joint_map: JointMap,
-    snapshots: Snapshots,
-    /// By camera slot: stamp of the newest image.
-    image_stamps: Vec<Option<Stamp>>,
-    measured: Option<Measured>,
-    prompt: String,
     scheduler: Scheduler,
+    prompt: String,
+    /// Bag time; `None` before the first message.
     now: Option<Stamp>,
     next_tick: Stamp,
     pending: Option<Pending>,
-    /// Stamp of the last observation that was used.
-    last_observed: Option<Stamp>,
-    /// Why there is no observation, while there is none.
-    waiting_for: Option<String>,
+    /// When to ask the intake for an observation next, if no message comes before.
+    ask_at: Option<Stamp>,
     next_id: u64,
+    /// Images are kept of every so many chunks.
     seen_every: u64,
     recording: Recording,
 }
@@ -166,38 +144,25 @@ impl<'a> Player<'a> {
         config: &'a Config,
         cameras: &[String],
         topics: &Topics,
-        policy: &'a Policy,
-        worker: Worker<'a>,
+        policy: Arc<Policy>,
+        worker: Worker,
         speed: Speed,
     ) -> Result<Self, ReplayError> {
         let control = config.control_config(policy.shape().horizon)?;
         let joints = config.joints.action_names.iter().zip(control.limits.as_slice());
         let joints = joints.map(|(name, limit)| JointInfo::new(name, limit)).collect();
-        let slots = topics.cameras.iter().zip(cameras);
-        let slots = slots.map(|(camera, name)| {
-            let max_age_ns = config.cameras[(*camera)?].max_age_ms * NS_PER_MS;
-            Some(Camera { name: name.clone(), max_age_ns })
-        });
         Ok(Self {
             config,
             policy,
+            intake: Intake::new(config, cameras, &topics.cameras)?,
             worker,
             pace: Pace::new(speed),
-            joint_map: JointMap::new(config.joints.names.clone())?,
-            snapshots: Snapshots::new(
-                slots.collect(),
-                config.joints.max_age_ms * NS_PER_MS,
-                config.observe.max_skew_ms * NS_PER_MS,
-            ),
-            image_stamps: vec![None; cameras.len()],
-            measured: None,
-            prompt: config.prompt.clone(),
             scheduler: Scheduler::new(control)?,
+            prompt: config.prompt.clone(),
             now: None,
             next_tick: Stamp(0),
             pending: None,
-            last_observed: None,
-            waiting_for: None,
+            ask_at: None,
             next_id: 0,
             seen_every: 1,
             recording: Recording {
@@ -218,70 +183,47 @@ impl<'a> Player<'a> {
     /// One message: time passes until it, then it is taken in.
     fn take(&mut self, record: &Record, topics: &Topics, clock: &mut BagClock) -> Result<(), ReplayError> {
         for &(index, role) in topics.roles.iter().filter(|(index, _)| *index == record.topic) {
-            let stamp_of = |stamp: Stamp| (stamp, index, record.log_time);
-            match role {
-                Role::RawCamera(slot) => match ImageMessage::decode(&record.payload) {
-                    Ok(message) => {
-                        let time = self.pass_until(clock, stamp_of(message.stamp))?;
-                        let ImageMessage { width, height, encoding, is_bigendian, step, data, .. } = message;
-                        let raw = RawImage { width, height, encoding, is_bigendian, step, data };
-                        self.take_image(slot, time, decode_raw(&raw));
-                    }
-                    Err(error) => self.count("image_dropped", &error.to_string()),
-                },
-                Role::CompressedCamera(slot) => match CompressedImageMessage::decode(&record.payload) {
-                    Ok(message) => {
-                        let time = self.pass_until(clock, stamp_of(message.stamp))?;
-                        self.take_image(slot, time, decode_compressed(message.format, message.data));
-                    }
-                    Err(error) => self.count("image_dropped", &error.to_string()),
-                },
-                Role::Joints => match JointStateMessage::decode(&record.payload) {
-                    Ok(message) => {
-                        let time = self.pass_until(clock, stamp_of(message.stamp))?;
-                        self.take_joints(time, &message);
-                    }
-                    Err(error) => self.count("joints_dropped", &error.to_string()),
-                },
-                Role::Prompt => {
-                    self.pass_until(clock, stamp_of(Stamp(0)))?;
-                    match decode_string(&record.payload) {
-                        Ok(prompt) => self.take_prompt(prompt),
-                        Err(error) => self.count("prompt_dropped", &error.to_string()),
-                    }
+            match Message::decode(role, &record.payload) {
+                Ok(message) => {
+                    let reading = clock.read(index, message.stamp(), record.log_time);
+                    self.pass_until(reading)?;
+                    self.take_message(message, reading.time);
+                }
+                Err(error) => self.refuse(role, &error),
+            }
+        }
+        Ok(())
+    }
+
+    fn take_message(&mut self, message: Message<'_>, time: Stamp) {
+        match message {
+            Message::Raw(slot, message) => {
+                let ImageMessage { width, height, encoding, is_bigendian, step, data, .. } = message;
+                let raw = RawImage { width, height, encoding, is_bigendian, step, data };
+                self.intake.take_image(slot, time, decode_raw(&raw));
+            }
+            Message::Compressed(slot, CompressedImageMessage { format, data, .. }) => {
+                self.intake.take_image(slot, time, decode_compressed(format, data));
+            }
+            Message::Joints(JointStateMessage { names, position, .. }) => {
+                if self.intake.take_joints(time, &names, &position) {
+                    self.recording.measured.extend(self.intake.last_measured().cloned());
                 }
             }
+            Message::Prompt(prompt) => self.take_prompt(prompt),
         }
-        self.begin_inference()
+        self.ask_at = self.now;
     }
 
-    fn take_image(&mut self, slot: usize, time: Stamp, image: Result<RgbImage, ImageError>) {
-        match image.map(|image| self.snapshots.put_image(slot, time, Arc::new(image))) {
-            Ok(Ok(())) => self.image_stamps[slot] = Some(time),
-            Ok(Err(refused)) => self.count("image_dropped", &refused.to_string()),
-            Err(error) => {
-                let why = format!("{}: {error}", self.recording.cameras[slot]);
-                self.count("image_dropped", &why);
-            }
+    fn refuse(&mut self, role: Role, error: &CdrError) {
+        match role {
+            Role::RawCamera(slot) | Role::CompressedCamera(slot) => self.intake.refuse_image(slot, error),
+            Role::Joints => self.intake.refuse_joints(error),
+            Role::Prompt => self.intake.count("prompt_dropped", &error.to_string()),
         }
     }
 
-    fn take_joints(&mut self, time: Stamp, message: &JointStateMessage) {
-        let positions = match self.joint_map.positions(&message.names, &message.position) {
-            Ok(positions) => positions,
-            Err(error) => return self.count("joints_dropped", &error.to_string()),
-        };
-        match self.snapshots.put_joints(time, positions.clone()) {
-            Ok(()) => {
-                let measured = Measured { stamp: time, positions };
-                self.measured = Some(measured.clone());
-                self.recording.measured.push(measured);
-            }
-            Err(refused) => self.count("joints_dropped", &refused.to_string()),
-        }
-    }
-
-    /// Effective from the next chunk on; a prompt that does not fit changes nothing.
+    /// Effective from the next inference on; a prompt that does not fit changes nothing.
     fn take_prompt(&mut self, prompt: &str) {
         match self.policy.check_prompt(prompt) {
             Ok(_) => {
@@ -291,32 +233,17 @@ impl<'a> Player<'a> {
                 }
                 self.prompt = prompt.to_owned();
             }
-            Err(error) => self.count("prompt_dropped", &error.to_string()),
+            Err(error) => self.intake.count("prompt_dropped", &error.to_string()),
         }
     }
 
-    /// Lets time pass until a message's; what is due before it happens first. Gives the message's time.
-    fn pass_until(
-        &mut self,
-        clock: &mut BagClock,
-        (stamp, topic, log_time): (Stamp, usize, i64),
-    ) -> Result<Stamp, ReplayError> {
-        let reading = clock.read(topic, stamp, log_time);
-        if reading.jumped {
-            self.count("clock_jump", "stamps jumped; buffers cleared");
-            self.snapshots.clear();
-            self.image_stamps.fill(None);
-            self.measured = None;
-            if let Some(pending) = &mut self.pending {
-                pending.observed = Stamp(i64::MIN); // of another time: will be discarded as late
-            }
-        }
-        let time = reading.time;
+    /// Lets time pass until a message's; what is due before it happens first.
+    fn pass_until(&mut self, Reading { time, jumped }: Reading) -> Result<(), ReplayError> {
         match self.now {
             None => {
                 self.now = Some(time);
                 self.next_tick = time;
-                self.pace.begin(time);
+                self.pace.wait_until(time);
                 (self.recording.start, self.recording.end) = (time, time);
             }
             Some(now) => {
@@ -324,49 +251,55 @@ impl<'a> Player<'a> {
                 self.recording.end = self.recording.end.max(time);
             }
         }
-        Ok(time)
+        if jumped {
+            self.intake.count("clock_jump", "stamps jumped; buffers cleared");
+            self.intake.clear();
+            if let Some(pending) = &mut self.pending {
+                pending.outdated = true;
+            }
+        }
+        Ok(())
     }
 
     /// Ticks and inferences that are due before `until`.
     fn advance(&mut self, until: Stamp) -> Result<(), ReplayError> {
         let period = self.scheduler.period_ns();
-        let gap = until.since(self.next_tick);
-        if gap > LONGEST_GAP_NS {
+        if until.since(self.next_tick) > LONGEST_GAP_NS {
             // Up to the limit the plan brakes and rests; then nothing changes until the next message.
             let resume = Stamp(self.next_tick.0.saturating_add(LONGEST_GAP_NS));
             self.advance(resume)?;
-            self.count("gap_skipped", "no message for more than 10 s");
+            self.intake.count("gap_skipped", "no message for more than 10 s");
             let ticks = until.since(self.next_tick) / period;
             self.next_tick = Stamp(self.next_tick.0.saturating_add(ticks.saturating_mul(period)));
+            self.pace.skip_to(until.min(self.next_tick));
         }
         loop {
-            if let Some((done, _)) = self.pending.as_ref().and_then(|pending| pending.done.as_ref())
-                && *done <= self.next_tick
-                && *done < until
-            {
-                self.now = Some(*done);
-                self.end_inference(None)?;
-                self.begin_inference()?;
-                continue;
-            }
-            if self.next_tick >= until {
+            // What is due at a tick comes before it.
+            let due = self.due().filter(|&due| due <= self.next_tick);
+            let next = due.unwrap_or(self.next_tick);
+            if next >= until {
                 break;
             }
-            self.pace.wait_until(self.next_tick);
-            self.now = Some(self.next_tick);
-            self.poll()?;
-            self.tick(self.next_tick);
-            self.next_tick = Stamp(self.next_tick.0.saturating_add(period));
+            self.pace.wait_until(next);
+            self.now = Some(next);
+            self.infer(next)?;
+            if due.is_none() {
+                self.tick(next);
+                self.next_tick = Stamp(next.0.saturating_add(period));
+            }
         }
         self.pace.wait_until(until);
         self.now = Some(until);
-        self.poll()
+        Ok(())
+    }
+
+    /// When something is known to happen beside the ticks: an inference ends, or may begin.
+    fn due(&self) -> Option<Stamp> {
+        if self.pending.is_some() { self.worker.due() } else { self.ask_at }
     }
 
     fn tick(&mut self, now: Stamp) {
-        let max_age = self.config.joints.max_age_ms * NS_PER_MS;
-        let measured = self.measured.as_ref().filter(|measured| now.since(measured.stamp) <= max_age);
-        let measured = measured.map(|measured| measured.positions.as_slice());
+        let measured = self.intake.measured(now).map(|measured| measured.positions.as_slice());
         if let Some(command) = self.scheduler.tick(Steady(now.0), measured) {
             self.recording.commands.push(CommandSample {
                 stamp: now,
@@ -378,67 +311,60 @@ impl<'a> Player<'a> {
         }
     }
 
-    /// Starts an inference if none is under way and there is a new observation.
-    fn begin_inference(&mut self) -> Result<(), ReplayError> {
-        let Some(now) = self.now.filter(|_| self.pending.is_none()) else { return Ok(()) };
-        let observation = match self.snapshots.snapshot(now) {
-            Ok(observation) => observation,
-            Err(not_ready) => {
-                self.wait_for(&not_ready);
+    /// Ends the inference under way if it is done, and begins one if it is time.
+    fn infer(&mut self, now: Stamp) -> Result<(), ReplayError> {
+        if self.pending.is_some()
+            && let Some(outcome) = self.worker.poll(now)
+            && let Some(pending) = self.pending.take()
+        {
+            self.ask_at = Some(now);
+            match outcome {
+                Ok(response) => self.take_chunk(pending, response, now),
+                // The next observation may be better; a broken engine ends the replay.
+                Err(InferenceError::Observation(error)) => {
+                    self.intake.count("observation_dropped", &error.to_string());
+                }
+                Err(error) => return Err(error.into()),
+            }
+        }
+        if self.pending.is_none() && self.ask_at.is_some_and(|at| at <= now) {
+            self.begin_inference(now)?;
+        }
+        Ok(())
+    }
+
+    fn begin_inference(&mut self, now: Stamp) -> Result<(), ReplayError> {
+        self.ask_at = None;
+        let observation = match self.intake.next_observation(now) {
+            Next::Ready(observation) => observation,
+            Next::NotYet { ask_again } => {
+                self.ask_at = ask_again;
                 return Ok(());
             }
+            Next::NotReady(_) => return Ok(()),
         };
-        if self.last_observed == Some(observation.stamp) {
-            return Ok(());
-        }
-        self.waiting_for = None;
-        self.last_observed = Some(observation.stamp);
         let id = self.next_id;
         self.next_id += 1;
-        let observed = observation.stamp;
-        let age = |stamp: Stamp| now.since(stamp) as f64 / NS_PER_MS as f64;
-        let image_age_ms = self.image_stamps.iter().map(|stamp| stamp.map(age)).collect();
+        let age_ms = |stamp: Stamp| now.since(stamp) as f64 / NS_PER_MS as f64;
+        self.pending = Some(Pending {
+            id,
+            epoch: self.scheduler.epoch(),
+            observed: observation.stamp,
+            image_age_ms: observation.image_stamps.iter().map(|stamp| stamp.map(age_ms)).collect(),
+            outdated: false,
+        });
         let request = Request { id, observation, prompt: self.prompt.clone() };
-        let done = match &mut self.worker {
-            Worker::Simulated { inference, latency_ns } => match inference.run(&request) {
-                Ok(response) => Some((Stamp(now.0.saturating_add(*latency_ns)), response)),
-                Err(error) => return self.failed(error),
-            },
-            Worker::Thread(thread) => {
-                thread.begin(request)?;
-                None
-            }
-        };
-        self.pending = Some(Pending { id, epoch: self.scheduler.epoch(), observed, image_age_ms, done });
-        Ok(())
+        Ok(self.worker.begin(request, now)?)
     }
 
-    /// Takes a response of the inference thread, if there is one.
-    fn poll(&mut self) -> Result<(), ReplayError> {
-        if let Worker::Thread(thread) = &self.worker
-            && self.pending.is_some()
-            && let Some(response) = thread.poll()
-        {
-            match response {
-                Ok(response) => self.end_inference(Some(response))?,
-                Err(error) => {
-                    self.pending = None;
-                    self.failed(error)?;
-                }
-            }
-            self.begin_inference()?;
+    /// An inference is done: its chunk goes to the scheduler.
+    fn take_chunk(&mut self, pending: Pending, response: Response, now: Stamp) {
+        let Pending { id, epoch, observed, image_age_ms, outdated } = pending;
+        if outdated {
+            return self.intake.count("chunk_rejected", "the clock jumped during its inference");
         }
-        Ok(())
-    }
-
-    /// The pending inference is done: its chunk goes to the scheduler.
-    fn end_inference(&mut self, response: Option<Response>) -> Result<(), ReplayError> {
-        let Some(pending) = self.pending.take() else { return Ok(()) };
-        let Some(response) = response.or(pending.done.map(|(_, response)| response)) else { return Ok(()) };
-        let now = self.now.unwrap_or_default();
-        let Pending { id, epoch, observed, image_age_ms, .. } = pending;
         if response.truncated {
-            self.count("prompt_truncated", "the prompt has more tokens than the model reads");
+            self.intake.count("prompt_truncated", "the prompt has more tokens than the model reads");
         }
         let chunk = Chunk {
             id,
@@ -449,8 +375,7 @@ impl<'a> Player<'a> {
         };
         match self.scheduler.accept(&chunk, Steady(now.0)) {
             Ok(accepted) => {
-                let seen =
-                    (id % self.seen_every == 0).then(|| response.images.iter().map(as_bytes).collect());
+                let keep = id.is_multiple_of(self.seen_every);
                 self.recording.chunks.push(ChunkRecord {
                     id,
                     observed,
@@ -460,14 +385,13 @@ impl<'a> Player<'a> {
                     tokens: response.tokens,
                     image_age_ms,
                     timings: response.timings,
-                    seen,
+                    seen: keep.then(|| response.images.iter().map(as_bytes).collect()),
                     seen_side: self.policy.shape().image_side,
                 });
                 self.thin_out_seen();
             }
-            Err(rejected) => self.count("chunk_rejected", &rejected.to_string()),
+            Err(rejected) => self.intake.count("chunk_rejected", &reason(&rejected)),
         }
-        Ok(())
     }
 
     /// Keeps images of a bounded number of chunks, evenly spread.
@@ -475,64 +399,30 @@ impl<'a> Player<'a> {
         let chunks = &mut self.recording.chunks;
         if chunks.iter().filter(|chunk| chunk.seen.is_some()).count() > SEEN_CHUNKS {
             self.seen_every *= 2;
-            for chunk in chunks.iter_mut().filter(|chunk| chunk.id % self.seen_every != 0) {
+            for chunk in chunks.iter_mut().filter(|chunk| !chunk.id.is_multiple_of(self.seen_every)) {
                 chunk.seen = None;
             }
         }
     }
 
-    /// An observation that cannot be used is counted; a broken engine ends the replay.
-    fn failed(&mut self, error: InferenceError) -> Result<(), ReplayError> {
-        match error {
-            InferenceError::Observation(error) => {
-                self.count("observation_dropped", &error.to_string());
-                Ok(())
-            }
-            error => Err(error.into()),
-        }
-    }
-
-    /// Counts each time that observations stop, not each message that cannot help it.
-    fn wait_for(&mut self, not_ready: &NotReady) {
-        let (reason, part) = match not_ready {
-            NotReady::Missing { part } => ("nothing received", part),
-            NotReady::Future { part, .. } => ("stamped in the future", part),
-            NotReady::TooOld { part, .. } => ("too old", part),
-            NotReady::Skewed { oldest, .. } => ("too far behind the others", oldest),
-        };
-        let waiting_for = format!("{part}: {reason}");
-        if self.waiting_for.as_ref() != Some(&waiting_for) {
-            if self.last_observed.is_some() {
-                self.count("no_observation", &waiting_for);
-            }
-            self.waiting_for = Some(waiting_for);
-        }
-    }
-
-    fn count(&mut self, what: &str, why: &str) {
-        let counters = &mut self.recording.counters;
-        let mut key = format!("{what}: {why}");
-        if counters.len() >= REASONS && !counters.contains_key(&key) {
-            key = format!("{what}: other reasons");
-        }
-        *counters.entry(key).or_default() += 1;
-    }
-
     /// After the last message nothing new is seen: what is under way arrives, and the plan is followed to its rest.
     fn finish(mut self) -> Result<Recording, ReplayError> {
         if let Some(end) = self.now {
+            self.advance(Stamp(end.0.saturating_add(1)))?; // the last instant's inference
+            self.intake.end();
             let give_up = Stamp(end.0.saturating_add(LONGEST_GAP_NS));
             while self.next_tick < give_up && !self.at_rest() {
                 self.advance(Stamp(self.next_tick.0.saturating_add(1)))?;
             }
         }
         if self.recording.chunks.is_empty() {
-            let why = self.waiting_for.take().unwrap_or_else(|| "no message of its topics".to_owned());
+            let why = self.intake.waiting_for().unwrap_or("no message of its topics");
             self.recording.notes.push(format!("no inference ran to its end; last reason to wait: {why}"));
         }
         for (name, count) in self.scheduler.counters().entries() {
             self.recording.counters.insert(name.to_owned(), count);
         }
+        self.recording.counters.extend(self.intake.counters().iter().map(|(name, n)| (name.clone(), *n)));
         Ok(self.recording)
     }
 
@@ -541,34 +431,22 @@ impl<'a> Player<'a> {
         let still = match self.recording.commands.as_slice() {
             [.., before, last] => last.resting && last.values == before.values,
             [_] => false,
-            [] => self.recording.chunks.is_empty() || self.measured.is_none(),
+            [] => self.recording.chunks.is_empty() || self.intake.last_measured().is_none(),
         };
         self.pending.is_none() && still
     }
 }
 
-/// Bag time against the wall's.
-struct Pace {
-    speed: Speed,
-    begin: Option<(Instant, Stamp)>,
-}
-
-impl Pace {
-    fn new(speed: Speed) -> Self {
-        Self { speed, begin: None }
-    }
-
-    fn begin(&mut self, at: Stamp) {
-        self.begin = Some((Instant::now(), at));
-    }
-
-    fn wait_until(&self, at: Stamp) {
-        if let (Speed::Times(speed), Some((wall, bag))) = (self.speed, self.begin) {
-            let seconds = at.since(bag).max(0) as f64 / NS_PER_S as f64 / speed;
-            if let Ok(offset) = Duration::try_from_secs_f64(seconds) {
-                thread::sleep(offset.saturating_sub(wall.elapsed()));
-            }
-        }
+/// Without the numbers of the one chunk, so that equal reasons are counted together.
+fn reason(rejected: &Rejected) -> String {
+    match rejected {
+        Rejected::Malformed(malformed) => malformed.to_string(),
+        Rejected::Late { .. } => "all its steps had passed".to_owned(),
+        Rejected::Superseded { .. } => "its observation was older than the running one's".to_owned(),
+        Rejected::FromFuture { .. } => "its observation lay ahead of now".to_owned(),
+        Rejected::OldEpoch { .. } => "the motion was interrupted since it was begun".to_owned(),
+        Rejected::JointsStale { .. } => "joint states were stale".to_owned(),
+        Rejected::NotWanted { state, .. } => format!("control was {state}"),
     }
 }
 

@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 
 use crate::clock::Stamp;
 use crate::control::limits::{ControlMode, JointLimit};
+pub use crate::observe::intake::Measured;
+pub use crate::pipeline::inference::Timings;
 
 /// One replay, complete. All times are bag time.
 #[derive(Clone, Debug, Default)]
@@ -79,15 +81,6 @@ impl JointInfo {
     }
 }
 
-/// A joint state that was taken in.
-#[derive(Clone, Debug)]
-pub struct Measured {
-    /// Stamp of the message.
-    pub stamp: Stamp,
-    /// Positions in configured order.
-    pub positions: Vec<f64>,
-}
-
 /// One control tick's output.
 #[derive(Clone, Debug)]
 pub struct CommandSample {
@@ -126,26 +119,4 @@ pub struct ChunkRecord {
     pub seen: Option<Vec<Option<Vec<u8>>>>,
     /// Side of the images in `seen`.
     pub seen_side: u32,
-}
-
-/// Wall time of one inference by stage, milliseconds.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Timings {
-    /// Resize, normalise, tokenise.
-    pub encode_ms: f64,
-    /// SigLIP and projector, all cameras.
-    pub vision_ms: f64,
-    /// Prefix to K/V.
-    pub prefix_ms: f64,
-    /// All denoise steps.
-    pub denoise_ms: f64,
-    /// Unnormalise and robot adapter.
-    pub decode_ms: f64,
-}
-
-impl Timings {
-    /// Sum of the stages.
-    pub fn total_ms(&self) -> f64 {
-        self.encode_ms + self.vision_ms + self.prefix_ms + self.denoise_ms + self.decode_ms
-    }
 }

@@ -5,6 +5,7 @@ use thiserror::Error;
 use super::bag::Bag;
 use crate::config::Config;
 use crate::messages::{CompressedImageMessage, ImageMessage, JointStateMessage, STRING};
+use crate::policy::cameras::{CameraError, CameraSlots};
 
 /// Parameters and bag do not fit together.
 #[derive(Debug, Error)]
@@ -38,14 +39,9 @@ pub enum TopicError {
         /// Its type.
         found: String,
     },
-    /// A camera that the model does not have.
-    #[error("cameras.{slot}: expected one of the model's cameras {}, found {slot}", .expected.join(", "))]
-    Slot {
-        /// As configured.
-        slot: String,
-        /// The model's cameras.
-        expected: Vec<String>,
-    },
+    /// Cameras that do not fit the model.
+    #[error(transparent)]
+    Cameras(#[from] CameraError),
 }
 
 /// What a topic of the bag is for.
@@ -77,23 +73,14 @@ const IMAGES: [&str; 2] = [ImageMessage::TYPE, CompressedImageMessage::TYPE];
 const LISTED: usize = 12;
 
 impl Topics {
-    /// Finds the configured topics in the bag. `slots` are the model's cameras, `aliases` other names for them.
-    pub fn resolve(
-        bag: &Bag,
-        config: &Config,
-        slots: &[String],
-        aliases: &[(String, String)],
-    ) -> Result<Self, TopicError> {
-        let mut topics = Self { roles: Vec::new(), cameras: vec![None; slots.len()], notes: Vec::new() };
-        for (index, camera) in config.cameras.iter().enumerate() {
-            let alias = aliases.iter().find(|(alias, _)| *alias == camera.slot).map(|(_, slot)| slot);
-            let name = alias.unwrap_or(&camera.slot);
-            let Some(slot) = slots.iter().position(|slot| slot == name) else {
-                return Err(TopicError::Slot { slot: camera.slot.clone(), expected: slots.to_vec() });
-            };
+    /// Finds the configured topics in the bag. `slots` are the model's cameras.
+    pub fn resolve(bag: &Bag, config: &Config, slots: &CameraSlots) -> Result<Self, TopicError> {
+        let cameras = slots.assign(&config.cameras)?;
+        let mut topics = Self { roles: Vec::new(), cameras: cameras.clone(), notes: Vec::new() };
+        for (slot, camera) in cameras.into_iter().enumerate() {
+            let Some(camera) = camera.and_then(|index| config.cameras.get(index)) else { continue };
             let parameter = format!("cameras.{}.topic", camera.slot);
             let topic = topics.find(bag, &parameter, &camera.topic, &IMAGES)?;
-            topics.cameras[slot] = Some(index);
             let raw = bag.topics()[topic].type_name == ImageMessage::TYPE;
             topics
                 .roles

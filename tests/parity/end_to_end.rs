@@ -4,7 +4,6 @@
 use std::{fs, path::Path, sync::Arc};
 
 use pi05_thor::{
-    clock::Stamp,
     config::RobotKind,
     engine::probe::Tap,
     model::{Pixels, sampler::Sampler, sampler::TimeRounding, synth},
@@ -114,9 +113,9 @@ fn openpi(name: &str, change: impl FnOnce(&mut Observation)) -> (Vec<f64>, Vec<f
     let robot = Robot::new(checkpoint.path(), Some("droid"), options);
     assert_eq!(robot.model.time_rounding(), TimeRounding::Accumulated);
     let mut seen = Observation {
-        stamp: Stamp(0),
         images: vec![image(of("base_u8").bytes.clone()), image(of("wrist_u8").bytes.clone()), None],
         state: numbers(&case["state"]),
+        ..Observation::default()
     };
     change(&mut seen);
     let actions = robot.actions(&seen, case["prompt"].as_str().unwrap(), &of("noise").f32s());
@@ -172,9 +171,9 @@ fn a_lerobot_policy_gives_the_recorded_actions() {
     assert_eq!(robot.model.time_rounding(), TimeRounding::Direct);
 
     let seen = Observation {
-        stamp: Stamp(0),
         images: vec![image(procedural("lerobot.e2e.base")), None, image(procedural("lerobot.e2e.right"))],
         state: recorded["state"].values(),
+        ..Observation::default()
     };
     let task = case["task"].as_str().unwrap();
     assert_lerobot_input(&robot.policy, &seen, task, &recorded);

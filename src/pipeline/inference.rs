@@ -1,19 +1,17 @@
-//! One inference at a time: observation in, chunk out, on the caller's thread or on one of its own.
+//! One inference: observation in, the actions of a chunk out. Called by `node` and `replay`, on a thread of their choice.
 
-use std::thread;
+use std::sync::Arc;
 use std::time::Instant;
 
-use crossbeam_channel::{Receiver, Sender, bounded};
 use thiserror::Error;
 
-use super::recording::Timings;
+use super::infer;
 use crate::engine::EngineError;
 use crate::engine::cpu::CpuEngine;
 use crate::engine::probe::Tap;
 use crate::model::Pixels;
 use crate::model::sampler::{Sampler, noise};
 use crate::observe::Observation;
-use crate::pipeline::infer;
 use crate::policy::{Policy, PolicyError};
 
 /// What an inference starts from.
@@ -42,6 +40,28 @@ pub struct Response {
     pub timings: Timings,
 }
 
+/// Wall time of one inference by stage, milliseconds.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Timings {
+    /// Resize, normalise, tokenise.
+    pub encode_ms: f64,
+    /// SigLIP and projector, all cameras.
+    pub vision_ms: f64,
+    /// Prefix to K/V.
+    pub prefix_ms: f64,
+    /// All denoise steps.
+    pub denoise_ms: f64,
+    /// Unnormalise and robot adapter.
+    pub decode_ms: f64,
+}
+
+impl Timings {
+    /// Sum of the stages.
+    pub fn total_ms(&self) -> f64 {
+        self.encode_ms + self.vision_ms + self.prefix_ms + self.denoise_ms + self.decode_ms
+    }
+}
+
 /// Why an inference failed.
 #[derive(Debug, Error)]
 pub enum InferenceError {
@@ -60,18 +80,18 @@ pub enum InferenceError {
 }
 
 /// The policy around the engine.
-pub struct Inference<'a> {
+pub struct Inference {
     /// Network.
     pub engine: CpuEngine,
     /// What surrounds it.
-    pub policy: &'a Policy,
+    pub policy: Arc<Policy>,
     /// From noise to actions.
     pub sampler: Sampler,
     /// Of the noise.
     pub seed: u64,
 }
 
-impl Inference<'_> {
+impl Inference {
     /// Encode, run, decode.
     pub fn run(&mut self, request: &Request) -> Result<Response, InferenceError> {
         let start = Instant::now();
@@ -97,42 +117,6 @@ impl Inference<'_> {
                 decode_ms: ms_since(decoding),
             },
         })
-    }
-}
-
-/// An inference thread that takes one request at a time.
-pub struct InferenceThread {
-    requests: Sender<Request>,
-    responses: Receiver<Result<Response, InferenceError>>,
-}
-
-impl InferenceThread {
-    /// Starts it; it ends when this is dropped.
-    pub fn start<'scope>(scope: &'scope thread::Scope<'scope, '_>, mut inference: Inference<'scope>) -> Self {
-        let (requests, to_do) = bounded::<Request>(1);
-        let (done, responses) = bounded(1);
-        scope.spawn(move || {
-            for request in to_do {
-                if done.send(inference.run(&request)).is_err() {
-                    break;
-                }
-            }
-        });
-        Self { requests, responses }
-    }
-
-    /// Hands over a request; the thread must be idle.
-    pub fn begin(&self, request: Request) -> Result<(), InferenceError> {
-        self.requests.send(request).map_err(|_| InferenceError::ThreadEnded)
-    }
-
-    /// The response, if it is there.
-    pub fn poll(&self) -> Option<Result<Response, InferenceError>> {
-        match self.responses.try_recv() {
-            Ok(response) => Some(response),
-            Err(crossbeam_channel::TryRecvError::Empty) => None,
-            Err(crossbeam_channel::TryRecvError::Disconnected) => Some(Err(InferenceError::ThreadEnded)),
-        }
     }
 }
 

@@ -1,0 +1,1 @@
+//! From the control thread's hand-over to the commands' topic.

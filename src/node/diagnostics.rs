@@ -1,0 +1,119 @@
+//! `/diagnostics`: the node's health, as `rqt_robot_monitor` and the like show it.
+
+use std::collections::HashMap;
+use std::fmt::Display;
+use std::time::Instant;
+
+use super::lifecycle::State;
+use super::session::Session;
+use crate::clock::{NS_PER_MS, Stamp};
+use crate::messages::{DiagnosticArrayMessage, DiagnosticStatus, Level};
+use crate::observe::intake::{Intake, SourceStatistics};
+
+/// A source that has been silent for so long is gone, whatever its `max_age_ms`.
+const OLD_NS: i64 = 1_000 * NS_PER_MS;
+/// Pixels that have not changed for so long are a frozen camera: real ones are never without noise.
+const FROZEN_NS: i64 = 1_000 * NS_PER_MS;
+
+/// One status for the node, one per source, one for inferences, one for control. `node` is its full name.
+pub fn report(
+    node: &str,
+    now: Stamp,
+    state: State,
+    reason: &str,
+    session: Option<&Session>,
+    rates: &mut Rates,
+) -> DiagnosticArrayMessage {
+    let name = |part: &str| format!("{}: {part}", node.trim_start_matches('/'));
+    let mut whole = DiagnosticStatus {
+        name: name("policy"),
+        message: if reason.is_empty() { state.label().to_owned() } else { reason.to_owned() },
+        level: if reason.is_empty() { Level::Ok } else { Level::Warn },
+        values: vec![value("state", state.label())],
+        ..DiagnosticStatus::default()
+    };
+    let mut status = Vec::new();
+    if let Some(session) = session {
+        whole.values.push(value("engine", session.engine()));
+        session.look(|intake| {
+            status.extend(sources(&name, now, session, intake, rates));
+            for (event, count) in intake.counters().iter() {
+                whole.values.push(value(event, count));
+            }
+        });
+        status.push(inference(name("inference"), session));
+    }
+    status.insert(0, whole);
+    DiagnosticArrayMessage { stamp: now, status }
+}
+
+/// Counts of the last report, to make rates of.
+#[derive(Debug, Default)]
+pub struct Rates {
+    last: HashMap<String, (Instant, u64)>,
+}
+
+impl Rates {
+    /// Per second since the last report; `None` in the first.
+    fn of(&mut self, what: &str, count: u64) -> Option<f64> {
+        let now = Instant::now();
+        let (before, counted) = self.last.insert(what.to_owned(), (now, count))?;
+        let seconds = (now - before).as_secs_f64();
+        (seconds > 0.0).then(|| count.saturating_sub(counted) as f64 / seconds)
+    }
+}
+
+fn sources(
+    name: &dyn Fn(&str) -> String,
+    now: Stamp,
+    session: &Session,
+    intake: &Intake,
+    rates: &mut Rates,
+) -> Vec<DiagnosticStatus> {
+    let slot_of = |source: &str| session.cameras().iter().position(|camera| camera == source);
+    let status = |source: &SourceStatistics| {
+        let slot = slot_of(&source.name);
+        let frozen = slot.and_then(|slot| intake.unchanged_for(slot)).filter(|&ns| ns >= FROZEN_NS);
+        let (level, message) = match (source.newest, frozen) {
+            (None, _) => (Level::Stale, "nothing received".to_owned()),
+            (Some(_), Some(ns)) => {
+                (Level::Warn, format!("frozen: the same pixels for {} ms", ns / NS_PER_MS))
+            }
+            (Some(stamp), None) if now.since(stamp) > OLD_NS => {
+                (Level::Warn, "no longer received".to_owned())
+            }
+            (Some(_), None) => (Level::Ok, "received".to_owned()),
+        };
+        let mut values = vec![value("taken", source.taken), value("refused", source.refused)];
+        if let Some(rate) = rates.of(&source.name, source.taken) {
+            values.push(value("rate_hz", format!("{rate:.1}")));
+        }
+        if let Some(stamp) = source.newest {
+            values.push(value("age_ms", now.since(stamp) / NS_PER_MS));
+        }
+        if let Some(slot) = slot {
+            values.push(value("superseded", session.superseded_images(slot)));
+        }
+        DiagnosticStatus { level, name: name(&source.name), message, values, ..DiagnosticStatus::default() }
+    };
+    intake.sources().map(status).collect()
+}
+
+fn inference(name: String, session: &Session) -> DiagnosticStatus {
+    let statistics = session.statistics();
+    let (level, message) = match &statistics.waiting_for {
+        Some(why) => (Level::Warn, format!("waiting: {why}")),
+        None => (Level::Ok, "running".to_owned()),
+    };
+    let mut values = vec![value("chunks", statistics.chunks)];
+    for (key, percent) in [("p50_ms", 50.0), ("p99_ms", 99.0)] {
+        if let Some(ms) = statistics.percentile_ms(percent) {
+            values.push(value(key, format!("{ms:.3}")));
+        }
+    }
+    DiagnosticStatus { level, name, message, values, ..DiagnosticStatus::default() }
+}
+
+fn value(key: &str, value: impl Display) -> (String, String) {
+    (key.to_owned(), value.to_string())
+}

@@ -1,0 +1,107 @@
+//! The inference thread: observation in, chunk out, one at a time, until the session closes.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use r2r::PublisherUntyped;
+
+use super::shared::{Job, Shared};
+use crate::clock::{NS_PER_S, Stamp};
+use crate::control::Chunk;
+use crate::messages::ActionChunkMessage;
+use crate::observe::{Observation, RgbImage};
+use crate::pipeline::inference::{Inference, InferenceError, Request, Response};
+
+/// What every chunk of a session has in common.
+pub struct ChunkForm {
+    /// One per value of a step.
+    pub joint_names: Vec<String>,
+    /// Steps per second.
+    pub policy_rate_hz: f64,
+}
+
+/// Runs inferences as observations come. An engine that fails or panics ends the thread and is told to `shared`.
+pub fn infer_until_closed(
+    mut inference: Inference,
+    shared: &Shared,
+    form: &ChunkForm,
+    chunks: &PublisherUntyped,
+) {
+    let mut payload = Vec::new();
+    while let Some(job) = shared.next_job() {
+        let outcome = catch_unwind(AssertUnwindSafe(|| run(&mut inference, shared, &job)));
+        match outcome {
+            Ok(Ok(response)) => {
+                // The chunk goes to the arm before anybody else.
+                let now = shared.clock.steady(shared.clock.now().unwrap_or_default());
+                job.control.follow(chunk(&job, &response, shared, form), now);
+                message(&job, &response, form).put(&mut payload);
+                if let Err(error) = chunks.publish_raw(&payload) {
+                    shared.count("chunk_unpublished", &error.to_string());
+                }
+                shared.statistics.lock().add(response.timings.total_ms());
+            }
+            Ok(Err(InferenceError::Observation(error))) => {
+                shared.count("observation_dropped", &error.to_string());
+                shared.statistics.lock().observations_dropped += 1;
+            }
+            Ok(Err(error)) => return shared.fail(error.to_string()),
+            Err(_) => return shared.fail("the engine panicked".to_owned()),
+        }
+    }
+}
+
+/// One inference on nothing but grey, so that the first real one is as quick as the others.
+pub fn warm_up(
+    inference: &mut Inference,
+    cameras: &[Option<usize>],
+    state_len: usize,
+) -> Result<(), InferenceError> {
+    let grey = RgbImage::new(1, 1, vec![128; 3]).map(std::sync::Arc::new);
+    let observation = Observation {
+        stamp: Stamp(0),
+        images: cameras.iter().map(|camera| camera.and(grey.clone())).collect(),
+        state: vec![0.0; state_len],
+        image_stamps: vec![None; cameras.len()],
+        joints_stamp: Stamp(0),
+    };
+    inference.run(&Request { id: 0, observation, prompt: "warm up".to_owned() }).map(|_| ())
+}
+
+fn run(inference: &mut Inference, shared: &Shared, job: &Job) -> Result<Response, InferenceError> {
+    if let Some(seed) = shared.config().sampler.seed {
+        inference.seed = seed;
+    }
+    let request =
+        Request { id: job.id, observation: job.observation.clone(), prompt: job.prompt.to_string() };
+    inference.run(&request)
+}
+
+fn chunk(job: &Job, response: &Response, shared: &Shared, form: &ChunkForm) -> Chunk {
+    Chunk {
+        id: job.id,
+        epoch: 0, // until the control thread tells it
+        observed: shared.clock.steady(job.observation.stamp),
+        period_ns: (NS_PER_S as f64 / form.policy_rate_hz).round() as i64,
+        actions: response.actions.clone(),
+    }
+}
+
+fn message<'a>(job: &'a Job, response: &Response, form: &'a ChunkForm) -> ActionChunkMessage<'a> {
+    ActionChunkMessage {
+        stamp: job.observation.stamp,
+        id: job.id,
+        prompt: &job.prompt,
+        joint_names: form.joint_names.iter().map(String::as_str).collect(),
+        steps: u32::try_from(response.actions.len()).unwrap_or(u32::MAX),
+        period: 1.0 / form.policy_rate_hz,
+        actions: response.actions.iter().flatten().copied().collect(),
+        tokens: u32::try_from(response.tokens).unwrap_or(u32::MAX),
+        image_stamps: job.observation.image_stamps.clone(),
+        joints_stamp: job.observation.joints_stamp,
+        encode_ms: response.timings.encode_ms,
+        vision_ms: response.timings.vision_ms,
+        prefix_ms: response.timings.prefix_ms,
+        denoise_ms: response.timings.denoise_ms,
+        decode_ms: response.timings.decode_ms,
+    }
+}

@@ -1,0 +1,193 @@
+//! What the node hears: cameras, joint states, the task.
+//!
+//! Messages arrive as bytes on the spin thread, which decodes nothing but joint states and texts. A camera's newest
+//! message waits in a slot for its decode worker; one that is replaced there was never worth decoding.
+
+use std::sync::Arc;
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+use futures::Stream;
+use r2r::{Node, QosProfile};
+
+use super::names::Names;
+use super::service::drain;
+use super::shared::Shared;
+use crate::clock::Stamp;
+use crate::config::Config;
+use crate::messages::{CompressedImageMessage, ImageMessage, JointStateMessage, STRING};
+use crate::observe::image::{RawImage, decode_compressed, decode_raw};
+use crate::observe::latest::Latest;
+
+/// How long a decode worker sleeps before it looks whether it is still wanted.
+const WORKER_NAP: Duration = Duration::from_millis(50);
+
+/// Serialized messages of one topic.
+type Bytes = Box<dyn Stream<Item = Vec<u8>> + Unpin>;
+
+/// Newest only, and nobody waits for a lost one.
+fn sensor_qos() -> QosProfile {
+    QosProfile::sensor_data().keep_last(1)
+}
+
+/// A task that was said before the node listened still counts.
+fn prompt_qos() -> QosProfile {
+    QosProfile::default().keep_last(1).reliable().transient_local()
+}
+
+/// Everything that a configured node listens to.
+pub struct Inputs {
+    cameras: Vec<CameraInput>,
+    joints: Bytes,
+    prompt: Bytes,
+}
+
+/// The type of an image topic.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Form {
+    Raw,
+    Compressed,
+}
+
+/// One camera's subscription and its worker.
+struct CameraInput {
+    topic: String,
+    /// `None` until it is known what the topic carries: the middleware takes one type per topic and process.
+    subscription: Option<(Form, Bytes)>,
+    newest: Arc<Latest<Arc<Frame>>>,
+    worker: Option<JoinHandle<()>>,
+}
+
+/// A camera's message, not yet decoded.
+struct Frame {
+    form: Form,
+    payload: Vec<u8>,
+    arrived: Stamp,
+}
+
+impl Form {
+    fn type_name(self) -> &'static str {
+        match self {
+            Self::Raw => ImageMessage::TYPE,
+            Self::Compressed => CompressedImageMessage::TYPE,
+        }
+    }
+
+    /// What its name says of a topic that nobody publishes yet, by image_transport's convention.
+    fn named(topic: &str) -> Option<Self> {
+        topic.ends_with("/compressed").then_some(Self::Compressed)
+    }
+
+    /// What the publishers of a topic send.
+    fn published(node: &Node, names: &Names, topic: &str) -> Option<Self> {
+        let publishers = node.get_publishers_info_by_topic(&names.resolve(topic), false).ok()?;
+        let is = |form: Self| publishers.iter().any(|publisher| publisher.topic_type == form.type_name());
+        [Self::Raw, Self::Compressed].into_iter().find(|form| is(*form))
+    }
+}
+
+impl CameraInput {
+    fn subscribe(&mut self, node: &mut Node, form: Form) -> r2r::Result<()> {
+        let messages = node.subscribe_raw(&self.topic, form.type_name(), sensor_qos())?;
+        self.subscription = Some((form, Box::new(messages)));
+        Ok(())
+    }
+}
+
+impl Inputs {
+    /// Subscribes, and starts a worker for each camera. `cameras` has the configured camera of each slot of the model.
+    pub fn new(
+        node: &mut Node,
+        names: &Names,
+        config: &Config,
+        cameras: &[Option<usize>],
+        shared: &Arc<Shared>,
+    ) -> r2r::Result<Self> {
+        let mut inputs = Vec::new();
+        for (slot, camera) in cameras.iter().enumerate() {
+            let Some(camera) = camera.and_then(|index| config.cameras.get(index)) else { continue };
+            let newest = Arc::new(Latest::new());
+            let worker = thread::Builder::new().name(format!("decode {slot}")).spawn({
+                let (newest, shared) = (Arc::clone(&newest), Arc::clone(shared));
+                move || decode_frames(slot, &newest, &shared)
+            });
+            let worker = worker.map_err(|error| tracing::error!("decode worker: {error}")).ok();
+            let topic = camera.topic.clone();
+            let mut input = CameraInput { topic, subscription: None, newest, worker };
+            if let Some(form) =
+                Form::published(node, names, &input.topic).or(Form::named(&names.resolve(&input.topic)))
+            {
+                input.subscribe(node, form)?;
+            }
+            inputs.push(input);
+        }
+        let joints = node.subscribe_raw(&config.joints.topic, JointStateMessage::TYPE, sensor_qos())?;
+        let prompt = node.subscribe_raw(&config.prompt_topic, STRING, prompt_qos())?;
+        Ok(Self { cameras: inputs, joints: Box::new(joints), prompt: Box::new(prompt) })
+    }
+
+    /// Takes what has arrived. The newest image of each camera goes to its worker, the newest joint state to `joints`,
+    /// the newest text to `prompt`.
+    pub fn take(&mut self, now: Stamp, mut joints: impl FnMut(Vec<u8>), prompt: impl FnMut(Vec<u8>)) {
+        for camera in &mut self.cameras {
+            let Some((form, messages)) = &mut camera.subscription else { continue };
+            let mut newest = None;
+            drain(messages, |payload| newest = Some(payload));
+            if let Some(payload) = newest {
+                camera.newest.put(Arc::new(Frame { form: *form, payload, arrived: now }));
+            }
+        }
+        let mut newest = None;
+        drain(&mut self.joints, |payload| newest = Some(payload));
+        if let Some(payload) = newest {
+            joints(payload);
+        }
+        drain(&mut self.prompt, prompt);
+    }
+
+    /// Subscribes to cameras of which it turns out only now what they publish. Called now and then.
+    pub fn follow_types(&mut self, node: &mut Node, names: &Names) {
+        for camera in self.cameras.iter_mut().filter(|camera| camera.subscription.is_none()) {
+            let Some(form) = Form::published(node, names, &camera.topic) else { continue };
+            match camera.subscribe(node, form) {
+                Ok(()) => tracing::info!("{} carries {}", camera.topic, form.type_name()),
+                Err(error) => tracing::warn!("{}: cannot be subscribed to: {error}", camera.topic),
+            }
+        }
+    }
+
+    /// The workers, to wait for once the session has closed.
+    pub fn into_workers(self) -> impl Iterator<Item = JoinHandle<()>> {
+        self.cameras.into_iter().filter_map(|camera| camera.worker)
+    }
+}
+
+/// A camera's worker: decodes the newest message, and the newest after that, until the session closes.
+fn decode_frames(slot: usize, newest: &Latest<Arc<Frame>>, shared: &Shared) {
+    let mut seen = 0;
+    while !shared.is_closed() {
+        let Some((generation, frame)) = newest.wait_newer_than(seen, WORKER_NAP) else { continue };
+        shared.superseded(slot, generation - seen - 1);
+        seen = generation;
+        take_frame(slot, &frame, shared);
+    }
+}
+
+fn take_frame(slot: usize, frame: &Frame, shared: &Shared) {
+    let stamped = |stamp: Stamp| if stamp.0 == 0 { frame.arrived } else { stamp };
+    let (stamp, image) = match frame.form {
+        Form::Raw => match ImageMessage::decode(&frame.payload) {
+            Ok(message) => {
+                let ImageMessage { width, height, encoding, is_bigendian, step, data, .. } = message;
+                let raw = RawImage { width, height, encoding, is_bigendian, step, data };
+                (stamped(message.stamp), decode_raw(&raw))
+            }
+            Err(error) => return shared.look(|intake| intake.refuse_image(slot, &error)),
+        },
+        Form::Compressed => match CompressedImageMessage::decode(&frame.payload) {
+            Ok(message) => (stamped(message.stamp), decode_compressed(message.format, message.data)),
+            Err(error) => return shared.look(|intake| intake.refuse_image(slot, &error)),
+        },
+    };
+    shared.arrived(|intake| intake.take_image(slot, stamp, image));
+}

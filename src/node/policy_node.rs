@@ -1,0 +1,534 @@
+//! The node on its spin thread: parameters, lifecycle, services, and what it tells of itself.
+//!
+//! Everything that takes long (loading, braking, ending threads) goes on beside the spinning: a transition is under way
+//! until [`PolicyNode::turn`] finds it finished.
+
+use std::sync::Arc;
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use futures::Stream;
+use r2r::std_srvs::srv::{SetBool, Trigger};
+use r2r::{Node, PublisherUntyped, QosProfile};
+
+use super::clock::RosClock;
+use super::diagnostics::{self, Rates};
+use super::lifecycle::{self, ACTIVATE, CONFIGURE, Request, State, Transition};
+use super::lifecycle_services::{ChangeRequest, LifecycleServices, reply};
+use super::names::Names;
+use super::parameters::{ParameterServices, overrides};
+use super::service::{Service, answer, drain};
+use super::session::{Loaded, Session, load};
+use crate::clock::Stamp;
+use crate::config::live::{Given, Parameters};
+use crate::config::parameters::Value;
+use crate::messages::{CLOCK, DiagnosticArrayMessage, PolicyStatusMessage, decode_clock};
+
+/// Longest sleep of the spin thread: what it does beside messages waits for it at most so long.
+const SPIN: Duration = Duration::from_millis(10);
+/// How long `activate` waits for fresh inputs and for somebody who hears the commands, before it refuses.
+const ACTIVATE_PATIENCE: Duration = Duration::from_secs(2);
+/// Between two attempts to activate a node that starts by itself.
+const AUTOSTART_PAUSE: Duration = Duration::from_secs(1);
+/// The slowest arm is at rest by then; a control thread that is not is given up.
+const BRAKE_PATIENCE: Duration = Duration::from_secs(10);
+/// How often the graph is asked who publishes and who listens.
+const GRAPH_PERIOD: Duration = Duration::from_millis(100);
+/// How often `/diagnostics` is published.
+const DIAGNOSTICS_PERIOD: Duration = Duration::from_secs(1);
+
+/// The node's name, where it is not remapped.
+pub const NAME: &str = "policy";
+
+/// How the node ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum End {
+    /// As asked.
+    Asked,
+    /// The engine or a thread is broken; the arm rests. Somebody should start the node anew.
+    Broken(String),
+}
+
+/// The node.
+pub struct PolicyNode {
+    ros: Node,
+    names: Names,
+    clock: Arc<RosClock>,
+    clock_messages: Option<Box<dyn Stream<Item = Vec<u8>> + Unpin>>,
+    parameters: Parameters,
+    parameter_services: ParameterServices,
+    lifecycle_services: LifecycleServices,
+    pause: Service<SetBool::Service>,
+    stop: Service<Trigger::Service>,
+    reset: Service<Trigger::Service>,
+    status: PublisherUntyped,
+    diagnostics: PublisherUntyped,
+    state: State,
+    underway: Option<Underway>,
+    session: Option<Session>,
+    autostart: Autostart,
+    /// Why the last transition was refused, or why the node rests.
+    reason: String,
+    told: Option<Told>,
+    broken: Option<String>,
+    ending: bool,
+    graph_asked: Instant,
+    diagnosed: Instant,
+    rates: Rates,
+}
+
+/// A transition that has begun.
+struct Underway {
+    request: Request,
+    client: Option<ChangeRequest>,
+    work: Work,
+}
+
+/// What a transition waits for.
+enum Work {
+    /// The checkpoint.
+    Loading(JoinHandle<Result<Loaded, String>>),
+    /// Inputs and listeners, until then.
+    Waiting(Instant),
+    /// The arm's rest, until then; then, for a shutdown, the session's end.
+    Braking(Instant),
+    /// The session's threads.
+    Closing(Option<JoinHandle<()>>),
+}
+
+/// Whether the node still has to start by itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Autostart {
+    /// No: not asked for, done, or somebody else has taken over.
+    Off,
+    /// Yes, from then on.
+    At(Instant),
+}
+
+/// What `~/status` last said.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Told {
+    lifecycle: &'static str,
+    control: &'static str,
+    reason: String,
+    prompt: String,
+    checkpoint: String,
+    engine: String,
+}
+
+impl PolicyNode {
+    /// Declares the parameters and offers everything that an unconfigured node offers.
+    pub fn new(mut ros: Node, arguments: &[String]) -> Result<Self, String> {
+        let said = |error: r2r::Error| format!("ROS 2: {error}");
+        let origin = ros.fully_qualified_name().map_err(said)?;
+        let parameters = Parameters::new(overrides(&ros), &origin).map_err(|error| error.to_string())?;
+        let config = parameters.config();
+        let names = Names::new(&ros.namespace().map_err(said)?, &ros.name().map_err(said)?, arguments);
+        let (clock, clock_messages): (_, Option<Box<dyn Stream<Item = Vec<u8>> + Unpin>>) = if config
+            .use_sim_time
+        {
+            let messages =
+                ros.subscribe_raw("/clock", CLOCK, QosProfile::sensor_data().keep_last(1)).map_err(said)?;
+            (RosClock::simulated(), Some(Box::new(messages)))
+        } else {
+            (RosClock::system(), None)
+        };
+        let latched = QosProfile::default().keep_last(1).reliable().transient_local();
+        let autostart = if config.autostart { Autostart::At(Instant::now()) } else { Autostart::Off };
+        Ok(Self {
+            names,
+            clock: Arc::new(clock),
+            clock_messages,
+            parameter_services: ParameterServices::new(&mut ros).map_err(said)?,
+            lifecycle_services: LifecycleServices::new(&mut ros).map_err(said)?,
+            pause: Service::new(&mut ros, "~/pause", QosProfile::services_default()).map_err(said)?,
+            stop: Service::new(&mut ros, "~/stop", QosProfile::services_default()).map_err(said)?,
+            reset: Service::new(&mut ros, "~/reset", QosProfile::services_default()).map_err(said)?,
+            status: ros
+                .create_publisher_untyped("~/status", PolicyStatusMessage::TYPE, latched)
+                .map_err(said)?,
+            diagnostics: ros
+                .create_publisher_untyped("/diagnostics", DiagnosticArrayMessage::TYPE, QosProfile::default())
+                .map_err(said)?,
+            state: State::Unconfigured,
+            underway: None,
+            session: None,
+            autostart,
+            reason: String::new(),
+            told: None,
+            broken: None,
+            ending: false,
+            graph_asked: Instant::now(),
+            diagnosed: Instant::now(),
+            rates: Rates::default(),
+            parameters,
+            ros,
+        })
+    }
+
+    /// Asks the node to brake, deactivate, clean up and end. [`Self::turn`] tells when it has.
+    pub fn end(&mut self) {
+        self.ending = true;
+        self.autostart = Autostart::Off;
+    }
+
+    /// One turn: waits a moment for messages, then does everything that there is to do.
+    pub fn turn(&mut self) -> Option<End> {
+        self.ros.spin_once(SPIN);
+        self.follow_clock();
+        self.serve_parameters();
+        self.serve_lifecycle();
+        self.serve_control();
+        self.take_inputs();
+        self.progress();
+        self.watch();
+        self.start_by_itself();
+        self.tell();
+        self.ended()
+    }
+
+    fn follow_clock(&mut self) {
+        let mut jumped = self.clock.update();
+        if let Some(messages) = &mut self.clock_messages {
+            drain(messages, |payload| {
+                if let Ok(now) = decode_clock(&payload) {
+                    let (steady, back) = self.clock.simulate(now);
+                    jumped |= back;
+                    if let Some(session) = &self.session {
+                        session.simulate(steady);
+                    }
+                }
+            });
+        }
+        if jumped {
+            tracing::warn!("the clock has jumped: buffers cleared, braking until everything is fresh");
+            if let Some(session) = &self.session {
+                session.clock_jumped();
+            }
+        }
+    }
+
+    fn now(&self) -> Stamp {
+        self.clock.now().unwrap_or_default()
+    }
+
+    fn serve_parameters(&mut self) {
+        let configured = self.session.is_some() || self.underway.is_some();
+        let session = &self.session;
+        let now = self.clock.now().unwrap_or_default();
+        self.parameter_services.serve(now, configured, &mut self.parameters, |parameters, changes| {
+            if let Some(session) = session {
+                for (name, given) in changes {
+                    if let ("prompt", Given::Value(Value::String(prompt))) = (name.as_str(), given) {
+                        session.check_prompt(prompt)?;
+                    }
+                }
+            }
+            let changed = parameters.set(changes, configured)?;
+            if let Some(session) = session {
+                session.set_config(parameters.config());
+            }
+            Ok(changed)
+        });
+    }
+
+    fn serve_lifecycle(&mut self) {
+        for wish in self.lifecycle_services.serve(self.state) {
+            let asked = &wish.message.transition;
+            let (id, label) = (asked.id, asked.label.clone());
+            self.autostart = Autostart::Off;
+            match lifecycle::find(self.state, id, &label) {
+                Ok(request) => self.begin(request, Some(wish)),
+                Err(why) => {
+                    tracing::warn!("refused: {why}");
+                    self.reason = why;
+                    reply(wish, false);
+                }
+            }
+        }
+    }
+
+    fn serve_control(&mut self) {
+        let session = self.session.as_ref();
+        let ask = |what: &str, ask: &dyn Fn(&Session) -> Result<String, String>| match session {
+            Some(session) => ask(session),
+            None => Err(format!(
+                "{what}: expected an active node, found an unconfigured one; configure and activate it"
+            )),
+        };
+        self.pause.drain(|request| {
+            let pause = request.message.data;
+            let (success, message) = told(ask("pause", &|session| session.pause(pause)));
+            answer(request, SetBool::Response { success, message });
+        });
+        self.stop.drain(|request| {
+            let (success, message) = told(ask("stop", &Session::stop));
+            answer(request, Trigger::Response { success, message });
+        });
+        self.reset.drain(|request| {
+            let (success, message) = told(ask("reset", &Session::reset));
+            answer(request, Trigger::Response { success, message });
+        });
+    }
+
+    fn take_inputs(&mut self) {
+        let Some(session) = &mut self.session else { return };
+        let Some(prompt) = session.take().pop() else { return };
+        if prompt == self.parameters.config().prompt {
+            return;
+        }
+        // What is said on the topic is the parameter's new value, so that there is but one task.
+        let change = [("prompt".to_owned(), Given::Value(Value::String(prompt.clone())))];
+        let outcome = session.check_prompt(&prompt).and_then(|()| self.parameters.set(&change, true));
+        match outcome {
+            Ok(changed) => {
+                session.set_config(self.parameters.config());
+                let now = self.clock.now().unwrap_or_default();
+                self.parameter_services.announce(now, &self.parameters, &changed);
+                tracing::info!("prompt: {prompt:?}");
+            }
+            Err(why) => session.count("prompt_dropped", &why),
+        }
+    }
+
+    /// A transition begins; its work goes on beside the spinning.
+    fn begin(&mut self, request: Request, client: Option<ChangeRequest>) {
+        self.reason.clear();
+        let now = Instant::now();
+        let work = match request.transition.goal {
+            State::Configuring => {
+                let config = self.parameters.config().clone();
+                tracing::info!("loading {}", config.checkpoint);
+                match thread::Builder::new().name("load".to_owned()).spawn(move || load(&config)) {
+                    Ok(loading) => Work::Loading(loading),
+                    Err(error) => {
+                        tracing::error!("cannot start a thread: {error}");
+                        if let Some(client) = client {
+                            reply(client, false);
+                        }
+                        return;
+                    }
+                }
+            }
+            State::Activating => Work::Waiting(now + ACTIVATE_PATIENCE),
+            _ => {
+                if let Some(session) = &self.session {
+                    session.deactivate("deactivated");
+                }
+                Work::Braking(now + BRAKE_PATIENCE)
+            }
+        };
+        self.enter(request.transition);
+        self.underway = Some(Underway { request, client, work });
+    }
+
+    /// Looks whether the transition under way has finished.
+    fn progress(&mut self) {
+        let Some(mut underway) = self.underway.take() else { return };
+        let outcome = match &mut underway.work {
+            Work::Loading(loading) if !loading.is_finished() => None,
+            Work::Loading(_) => None, // taken below
+            Work::Waiting(until) => self.try_to_activate(*until),
+            Work::Braking(until) => {
+                let resting = self.session.as_mut().is_none_or(Session::is_resting);
+                if !resting && Instant::now() < *until {
+                    None
+                } else if underway.request.transition.goal == State::Deactivating {
+                    Some(Ok(()))
+                } else {
+                    let closing = self.session.take().map(|session| session.close(&mut self.ros));
+                    underway.work = Work::Closing(closing);
+                    None
+                }
+            }
+            Work::Closing(closing) => closing.as_ref().is_none_or(JoinHandle::is_finished).then_some(Ok(())),
+        };
+        match (outcome, underway) {
+            (Some(outcome), underway) => self.finish(underway, outcome),
+            (None, Underway { request, client, work: Work::Loading(loading) }) if loading.is_finished() => {
+                let outcome = match loading.join() {
+                    Ok(loaded) => loaded.and_then(|loaded| self.configure(loaded)),
+                    Err(_) => Err("loading panicked".to_owned()),
+                };
+                let work = Work::Closing(None);
+                self.finish(Underway { request, client, work }, outcome);
+            }
+            (None, underway) => self.underway = Some(underway),
+        }
+    }
+
+    fn configure(&mut self, loaded: Loaded) -> Result<(), String> {
+        let config = self.parameters.config();
+        let session = Session::new(&mut self.ros, &self.names, &self.clock, config, loaded)?;
+        tracing::info!("{} on {}", config.checkpoint, session.engine());
+        self.session = Some(session);
+        Ok(())
+    }
+
+    fn try_to_activate(&mut self, until: Instant) -> Option<Result<(), String>> {
+        let Some(session) = &mut self.session else {
+            return Some(Err("there is no configured policy".to_owned()));
+        };
+        match session.ready() {
+            Ok(()) => Some(session.activate()),
+            Err(why) if Instant::now() >= until => Some(Err(why)),
+            Err(_) => None,
+        }
+    }
+
+    /// The transition has come to its end.
+    fn finish(&mut self, underway: Underway, outcome: Result<(), String>) {
+        let Underway { request, client, .. } = underway;
+        let via = request.transition.goal;
+        let (ok, goal) = match &outcome {
+            Ok(()) => (true, request.success),
+            Err(_) => (false, request.failure),
+        };
+        let id = request.transition.id.min(5) * 10 + u8::from(!ok);
+        let label = if ok { "transition_success" } else { "transition_failure" };
+        self.enter(Transition { id, label, start: via, goal });
+        let by_itself = client.is_none();
+        if let Some(client) = client {
+            reply(client, ok);
+        }
+        if let Err(why) = outcome {
+            let what = request.transition.label;
+            // One that starts by itself tries again and again: once is enough to say so.
+            if self.reason != why || !by_itself {
+                tracing::error!("{what} refused: {why}");
+            }
+            self.reason = why;
+            if self.autostart != Autostart::Off {
+                let again = goal == State::Inactive;
+                self.autostart =
+                    if again { Autostart::At(Instant::now() + AUTOSTART_PAUSE) } else { Autostart::Off };
+            }
+        } else {
+            tracing::info!("{}", goal.label());
+            if goal == State::Active {
+                self.autostart = Autostart::Off;
+            }
+        }
+    }
+
+    fn enter(&mut self, way: Transition) {
+        self.state = way.goal;
+        self.lifecycle_services.announce(self.now(), way);
+    }
+
+    fn start_by_itself(&mut self) {
+        let Autostart::At(when) = self.autostart else { return };
+        if self.underway.is_none() && Instant::now() >= when {
+            match self.state {
+                State::Unconfigured => self.begin(CONFIGURE, None),
+                State::Inactive => self.begin(ACTIVATE, None),
+                _ => {}
+            }
+        }
+    }
+
+    /// Looks after what can go wrong while nobody asks.
+    fn watch(&mut self) {
+        if self.graph_asked.elapsed() >= GRAPH_PERIOD {
+            self.graph_asked = Instant::now();
+            if let Some(session) = &mut self.session {
+                session.follow_graph(&mut self.ros, &self.names);
+            }
+        }
+        let failure = self.session.as_ref().and_then(Session::failure);
+        if let (Some(why), None) = (failure, &self.broken) {
+            tracing::error!("{why}; braking, then this process ends");
+            if let Some(session) = &self.session {
+                session.deactivate(&why);
+            }
+            self.broken = Some(why);
+            self.end();
+        }
+    }
+
+    /// Whether everything is at rest and cleaned up, after [`Self::end`].
+    fn ended(&mut self) -> Option<End> {
+        if !self.ending {
+            return None;
+        }
+        let loading = matches!(&self.underway, Some(Underway { work: Work::Loading(_), .. }));
+        if self.state == State::Finalized || loading {
+            return Some(self.broken.take().map_or(End::Asked, End::Broken));
+        }
+        if self.underway.is_none()
+            && let Ok(request) = lifecycle::find(self.state, 0, "shutdown")
+        {
+            self.begin(request, None);
+        }
+        None
+    }
+
+    /// `~/status` on every change, `/diagnostics` every second.
+    fn tell(&mut self) {
+        let config = self.parameters.config();
+        let (control, resting) = match &self.session {
+            Some(session) => session.control_state(),
+            None => ("idle", String::new()),
+        };
+        let reason = if resting.is_empty() { self.reason.clone() } else { resting };
+        let told = Told {
+            lifecycle: primary(self.state).label(),
+            control,
+            reason,
+            prompt: config.prompt.clone(),
+            checkpoint: config.checkpoint.clone(),
+            engine: self.session.as_ref().map_or(String::new(), |session| session.engine().to_owned()),
+        };
+        if self.told.as_ref() != Some(&told) {
+            let message = PolicyStatusMessage {
+                stamp: self.now(),
+                lifecycle: told.lifecycle,
+                control: told.control,
+                reason: &told.reason,
+                prompt: &told.prompt,
+                checkpoint: &told.checkpoint,
+                engine: &told.engine,
+            };
+            publish(&self.status, "~/status", &message.encode());
+            self.told = Some(told);
+        }
+        if self.diagnosed.elapsed() >= DIAGNOSTICS_PERIOD {
+            self.diagnosed = Instant::now();
+            let name = self.ros.fully_qualified_name().unwrap_or_default();
+            let report = diagnostics::report(
+                &name,
+                self.now(),
+                self.state,
+                &self.reason,
+                self.session.as_ref(),
+                &mut self.rates,
+            );
+            publish(&self.diagnostics, "/diagnostics", &report.encode());
+        }
+    }
+}
+
+/// A transition state shows as the primary state that it left.
+fn primary(state: State) -> State {
+    match state {
+        State::Configuring => State::Unconfigured,
+        State::CleaningUp | State::Activating => State::Inactive,
+        State::Deactivating => State::Active,
+        State::ShuttingDown => State::Finalized,
+        state => state,
+    }
+}
+
+fn told(outcome: Result<String, String>) -> (bool, String) {
+    let (success, message) = match outcome {
+        Ok(message) => (true, message),
+        Err(message) => (false, message),
+    };
+    (success, message.replace('\0', ""))
+}
+
+fn publish(publisher: &PublisherUntyped, topic: &str, payload: &[u8]) {
+    if let Err(error) = publisher.publish_raw(payload) {
+        tracing::warn!("{topic}: {error}");
+    }
+}

@@ -1,0 +1,284 @@
+//! What exists from `configure` to `cleanup`: the loaded policy, the inputs, the threads; and while active, control.
+
+use std::sync::Arc;
+use std::thread::{self, JoinHandle};
+
+use r2r::{Node, PublisherUntyped, QosProfile};
+
+use super::clock::RosClock;
+use super::inference::{ChunkForm, infer_until_closed, warm_up};
+use super::inputs::Inputs;
+use super::names::Names;
+use super::shared::Shared;
+use super::statistics::InferenceStatistics;
+use crate::clock::{Stamp, Steady};
+use crate::config::{CommandType, Config};
+use crate::control::{ControlHandle, Scheduler};
+use crate::messages::{
+    ActionChunkMessage, FLOAT64_MULTI_ARRAY, JointStateMessage, JointTrajectoryMessage, decode_string,
+    put_float64_multi_array, put_joint_state,
+};
+use crate::observe::intake::Intake;
+use crate::pipeline::inference::Inference;
+use crate::pipeline::setup::Setup;
+
+/// A policy that is ready to run. Made beside the spin thread, since it takes long.
+pub struct Loaded {
+    setup: Setup,
+    inference: Inference,
+    cameras: Vec<Option<usize>>,
+}
+
+/// A configured node's parts.
+pub struct Session {
+    shared: Arc<Shared>,
+    setup: Setup,
+    inputs: Inputs,
+    inference: Option<JoinHandle<()>>,
+    commands: PublisherUntyped,
+    chunks: PublisherUntyped,
+    active: Option<Active>,
+}
+
+/// An active node's control.
+struct Active {
+    control: Arc<ControlHandle>,
+}
+
+/// Checkpoint, weights, one inference to warm up. Every misfit is said in one line.
+pub fn load(config: &Config) -> Result<Loaded, String> {
+    let setup = Setup::open(config).map_err(|error| error.to_string())?;
+    let cameras = setup.cameras.assign(&config.cameras).map_err(|error| error.to_string())?;
+    config.control_config(setup.policy.shape().horizon).map_err(|error| error.to_string())?;
+    setup.policy.check_prompt(&config.prompt).map_err(|error| error.to_string())?;
+    let mut inference = setup.load(config, |_, _| ()).map_err(|error| error.to_string())?;
+    warm_up(&mut inference, &cameras, config.joints.names.len()).map_err(|error| error.to_string())?;
+    Ok(Loaded { setup, inference, cameras })
+}
+
+impl Session {
+    /// Subscribes, offers, starts the threads.
+    pub fn new(
+        node: &mut Node,
+        names: &Names,
+        clock: &Arc<RosClock>,
+        config: &Config,
+        loaded: Loaded,
+    ) -> Result<Self, String> {
+        let Loaded { setup, inference, cameras } = loaded;
+        let ros = |error: r2r::Error| format!("ROS 2: {error}");
+        let intake =
+            Intake::new(config, &setup.cameras.names, &cameras).map_err(|error| error.to_string())?;
+        let shared = Arc::new(Shared::new(Arc::clone(clock), config.clone(), intake, cameras.clone()));
+        let command_type = match config.control.command {
+            CommandType::Float64MultiArray => FLOAT64_MULTI_ARRAY,
+            CommandType::JointState => JointStateMessage::TYPE,
+            CommandType::JointTrajectory => JointTrajectoryMessage::TYPE,
+        };
+        let reliable = QosProfile::default().keep_last(1).reliable().volatile();
+        let commands = node
+            .create_publisher_untyped(&config.control.command_topic, command_type, reliable.clone())
+            .map_err(ros)?;
+        let chunks = node
+            .create_publisher_untyped("~/chunks", ActionChunkMessage::TYPE, reliable.keep_last(10))
+            .map_err(ros)?;
+        let form = ChunkForm {
+            joint_names: config.joints.action_names.clone(),
+            policy_rate_hz: config.control.policy_rate_hz,
+        };
+        let thread = thread::Builder::new().name("inference".to_owned()).spawn({
+            let (shared, chunks) = (Arc::clone(&shared), chunks.clone());
+            move || infer_until_closed(inference, &shared, &form, &chunks)
+        });
+        let inference = thread.map_err(|error| format!("the inference thread: {error}"))?;
+        let inputs = Inputs::new(node, names, config, &cameras, &shared);
+        let inputs = inputs.map_err(|error| {
+            shared.close();
+            ros(error)
+        })?;
+        Ok(Self { shared, setup, inputs, inference: Some(inference), commands, chunks, active: None })
+    }
+}
+
+impl Session {
+    /// Takes what has arrived; gives the tasks that were said, newest last.
+    pub fn take(&mut self) -> Vec<String> {
+        let Some(now) = self.shared.clock.now() else { return Vec::new() };
+        let (shared, active) = (&self.shared, &self.active);
+        let mut prompts = Vec::new();
+        self.inputs.take(
+            now,
+            |payload| take_joints(&payload, now, shared, active.as_ref()),
+            |payload| match decode_string(&payload) {
+                Ok(prompt) => prompts.push(prompt.to_owned()),
+                Err(error) => shared.count("prompt_dropped", &error.to_string()),
+            },
+        );
+        prompts
+    }
+
+    /// Subscribes anew where a camera's type was guessed wrong. Called now and then.
+    pub fn follow_types(&mut self, node: &mut Node, names: &Names) {
+        self.inputs.follow_types(node, names);
+    }
+
+    /// x
+    pub fn follow_graph(&mut self, node: &mut Node, names: &Names) {
+        self.follow_types(node, names);
+    }
+
+    /// The parameters have changed to these.
+    pub fn set_config(&self, config: &Config) {
+        self.shared.set_config(config.clone());
+    }
+
+    /// Whether the model reads such a task.
+    pub fn check_prompt(&self, prompt: &str) -> Result<(), String> {
+        self.setup.policy.check_prompt(prompt).map(|_| ()).map_err(|error| error.to_string())
+    }
+
+    /// Whether the node may be activated: somebody hears the commands, and everything that the model needs is fresh.
+    pub fn ready(&self) -> Result<(), String> {
+        if !self.is_heard() {
+            let topic = &self.shared.config().control.command_topic;
+            return Err(format!(
+                "nobody subscribes to the commands ({topic}): start the arm's controller, or remap the topic to its own"
+            ));
+        }
+        let now =
+            self.shared.clock.now().ok_or("no time yet: use_sim_time is true and nobody publishes /clock")?;
+        self.shared.look(|intake| intake.ready(now)).map_err(|not_ready| not_ready.to_string())
+    }
+
+    /// Whether anybody subscribes to the commands.
+    pub fn is_heard(&self) -> bool {
+        self.commands.get_inter_process_subscription_count().is_ok_and(|count| count > 0)
+    }
+
+    /// Starts control: from now on the arm may move.
+    pub fn activate(&mut self) -> Result<(), String> {
+        let config = self.shared.config();
+        let horizon = self.setup.policy.shape().horizon;
+        let control = config.control_config(horizon).map_err(|error| error.to_string())?;
+        let scheduler = Scheduler::new(control).map_err(|error| error.to_string())?;
+        let (sink, ticks) = crossbeam_channel::bounded(100);
+        let clock = Arc::clone(&self.shared.clock);
+        let now = move || clock.steady(clock.now().unwrap_or_default());
+        let control = Arc::new(ControlHandle::start(scheduler, config.control.rate_hz, now, sink));
+        let clock = Arc::clone(&self.shared.clock);
+        let commands = self.commands.clone();
+        let kind = config.control.command;
+        let names = config.joints.action_names.clone();
+        thread::spawn(move || {
+            let mut payload = Vec::new();
+            for tick in ticks {
+                match kind {
+                    CommandType::Float64MultiArray => put_float64_multi_array(&tick.values, &mut payload),
+                    _ => put_joint_state(clock.stamp(tick.at), &names, &tick.values, &mut payload),
+                }
+                let _ = commands.publish_raw(&payload);
+            }
+        });
+        self.shared.run(Arc::clone(&control));
+        self.active = Some(Active { control });
+        Ok(())
+    }
+
+    /// Brakes, then ends control.
+    pub fn deactivate(&self, _why: &str) {
+        self.shared.rest();
+        if let Some(active) = &self.active {
+            active.control.deactivate();
+        }
+    }
+
+    /// Whether control has ended, or never begun.
+    pub fn is_resting(&mut self) -> bool {
+        if self.active.as_ref().is_some_and(|active| active.control.is_finished()) {
+            self.active = None;
+        }
+        self.active.is_none()
+    }
+
+    /// x
+    pub fn simulate(&self, _: Steady) {}
+    /// x
+    pub fn clock_jumped(&self) {}
+    /// x
+    pub fn pause(&self, _pause: bool) -> Result<String, String> {
+        Err("not yet".into())
+    }
+    /// x
+    pub fn stop(&self) -> Result<String, String> {
+        Err("not yet".into())
+    }
+    /// x
+    pub fn reset(&self) -> Result<String, String> {
+        Err("not yet".into())
+    }
+    /// x
+    pub fn control_state(&self) -> (&'static str, String) {
+        (self.active.as_ref().map_or("idle", |active| active.control.state()), String::new())
+    }
+
+    /// Counts an event by name and reason.
+    pub fn count(&self, what: &str, why: &str) {
+        self.shared.count(what, why);
+    }
+
+    /// Why the engine is broken, if it is.
+    pub fn failure(&self) -> Option<String> {
+        self.shared.failure()
+    }
+
+    /// Such as: cpu f32.
+    pub fn engine(&self) -> &str {
+        "cpu f32"
+    }
+
+    /// The model's cameras.
+    pub fn cameras(&self) -> &[String] {
+        &self.setup.cameras.names
+    }
+
+    /// See [`Shared::superseded_images`].
+    pub fn superseded_images(&self, slot: usize) -> u64 {
+        self.shared.superseded_images(slot)
+    }
+
+    /// Lets `f` look at what has arrived.
+    pub fn look<T>(&self, f: impl FnOnce(&mut Intake) -> T) -> T {
+        self.shared.look(f)
+    }
+
+    /// What inferences took.
+    pub fn statistics(&self) -> InferenceStatistics {
+        self.shared.statistics.lock().clone()
+    }
+
+    /// Ends the session: no more messages; the threads end in their own time, which the handle tells.
+    pub fn close(self, node: &mut Node) -> JoinHandle<()> {
+        let Self { shared, inputs, inference, commands, chunks, .. } = self;
+        shared.close();
+        node.destroy_publisher_untyped(commands);
+        node.destroy_publisher_untyped(chunks);
+        let threads: Vec<JoinHandle<()>> = inputs.into_workers().chain(inference).collect();
+        // A thread that panicked has said so.
+        thread::spawn(move || threads.into_iter().for_each(|thread| drop(thread.join())))
+    }
+}
+
+fn take_joints(payload: &[u8], now: Stamp, shared: &Shared, active: Option<&Active>) {
+    let message = match JointStateMessage::decode(payload) {
+        Ok(message) => message,
+        Err(error) => return shared.look(|intake| intake.refuse_joints(&error)),
+    };
+    let stamp = if message.stamp.0 == 0 { now } else { message.stamp };
+    let measured = shared.arrived(|intake| {
+        let taken = intake.take_joints(stamp, &message.names, &message.position);
+        taken.then(|| intake.last_measured().cloned()).flatten()
+    });
+    if let (Some(measured), Some(active)) = (measured, active) {
+        active.control.measured(shared.clock.steady(stamp), &measured.positions);
+    }
+}

@@ -1,0 +1,201 @@
+//! What the threads of a configured node share.
+//!
+//! Promises: every lock here is held for a move or a copy, never while something is decoded, computed or sent.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+
+use parking_lot::{Condvar, Mutex};
+
+use super::clock::RosClock;
+use super::statistics::InferenceStatistics;
+use crate::clock::{NS_PER_MS, Stamp};
+use crate::config::Config;
+use crate::control::ControlHandle;
+use crate::observe::Observation;
+use crate::observe::intake::{Intake, Next};
+use crate::observe::snapshot::NotReady;
+
+/// How long the inference thread sleeps at most before it looks whether it is still wanted.
+const NAP: Duration = Duration::from_millis(50);
+
+/// Shared by the spin thread, the decode workers and the inference thread.
+pub struct Shared {
+    /// ROS time and steady time.
+    pub clock: Arc<RosClock>,
+    /// Inferences so far.
+    pub statistics: Mutex<InferenceStatistics>,
+    intake: Mutex<Intake>,
+    /// Something arrived in `intake`, or `running` or `closed` changed.
+    changed: Condvar,
+    running: Mutex<Option<Run>>,
+    config: Mutex<Arc<Config>>,
+    prompt: Mutex<Arc<str>>,
+    closed: AtomicBool,
+    failure: Mutex<Option<String>>,
+    /// The configured camera of each slot of the model.
+    cameras: Vec<Option<usize>>,
+    superseded: Vec<AtomicU64>,
+}
+
+/// An active node's control, and the number of its next inference.
+struct Run {
+    control: Arc<ControlHandle>,
+    next_id: u64,
+}
+
+/// What the inference thread is to do next.
+pub struct Job {
+    /// Number of the inference.
+    pub id: u64,
+    /// What the robot sees and feels.
+    pub observation: Observation,
+    /// The task.
+    pub prompt: Arc<str>,
+    /// Who gets the chunk.
+    pub control: Arc<ControlHandle>,
+}
+
+impl Shared {
+    /// `cameras` has the configured camera of each slot of the model.
+    pub fn new(clock: Arc<RosClock>, config: Config, intake: Intake, cameras: Vec<Option<usize>>) -> Self {
+        Self {
+            clock,
+            statistics: Mutex::default(),
+            intake: Mutex::new(intake),
+            changed: Condvar::new(),
+            running: Mutex::new(None),
+            prompt: Mutex::new(config.prompt.as_str().into()),
+            config: Mutex::new(Arc::new(config)),
+            closed: AtomicBool::new(false),
+            failure: Mutex::new(None),
+            superseded: cameras.iter().map(|_| AtomicU64::new(0)).collect(),
+            cameras,
+        }
+    }
+
+    /// The parameters as they are now.
+    pub fn config(&self) -> Arc<Config> {
+        Arc::clone(&self.config.lock())
+    }
+
+    /// Live parameters have changed.
+    pub fn set_config(&self, config: Config) {
+        self.intake.lock().set_limits(&config, &self.cameras);
+        *self.prompt.lock() = config.prompt.as_str().into();
+        *self.config.lock() = Arc::new(config);
+    }
+
+    /// Lets `f` look at or add to what has arrived, and wakes the inference thread.
+    pub fn arrived<T>(&self, f: impl FnOnce(&mut Intake) -> T) -> T {
+        let result = f(&mut self.intake.lock());
+        self.changed.notify_all();
+        result
+    }
+
+    /// Lets `f` look at what has arrived.
+    pub fn look<T>(&self, f: impl FnOnce(&mut Intake) -> T) -> T {
+        f(&mut self.intake.lock())
+    }
+
+    /// Counts an event by name and reason.
+    pub fn count(&self, what: &str, why: &str) {
+        self.intake.lock().count(what, why);
+    }
+
+    /// Images of a camera that a newer one replaced before they were decoded.
+    pub fn superseded(&self, slot: usize, count: u64) {
+        if let Some(counter) = self.superseded.get(slot) {
+            counter.fetch_add(count, Ordering::Relaxed);
+        }
+    }
+
+    /// See [`Self::superseded`].
+    pub fn superseded_images(&self, slot: usize) -> u64 {
+        self.superseded.get(slot).map_or(0, |counter| counter.load(Ordering::Relaxed))
+    }
+
+    /// From now on inferences run, numbered from 0, and `control` gets their chunks.
+    pub fn run(&self, control: Arc<ControlHandle>) {
+        *self.running.lock() = Some(Run { control, next_id: 0 });
+        self.changed.notify_all();
+    }
+
+    /// No inference begins any more.
+    pub fn rest(&self) {
+        *self.running.lock() = None;
+    }
+
+    /// Ends the threads.
+    pub fn close(&self) {
+        self.closed.store(true, Ordering::Release);
+        self.changed.notify_all();
+    }
+
+    /// Whether the threads are to end.
+    pub fn is_closed(&self) -> bool {
+        self.closed.load(Ordering::Acquire)
+    }
+
+    /// The engine is broken: nothing can be inferred any more.
+    pub fn fail(&self, why: String) {
+        self.failure.lock().get_or_insert(why);
+    }
+
+    /// Why the engine is broken, if it is.
+    pub fn failure(&self) -> Option<String> {
+        self.failure.lock().clone()
+    }
+
+    /// Waits for the next inference to do; `None` when the threads are to end.
+    pub fn next_job(&self) -> Option<Job> {
+        let mut intake = self.intake.lock();
+        loop {
+            if self.is_closed() {
+                return None;
+            }
+            let mut nap = NAP;
+            if let (Some(now), Some(control)) = (self.clock.now(), self.accepting()) {
+                match intake.next_observation(now) {
+                    Next::Ready(observation) => {
+                        if let Some(id) = self.take_id() {
+                            drop(intake);
+                            let prompt = Arc::clone(&self.prompt.lock());
+                            return Some(Job { id, observation, prompt, control });
+                        }
+                    }
+                    Next::NotYet { ask_again } => {
+                        if let Some(ask_again) = ask_again {
+                            nap = nap.min(until(now, ask_again));
+                        }
+                    }
+                    Next::NotReady(not_ready) => self.wait_for(&not_ready),
+                }
+            }
+            self.changed.wait_for(&mut intake, nap);
+        }
+    }
+
+    /// Control, if it would follow a chunk.
+    fn accepting(&self) -> Option<Arc<ControlHandle>> {
+        let running = self.running.lock();
+        running.as_ref().map(|run| Arc::clone(&run.control)).filter(|control| control.accepts_chunks())
+    }
+
+    fn take_id(&self) -> Option<u64> {
+        let mut running = self.running.lock();
+        let run = running.as_mut()?;
+        run.next_id += 1;
+        Some(run.next_id - 1)
+    }
+
+    fn wait_for(&self, not_ready: &NotReady) {
+        self.statistics.lock().waiting_for = Some(not_ready.to_string());
+    }
+}
+
+/// Time from `now` to `then`, at least a millisecond.
+fn until(now: Stamp, then: Stamp) -> Duration {
+    Duration::from_nanos(then.since(now).max(NS_PER_MS).unsigned_abs())
+}

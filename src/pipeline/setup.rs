@@ -1,0 +1,54 @@
+//! Parameters and checkpoint brought together: everything but the weights, then everything.
+//!
+//! Every misfit is refused by [`Setup::open`], before anything that takes long. Called by the command line and `node`.
+
+use std::collections::hash_map::RandomState;
+use std::hash::{BuildHasher, Hasher};
+use std::sync::Arc;
+
+use super::inference::Inference;
+use super::{LoadError, Model};
+use crate::config::Config;
+use crate::model::sampler::Sampler;
+use crate::policy::cameras::CameraSlots;
+use crate::policy::{NetworkShape, Policy};
+
+/// A configured policy and where its network comes from.
+#[derive(Debug)]
+pub struct Setup {
+    /// Where the network comes from.
+    pub model: Model,
+    /// What surrounds it.
+    pub policy: Arc<Policy>,
+    /// The model's cameras.
+    pub cameras: CameraSlots,
+}
+
+impl Setup {
+    /// Everything but the weights.
+    pub fn open(config: &Config) -> Result<Self, LoadError> {
+        let model = Model::open(&config.checkpoint, config.policy.asset_id.as_deref())?;
+        let shape = NetworkShape::from(&model.dims()?);
+        let options = config.policy_options();
+        let policy = match &model {
+            Model::Synthetic(_) => Policy::synthetic(shape, options)?,
+            Model::Folder(checkpoint) => Policy::new(checkpoint, shape, options)?,
+        };
+        Ok(Self { cameras: model.cameras(), policy: Arc::new(policy), model })
+    }
+
+    /// Loads the weights. `progress` hears of (parameters made, parameters in all) where they are made.
+    pub fn load(&self, config: &Config, progress: impl FnMut(usize, usize)) -> Result<Inference, LoadError> {
+        Ok(Inference {
+            engine: self.model.load(progress)?,
+            policy: Arc::clone(&self.policy),
+            sampler: Sampler { steps: config.sampler.steps, rounding: self.model.time_rounding() },
+            seed: config.sampler.seed.unwrap_or_else(fresh_seed),
+        })
+    }
+}
+
+/// The standard library's own randomness, which differs in every process.
+fn fresh_seed() -> u64 {
+    RandomState::new().build_hasher().finish()
+}
