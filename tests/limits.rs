@@ -33,7 +33,7 @@ fn scheduler(limits: &[JointLimit], blend_steps: usize) -> Scheduler {
 }
 
 fn chunk(id: u64, observed: i64, actions: Vec<Vec<f64>>) -> Chunk {
-    Chunk { id, observed: Steady(observed), period_ns: STEP, actions }
+    Chunk { id, epoch: 0, observed: Steady(observed), period_ns: STEP, actions }
 }
 
 /// No bit may be lost to rounding in a promise, but `previous + step - previous` rounds.
@@ -350,7 +350,7 @@ fn a_malformed_chunk_is_dropped_whole_and_the_old_one_goes_on() {
         assert!(matches!(scheduler.accept(&bad, Steady(i64::MAX)), Err(Rejected::Malformed(_))));
     }
     assert_eq!(scheduler.counters().chunks_malformed, 9);
-    let command = scheduler.tick(Steady(TICK), None).unwrap();
+    let command = scheduler.tick(Steady(TICK), Some(&[0.5, 0.5])).unwrap();
     assert_eq!((command.values, command.chunk), (&[0.5, 0.5][..], 0));
 }
 
@@ -361,9 +361,9 @@ fn an_overrun_is_counted_and_moves_no_more_than_one_period() {
     let ramp = (0..50).map(|k| vec![f64::from(k) * 0.019]).collect();
     scheduler.accept(&chunk(0, 0, ramp), Steady(0)).unwrap();
     scheduler.tick(Steady(0), Some(&[0.0])).unwrap();
-    scheduler.tick(Steady(TICK), None).unwrap();
-    let before = scheduler.tick(Steady(2 * TICK), None).unwrap().values[0];
-    let after = scheduler.tick(Steady(12 * TICK), None).unwrap().values[0];
+    scheduler.tick(Steady(TICK), Some(&[0.0])).unwrap();
+    let before = scheduler.tick(Steady(2 * TICK), Some(&[0.0])).unwrap().values[0];
+    let after = scheduler.tick(Steady(12 * TICK), Some(&[0.0])).unwrap().values[0];
     assert!((after - before - 0.01).abs() < 1e-12, "{before} to {after}");
     assert_eq!(scheduler.counters().skipped_ticks, 9);
     assert_eq!(scheduler.counters().velocity_limited, 1);

@@ -17,6 +17,8 @@ const PERIOD_MAX_NS: i64 = 600 * NS_PER_S;
 pub struct Chunk {
     /// Number of the inference.
     pub id: u64,
+    /// [`super::Scheduler::epoch`] as its inference began: a chunk begun before an interruption is never followed.
+    pub epoch: u64,
     /// Time of the observation that it was computed from: the time of step 0.
     pub observed: Steady,
     /// Nanoseconds between two steps.
@@ -155,6 +157,27 @@ impl Plan {
     /// Replaces one joint's tail: as if it had begun at `from`.
     pub fn set_tail(&mut self, joint: usize, from: Steady, brake: Brake) {
         self.tails[joint] = (from, brake);
+    }
+
+    /// Puts all tails off by `ns`.
+    pub fn delay_tails(&mut self, ns: i64) {
+        for (from, _) in &mut self.tails {
+            from.0 = from.0.saturating_add(ns.max(0));
+        }
+    }
+
+    /// Whether every tail has come to its end by `time`.
+    pub fn is_at_rest(&self, time: Steady) -> bool {
+        let ended = |(from, tail): &(Steady, Brake)| seconds(time.0.saturating_sub(from.0)) >= tail.duration();
+        time >= self.end() && self.tails.iter().all(ended)
+    }
+
+    /// When the last tail has come to its end.
+    pub fn rest_time(&self) -> Steady {
+        let end = |(from, tail): &(Steady, Brake)| {
+            Steady(from.0.saturating_add((tail.duration() * NS_PER_S as f64).ceil() as i64)) // saturates
+        };
+        self.tails.iter().map(end).max().map_or(self.end(), |rest| rest.max(self.end()))
     }
 
     /// The time of the last step, where the tail begins.

@@ -79,6 +79,7 @@ fn run(inference: &mut Inference, shared: &Shared, job: &Job) -> Result<Response
 fn chunk(job: &Job, response: &Response, shared: &Shared, form: &ChunkForm) -> Chunk {
     Chunk {
         id: job.id,
+        epoch: 0, // until the control thread tells it
         observed: shared.clock.steady(job.observation.stamp),
         period_ns: (NS_PER_S as f64 / form.policy_rate_hz).round() as i64,
         actions: response.actions.clone(),

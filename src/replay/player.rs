@@ -111,6 +111,8 @@ impl Replay<'_> {
 /// An inference that is under way.
 struct Pending {
     id: u64,
+    /// The scheduler's as it began.
+    epoch: u64,
     observed: Stamp,
     image_age_ms: Vec<Option<f64>>,
     /// The clock has jumped since: the chunk is of another time.
@@ -346,6 +348,7 @@ impl<'a> Player<'a> {
         let age_ms = |stamp: Stamp| now.since(stamp) as f64 / NS_PER_MS as f64;
         self.pending = Some(Pending {
             id,
+            epoch: self.scheduler.epoch(),
             observed: observation.stamp,
             image_age_ms: observation.image_stamps.iter().map(|stamp| stamp.map(age_ms)).collect(),
             outdated: false,
@@ -356,7 +359,7 @@ impl<'a> Player<'a> {
 
     /// An inference is done: its chunk goes to the scheduler.
     fn take_chunk(&mut self, pending: Pending, response: Response, now: Stamp) {
-        let Pending { id, observed, image_age_ms, outdated } = pending;
+        let Pending { id, epoch, observed, image_age_ms, outdated } = pending;
         if outdated {
             return self.intake.count("chunk_rejected", "the clock jumped during its inference");
         }
@@ -365,6 +368,7 @@ impl<'a> Player<'a> {
         }
         let chunk = Chunk {
             id,
+            epoch,
             observed: Steady(observed.0),
             period_ns: (NS_PER_S as f64 / self.config.control.policy_rate_hz).round() as i64,
             actions: response.actions,
@@ -440,6 +444,9 @@ fn reason(rejected: &Rejected) -> String {
         Rejected::Late { .. } => "all its steps had passed".to_owned(),
         Rejected::Superseded { .. } => "its observation was older than the running one's".to_owned(),
         Rejected::FromFuture { .. } => "its observation lay ahead of now".to_owned(),
+        Rejected::OldEpoch { .. } => "the motion was interrupted since it was begun".to_owned(),
+        Rejected::JointsStale { .. } => "joint states were stale".to_owned(),
+        Rejected::NotWanted { state, .. } => format!("control was {state}"),
     }
 }
 

@@ -93,7 +93,7 @@ fn a_written_checkpoint_is_the_built_in_one() {
     let folder = TempDir::new().unwrap();
     let config = folder.path().join("robot.yaml");
     fs::write(&config, parameters("")).unwrap();
-    let built_in = replay(&healthy(0, 300 * MS), &parameters("")).ok().commands();
+    let built_in = replay(&healthy(0, S), &parameters("")).ok().commands();
     for layout in ["openpi", "lerobot"] {
         let checkpoint = folder.path().join(layout);
         let checkpoint = checkpoint.to_str().unwrap();
@@ -103,7 +103,7 @@ fn a_written_checkpoint_is_the_built_in_one() {
         let inspected = pi05(&["inspect", "--checkpoint", checkpoint, "--config", config.to_str().unwrap()]);
         assert!(inspected.status.success(), "{}", String::from_utf8_lossy(&inspected.stdout));
         let yaml = parameters(&format!("    checkpoint: {checkpoint}\n"));
-        let run = replay(&healthy(0, 300 * MS), &yaml).ok();
+        let run = replay(&healthy(0, S), &yaml).ok();
         let commands = run.assert_safe();
         if layout == "openpi" {
             assert_eq!(commands, built_in);

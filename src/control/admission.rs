@@ -1,0 +1,122 @@
+//! Whether a chunk may take over, and why not.
+//!
+//! Promises: what is refused changes nothing but a counter. The checks on shape and values are the plan's
+//! ([`super::plan::Plan::check`]); here are those against the clock, the running chunk and the state.
+
+use crate::clock::{NS_PER_MS, Steady};
+
+use super::plan::{Chunk, Malformed, end_of};
+use super::state::State;
+
+/// A chunk that takes over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Accepted {
+    /// Leading steps whose time had passed.
+    pub dropped_steps: usize,
+}
+
+/// Why a chunk is not followed. The running plan goes on as if it had never come.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+pub enum Rejected {
+    /// Wrong shape, NaN or infinity, impossible times.
+    #[error(transparent)]
+    Malformed(#[from] Malformed),
+    /// Its inference began before something interrupted the motion.
+    #[error(
+        "chunk {id}: expected one begun in epoch {current}, found epoch {found}; discarded, the motion was interrupted since"
+    )]
+    OldEpoch {
+        /// The chunk.
+        id: u64,
+        /// Its epoch.
+        found: u64,
+        /// The epoch now.
+        current: u64,
+    },
+    /// No chunk is taken in this state.
+    #[error("chunk {id}: expected control to be armed, running, braking or holding, found {state}; discarded")]
+    NotWanted {
+        /// The chunk.
+        id: u64,
+        /// The state.
+        state: State,
+    },
+    /// The arm braked and its joint states are still stale.
+    #[error("chunk {id}: expected fresh joint states to set out from, found stale ones; discarded")]
+    JointsStale {
+        /// The chunk.
+        id: u64,
+    },
+    /// Its last step is not after now.
+    #[error(
+        "chunk {id}: expected steps after now, found the last one {late_ms} ms ago; discarded, the inference is too slow for this horizon"
+    )]
+    Late {
+        /// The chunk.
+        id: u64,
+        /// Milliseconds from its last step to now.
+        late_ms: i64,
+    },
+    /// Computed from an older observation than the running chunk.
+    #[error(
+        "chunk {id}: expected a newer observation than that of chunk {running}, found an older one; discarded"
+    )]
+    Superseded {
+        /// The chunk.
+        id: u64,
+        /// The running chunk.
+        running: u64,
+    },
+    /// Its observation is more than one policy step ahead of now.
+    #[error(
+        "chunk {id}: expected an observation from before now, found one {ahead_ms} ms ahead; discarded, check the clocks"
+    )]
+    FromFuture {
+        /// The chunk.
+        id: u64,
+        /// Milliseconds from now to its observation.
+        ahead_ms: i64,
+    },
+}
+
+/// What a chunk is judged against.
+pub(super) struct Gate {
+    pub state: State,
+    pub epoch: u64,
+    /// Measured positions are fresh, or the robot measures none.
+    pub joints_fresh: bool,
+    /// Id and observation of the chunk that is followed.
+    pub running: Option<(u64, Steady)>,
+}
+
+impl Gate {
+    /// Judges a chunk that the plan has checked.
+    pub fn admit(&self, chunk: &Chunk, now: Steady) -> Result<Accepted, Rejected> {
+        let id = chunk.id;
+        if chunk.epoch != self.epoch {
+            return Err(Rejected::OldEpoch { id, found: chunk.epoch, current: self.epoch });
+        }
+        if !self.state.takes_chunks() {
+            return Err(Rejected::NotWanted { id, state: self.state });
+        }
+        // An armed scheduler keeps the chunk until positions come; one that braked sets out with fresh ones only.
+        if !self.joints_fresh && matches!(self.state, State::Braking | State::Holding) {
+            return Err(Rejected::JointsStale { id });
+        }
+        let ahead = chunk.observed.0.saturating_sub(now.0);
+        if ahead > chunk.period_ns {
+            return Err(Rejected::FromFuture { id, ahead_ms: ahead / NS_PER_MS });
+        }
+        if let Some(end) = end_of(chunk).filter(|&end| end <= now) {
+            return Err(Rejected::Late { id, late_ms: now.0.saturating_sub(end.0) / NS_PER_MS });
+        }
+        if let Some((running, observed)) = self.running
+            && chunk.observed < observed
+        {
+            return Err(Rejected::Superseded { id, running });
+        }
+        // The steps whose time is before now; fewer than the chunk has, for its end is after now.
+        let elapsed = now.0.saturating_sub(chunk.observed.0).max(0);
+        Ok(Accepted { dropped_steps: (elapsed as u64).div_ceil(chunk.period_ns as u64) as usize })
+    }
+}

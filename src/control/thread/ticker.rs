@@ -1,0 +1,181 @@
+//! The thread's side: one tick after the other, until it is told to end and the arm is at rest.
+//!
+//! Promises: a tick takes no lock, allocates and frees nothing (but for a trajectory), and makes no system call but the
+//! ones that wake. Chunks and requests are taken in the order in which they came.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use crossbeam_channel::{Receiver, Sender};
+use triple_buffer::{Input, Output};
+
+use super::clock::{Due, Grid, TickClock, monotonic};
+use super::outlet::Inlet;
+use super::status::{Status, Timing};
+use super::{Form, Joints, Outcome, Request, Shared};
+use crate::clock::Steady;
+use crate::control::{Chunk, Reason, Scheduler};
+
+/// Owns the scheduler and ticks.
+#[derive(Debug)]
+pub struct Ticker {
+    pub(super) scheduler: Scheduler,
+    pub(super) form: Form,
+    pub(super) joints: Output<Joints>,
+    pub(super) chunks: Receiver<Box<Chunk>>,
+    pub(super) outcomes: Sender<Outcome>,
+    pub(super) requests: Receiver<Request>,
+    pub(super) requests_taken: u64,
+    pub(super) inlet: Inlet,
+    pub(super) status: Input<Status>,
+    /// The last one that was told.
+    pub(super) told: Status,
+    pub(super) shared: Arc<Shared>,
+    pub(super) timing: Timing,
+    pub(super) last_tick: Option<Steady>,
+    /// Of the way to rest that was sent last.
+    pub(super) sent_revision: u64,
+    pub(super) leaving: bool,
+}
+
+impl Drop for Ticker {
+    /// However the thread ends, whoever waits for it hears of it.
+    fn drop(&mut self) {
+        self.shared.alive.store(false, Ordering::Release);
+        self.shared.sent.ring();
+        self.shared.changed.ring();
+    }
+}
+
+impl Ticker {
+    /// The thread.
+    pub(super) fn run(mut self, clock: TickClock) {
+        let mut grid = Grid::new(clock, self.scheduler.period_ns());
+        while !self.shared.given_up.load(Ordering::Acquire) {
+            let goes_on = match grid.wait() {
+                Some(due) => self.step(due),
+                None => self.look(),
+            };
+            if !goes_on {
+                break;
+            }
+        }
+    }
+
+    /// One tick, with everything that it takes in and hands over. False once it has ended. The thread calls it; tests
+    /// and benchmarks may do so in its place.
+    pub fn step(&mut self, due: Due) -> bool {
+        let begin = monotonic();
+        self.last_tick = Some(due.at);
+        match self.form {
+            Form::PerTick => {
+                self.take_requests();
+                self.take_chunks(due.at);
+                self.tick(due.at);
+            }
+            // The command at this tick is a point of the trajectory that was sent before: what is new begins there.
+            Form::Trajectory => {
+                self.tick(due.at);
+                self.take_requests();
+                self.take_chunks(due.at);
+                self.send_trajectory();
+            }
+        }
+        let timing = &mut self.timing;
+        timing.ticks += 1;
+        timing.overruns += due.skipped;
+        timing.late_max_ns = timing.late_max_ns.max(due.late_ns);
+        timing.late_total_ns = timing.late_total_ns.saturating_add(due.late_ns);
+        timing.work_max_ns = timing.work_max_ns.max(monotonic().0 - begin.0);
+        self.finish()
+    }
+
+    /// No tick is due: requests change the state at once, the motion with the next tick.
+    fn look(&mut self) -> bool {
+        self.take_requests();
+        self.finish()
+    }
+
+    fn tick(&mut self, now: Steady) {
+        let Joints { at, positions } = self.joints.read();
+        let age_ns = now.0.saturating_sub(at.0);
+        let fresh = age_ns <= self.shared.joints_max_age_ns.load(Ordering::Relaxed);
+        let measured = fresh.then_some(positions.as_slice());
+        let inlet = &mut self.inlet;
+        let lost = match (self.form, self.scheduler.tick_with_state(now, measured)) {
+            (Form::PerTick, Some((command, state))) => inlet.put_command(now, &command, state),
+            _ => return,
+        };
+        self.timing.sent += 1;
+        self.timing.lost += u64::from(lost);
+    }
+
+    fn send_trajectory(&mut self) {
+        let revision = self.scheduler.revision();
+        if revision == self.sent_revision {
+            return;
+        }
+        if let Some(preview) = self.scheduler.preview() {
+            let lost = self.inlet.put_trajectory(preview);
+            self.timing.sent += 1;
+            self.timing.lost += u64::from(lost);
+            self.sent_revision = revision;
+        }
+    }
+
+    fn take_chunks(&mut self, now: Steady) {
+        // What is taken must go back to where it came from, to be freed there.
+        while !self.outcomes.is_full() {
+            let Ok(chunk) = self.chunks.try_recv() else { return };
+            let result = self.scheduler.accept(&chunk, now);
+            let _ = self.outcomes.try_send(Outcome { chunk, at: now, result }); // there is room: nobody else sends
+        }
+    }
+
+    fn take_requests(&mut self) {
+        while let Ok(request) = self.requests.try_recv() {
+            self.requests_taken += 1;
+            if self.leaving {
+                continue; // its end is all that is left to it
+            }
+            let scheduler = &mut self.scheduler;
+            match request {
+                Request::Pause => scheduler.pause(),
+                Request::Resume => scheduler.resume(),
+                Request::Stop(why) => scheduler.stop(why),
+                Request::Reset => scheduler.reset(),
+                Request::Brake(why) => scheduler.brake(why),
+                Request::Fault(why) => scheduler.fault(why),
+                Request::BlendSteps(steps) => scheduler.set_blend_steps(steps),
+                Request::Deactivate => {
+                    scheduler.stop(Reason::new("deactivated"));
+                    self.leaving = true;
+                }
+            }
+        }
+    }
+
+    /// Tells the status. False if nothing is left to do.
+    fn finish(&mut self) -> bool {
+        let ends = self.leaving && self.scheduler.is_silent();
+        if ends {
+            self.scheduler.disarm();
+        }
+        let status = Status {
+            state: self.scheduler.state(),
+            reason: *self.scheduler.reason(),
+            epoch: self.scheduler.epoch(),
+            tick: self.last_tick,
+            counters: *self.scheduler.counters(),
+            timing: self.timing,
+            requests_taken: self.requests_taken,
+        };
+        self.status.write(status);
+        let of_interest = |status: &Status| (status.state, status.reason, status.requests_taken);
+        if of_interest(&status) != of_interest(&self.told) {
+            self.shared.changed.ring();
+        }
+        self.told = status;
+        !ends
+    }
+}
