@@ -54,8 +54,13 @@ fn ten_thousand_ticks_and_their_chunks_allocate_nothing() {
     let chunks: Vec<Chunk> = (0..TICKS / 10)
         .map(|k| {
             let actions = (0..50).map(|step| vec![((k * 7 + step) % 11) as f64 - 5.0; 14]).collect();
-            let mut chunk =
-                Chunk { id: k as u64, epoch: 0, observed: Steady(k * 10 * TICK), period_ns: 20_000_000, actions };
+            let mut chunk = Chunk {
+                id: k as u64,
+                epoch: 0,
+                observed: Steady(k * 10 * TICK),
+                period_ns: 20_000_000,
+                actions,
+            };
             if k % 8 == 3 {
                 chunk.actions[49][13] = f64::NAN;
             }

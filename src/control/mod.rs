@@ -39,6 +39,4 @@ pub use preview::Trajectory;
 pub use reason::Reason;
 pub use scheduler::{Command, ControlConfig, Scheduler};
 pub use state::State;
-
-pub mod interim;
-pub use interim::*;
+pub use thread::ControlHandle;

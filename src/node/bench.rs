@@ -311,6 +311,8 @@ impl NodeProcess {
         let parameters = [
             "autostart:=true".to_owned(),
             "control.command:=joint_state".to_owned(),
+            // Joint states come with the images here, far slower than on a robot.
+            "joints.max_age_ms:=500".to_owned(),
             format!("control.rate_hz:={rate_hz:?}"),
         ];
         for parameter in cameras.chain(parameters) {

@@ -4,11 +4,13 @@
 //! offset that follows the system's clock slowly; when ROS time jumps, [`RosClock::update`] says so once, and what was
 //! stamped before belongs to another time.
 
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use parking_lot::Mutex;
 
 use crate::clock::{NS_PER_MS, Stamp, Steady};
+use crate::control::thread::{SimulatedTime, TickClock, monotonic};
 
 /// The system's clock may be set by this much before it is a jump.
 const JUMP_NS: i64 = 50 * NS_PER_MS;
@@ -24,10 +26,10 @@ pub struct RosClock {
 
 #[derive(Debug)]
 enum Source {
-    /// The system's clocks; steady time counts from here.
-    System(Instant),
-    /// `/clock`.
-    Simulated,
+    /// The system's clocks.
+    System,
+    /// `/clock`, made steady for the control thread.
+    Simulated(Arc<SimulatedTime>),
 }
 
 #[derive(Clone, Copy, Debug, Default)]
@@ -41,27 +43,35 @@ struct State {
 impl RosClock {
     /// The system's clocks.
     pub fn system() -> Self {
-        let clock = Self { source: Source::System(Instant::now()), state: Mutex::default() };
+        let clock = Self { source: Source::System, state: Mutex::default() };
         clock.state.lock().offset = clock.measured_offset();
         clock
     }
 
     /// `/clock`; there is no time until it is heard.
     pub fn simulated() -> Self {
-        Self { source: Source::Simulated, state: Mutex::default() }
+        Self { source: Source::Simulated(Arc::default()), state: Mutex::default() }
     }
 
     /// Whether time comes from `/clock`.
     pub fn is_simulated(&self) -> bool {
-        matches!(self.source, Source::Simulated)
+        matches!(self.source, Source::Simulated(_))
+    }
+
+    /// What the control thread ticks by.
+    pub fn ticks(&self) -> TickClock {
+        match &self.source {
+            Source::System => TickClock::Monotonic,
+            Source::Simulated(time) => TickClock::Simulated(Arc::clone(time)),
+        }
     }
 
     /// ROS time, made steady. `None` before the first `/clock`.
     pub fn now(&self) -> Option<Stamp> {
         let state = *self.state.lock();
         match self.source {
-            Source::System(start) => Some(Stamp(elapsed(start).saturating_sub(state.offset))),
-            Source::Simulated => state.simulated,
+            Source::System => Some(Stamp(monotonic().0.saturating_sub(state.offset))),
+            Source::Simulated(_) => state.simulated,
         }
     }
 
@@ -89,27 +99,22 @@ impl RosClock {
         moved > JUMP_NS
     }
 
-    /// Takes in a `/clock` message. Gives the steady time now, and true if simulated time went back.
-    pub fn simulate(&self, now: Stamp) -> (Steady, bool) {
+    /// Takes in a `/clock` message. True if simulated time went back.
+    pub fn simulate(&self, now: Stamp) -> bool {
+        let Source::Simulated(time) = &self.source else { return false };
         let mut state = self.state.lock();
         let back = state.simulated.filter(|last| now < *last);
         if let Some(last) = back {
             state.offset = state.offset.saturating_add(last.since(now));
         }
         state.simulated = Some(now);
-        (Steady(now.0.saturating_add(state.offset)), back.is_some())
+        time.advance(Steady(now.0.saturating_add(state.offset)));
+        back.is_some()
     }
 
     fn measured_offset(&self) -> i64 {
-        match self.source {
-            Source::System(start) => elapsed(start).saturating_sub(system_time()),
-            Source::Simulated => 0,
-        }
+        if self.is_simulated() { 0 } else { monotonic().0.saturating_sub(system_time()) }
     }
-}
-
-fn elapsed(since: Instant) -> i64 {
-    i64::try_from(since.elapsed().as_nanos()).unwrap_or(i64::MAX)
 }
 
 /// Nanoseconds since 1970 by the system's clock.
@@ -137,11 +142,13 @@ mod tests {
     #[test]
     fn simulated_time_that_goes_back_is_a_jump_and_steady_time_goes_on() {
         let clock = RosClock::simulated();
+        let TickClock::Simulated(ticks) = clock.ticks() else { panic!("ticks by the system's clock") };
         assert_eq!(clock.now(), None);
-        assert_eq!(clock.simulate(Stamp(100)), (Steady(100), false));
-        assert_eq!(clock.simulate(Stamp(150)), (Steady(150), false));
-        assert_eq!(clock.simulate(Stamp(10)), (Steady(150), true));
-        assert_eq!(clock.simulate(Stamp(30)), (Steady(170), false));
+        for (stamp, back, steady) in [(100, false, 100), (150, false, 150), (10, true, 150), (30, false, 170)]
+        {
+            assert_eq!(clock.simulate(Stamp(stamp)), back);
+            assert_eq!(ticks.newest(), Some(Steady(steady)));
+        }
         assert_eq!(clock.now(), Some(Stamp(30)));
         assert_eq!(clock.steady(Stamp(20)), Steady(160));
     }

@@ -7,6 +7,8 @@ use std::time::Instant;
 use super::lifecycle::State;
 use super::session::Session;
 use crate::clock::{NS_PER_MS, Stamp};
+use crate::control::State as ControlState;
+use crate::control::thread::Status;
 use crate::messages::{DiagnosticArrayMessage, DiagnosticStatus, Level};
 use crate::observe::intake::{Intake, SourceStatistics};
 
@@ -42,6 +44,7 @@ pub fn report(
             }
         });
         status.push(inference(name("inference"), session));
+        status.extend(session.control_status().map(|control| self::control(name("control"), &control)));
     }
     status.insert(0, whole);
     DiagnosticArrayMessage { stamp: now, status }
@@ -111,6 +114,34 @@ fn inference(name: String, session: &Session) -> DiagnosticStatus {
             values.push(value(key, format!("{ms:.3}")));
         }
     }
+    DiagnosticStatus { level, name, message, values, ..DiagnosticStatus::default() }
+}
+
+fn control(name: String, status: &Status) -> DiagnosticStatus {
+    let level = match status.state {
+        ControlState::Running | ControlState::Idle => Level::Ok,
+        ControlState::Fault => Level::Error,
+        _ => Level::Warn,
+    };
+    let message = match status.reason.as_str() {
+        "" => status.state.to_string(),
+        reason => format!("{}: {reason}", status.state),
+    };
+    let timing = &status.timing;
+    let mut values = vec![
+        value("state", status.state),
+        value("epoch", status.epoch),
+        value("overruns", timing.overruns),
+        value("late_max_us", timing.late_max_ns / 1000),
+        value(
+            "late_mean_us",
+            timing.late_total_ns / 1000 / i64::try_from(timing.ticks.max(1)).unwrap_or(i64::MAX),
+        ),
+        value("work_max_us", timing.work_max_ns / 1000),
+        value("commands", timing.sent),
+        value("commands_lost", timing.lost),
+    ];
+    values.extend(status.counters.entries().map(|(key, count)| value(key, count)));
     DiagnosticStatus { level, name, message, values, ..DiagnosticStatus::default() }
 }
 

@@ -11,6 +11,9 @@ use crate::messages::ActionChunkMessage;
 use crate::observe::{Observation, RgbImage};
 use crate::pipeline::inference::{Inference, InferenceError, Request, Response};
 
+/// How far the engine's threads step back: a tenth of the time that the others get, if all want it.
+const STEP_BACK: i32 = 10;
+
 /// What every chunk of a session has in common.
 pub struct ChunkForm {
     /// One per value of a step.
@@ -26,14 +29,14 @@ pub fn infer_until_closed(
     form: &ChunkForm,
     chunks: &PublisherUntyped,
 ) {
+    step_back();
     let mut payload = Vec::new();
     while let Some(job) = shared.next_job() {
         let outcome = catch_unwind(AssertUnwindSafe(|| run(&mut inference, shared, &job)));
         match outcome {
             Ok(Ok(response)) => {
                 // The chunk goes to the arm before anybody else.
-                let now = shared.clock.steady(shared.clock.now().unwrap_or_default());
-                job.control.follow(chunk(&job, &response, shared, form), now);
+                hand_over(&job, &response, shared, form);
                 message(&job, &response, form).put(&mut payload);
                 if let Err(error) = chunks.publish_raw(&payload) {
                     shared.count("chunk_unpublished", &error.to_string());
@@ -47,6 +50,14 @@ pub fn infer_until_closed(
             Ok(Err(error)) => return shared.fail(error.to_string()),
             Err(_) => return shared.fail("the engine panicked".to_owned()),
         }
+    }
+}
+
+/// Lets this thread step back behind those that receive and control, where the engine computes on the same cores.
+/// Needs no permission.
+pub fn step_back() {
+    if let Err(error) = rustix::process::nice(STEP_BACK) {
+        tracing::debug!("the engine's threads keep their priority: {error}");
     }
 }
 
@@ -76,10 +87,23 @@ fn run(inference: &mut Inference, shared: &Shared, job: &Job) -> Result<Response
     inference.run(&request)
 }
 
+/// Gives the chunk to control, and counts what control says of earlier ones.
+fn hand_over(job: &Job, response: &Response, shared: &Shared, form: &ChunkForm) {
+    if job.control.send_chunk(chunk(job, response, shared, form)).is_err() {
+        shared.count("chunk_rejected", "control does not tick");
+    }
+    // Control counts what it refuses, by kind; here it is told and freed.
+    for outcome in job.control.outcomes() {
+        if let Err(rejected) = outcome.result {
+            tracing::debug!("{rejected}");
+        }
+    }
+}
+
 fn chunk(job: &Job, response: &Response, shared: &Shared, form: &ChunkForm) -> Chunk {
     Chunk {
         id: job.id,
-        epoch: 0, // until the control thread tells it
+        epoch: job.epoch,
         observed: shared.clock.steady(job.observation.stamp),
         period_ns: (NS_PER_S as f64 / form.policy_rate_hz).round() as i64,
         actions: response.actions.clone(),

@@ -78,6 +78,10 @@ pub fn run() -> Result<(), NodeError> {
     for signal in [SIGINT, SIGTERM] {
         signal_hook::flag::register(signal, Arc::clone(&ending))?;
     }
+    let engine = rayon::ThreadPoolBuilder::new().start_handler(|_| inference::step_back());
+    if let Err(error) = engine.build_global() {
+        tracing::debug!("the engine's threads are not ours: {error}");
+    }
     let ros = match start_ros() {
         Ok(ros) => ros,
         Err(error) => {

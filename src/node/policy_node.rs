@@ -192,11 +192,7 @@ impl PolicyNode {
         if let Some(messages) = &mut self.clock_messages {
             drain(messages, |payload| {
                 if let Ok(now) = decode_clock(&payload) {
-                    let (steady, back) = self.clock.simulate(now);
-                    jumped |= back;
-                    if let Some(session) = &self.session {
-                        session.simulate(steady);
-                    }
+                    jumped |= self.clock.simulate(now);
                 }
             });
         }
@@ -312,8 +308,8 @@ impl PolicyNode {
             }
             State::Activating => Work::Waiting(now + ACTIVATE_PATIENCE),
             _ => {
-                if let Some(session) = &self.session {
-                    session.deactivate("deactivated");
+                if let Some(session) = &mut self.session {
+                    session.deactivate();
                 }
                 Work::Braking(now + BRAKE_PATIENCE)
             }
@@ -438,8 +434,8 @@ impl PolicyNode {
         let failure = self.session.as_ref().and_then(Session::failure);
         if let (Some(why), None) = (failure, &self.broken) {
             tracing::error!("{why}; braking, then this process ends");
-            if let Some(session) = &self.session {
-                session.deactivate(&why);
+            if let Some(session) = &mut self.session {
+                session.deactivate();
             }
             self.broken = Some(why);
             self.end();

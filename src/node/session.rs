@@ -2,25 +2,32 @@
 
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
+use std::time::Duration;
 
 use r2r::{Node, PublisherUntyped, QosProfile};
 
 use super::clock::RosClock;
+use super::commands::publish_commands;
 use super::inference::{ChunkForm, infer_until_closed, warm_up};
 use super::inputs::Inputs;
 use super::names::Names;
 use super::shared::Shared;
 use super::statistics::InferenceStatistics;
-use crate::clock::{Stamp, Steady};
+use crate::clock::{NS_PER_MS, Stamp};
 use crate::config::{CommandType, Config};
-use crate::control::{ControlHandle, Scheduler};
+use crate::control::thread::{Form, Options, Request, Status};
+use crate::control::{ControlHandle, Reason, Scheduler, State};
 use crate::messages::{
     ActionChunkMessage, FLOAT64_MULTI_ARRAY, JointStateMessage, JointTrajectoryMessage, decode_string,
-    put_float64_multi_array, put_joint_state,
 };
 use crate::observe::intake::Intake;
 use crate::pipeline::inference::Inference;
 use crate::pipeline::setup::Setup;
+
+/// How long a service waits for the tick that carries its request out.
+const ASK_PATIENCE: Duration = Duration::from_millis(500);
+/// Why the arm rests while nobody is there to move it.
+const UNHEARD: &str = "nobody subscribes to the commands any more";
 
 /// A policy that is ready to run. Made beside the spin thread, since it takes long.
 pub struct Loaded {
@@ -43,6 +50,11 @@ pub struct Session {
 /// An active node's control.
 struct Active {
     control: Arc<ControlHandle>,
+    publisher: JoinHandle<()>,
+    /// It was told to brake and end.
+    leaving: bool,
+    /// Somebody subscribes to the commands.
+    heard: bool,
 }
 
 /// Checkpoint, weights, one inference to warm up. Every misfit is said in one line.
@@ -117,19 +129,28 @@ impl Session {
         prompts
     }
 
-    /// Subscribes anew where a camera's type was guessed wrong. Called now and then.
-    pub fn follow_types(&mut self, node: &mut Node, names: &Names) {
-        self.inputs.follow_types(node, names);
-    }
-
-    /// x
+    /// Looks who publishes and who listens. Called now and then.
     pub fn follow_graph(&mut self, node: &mut Node, names: &Names) {
-        self.follow_types(node, names);
+        self.inputs.follow_types(node, names);
+        let heard = self.is_heard();
+        let Some(active) = self.active.as_mut().filter(|active| active.heard != heard) else { return };
+        active.heard = heard;
+        self.shared.set_heard(heard);
+        if heard {
+            tracing::info!("somebody hears the commands again");
+        } else {
+            tracing::warn!("{UNHEARD}; braking");
+            let _ = active.control.request(Request::Brake(Reason::new(UNHEARD)));
+        }
     }
 
     /// The parameters have changed to these.
     pub fn set_config(&self, config: &Config) {
         self.shared.set_config(config.clone());
+        if let Some(active) = &self.active {
+            active.control.set_joints_max_age(config.joints.max_age_ms * NS_PER_MS);
+            let _ = active.control.request(Request::BlendSteps(config.control.blend_steps));
+        }
     }
 
     /// Whether the model reads such a task.
@@ -161,64 +182,94 @@ impl Session {
         let horizon = self.setup.policy.shape().horizon;
         let control = config.control_config(horizon).map_err(|error| error.to_string())?;
         let scheduler = Scheduler::new(control).map_err(|error| error.to_string())?;
-        let (sink, ticks) = crossbeam_channel::bounded(100);
-        let clock = Arc::clone(&self.shared.clock);
-        let now = move || clock.steady(clock.now().unwrap_or_default());
-        let control = Arc::new(ControlHandle::start(scheduler, config.control.rate_hz, now, sink));
-        let clock = Arc::clone(&self.shared.clock);
-        let commands = self.commands.clone();
-        let kind = config.control.command;
-        let names = config.joints.action_names.clone();
-        thread::spawn(move || {
-            let mut payload = Vec::new();
-            for tick in ticks {
-                match kind {
-                    CommandType::Float64MultiArray => put_float64_multi_array(&tick.values, &mut payload),
-                    _ => put_joint_state(clock.stamp(tick.at), &names, &tick.values, &mut payload),
-                }
-                let _ = commands.publish_raw(&payload);
-            }
-        });
+        let form = match config.control.command {
+            CommandType::JointTrajectory => Form::Trajectory,
+            CommandType::Float64MultiArray | CommandType::JointState => Form::PerTick,
+        };
+        let joints_max_age_ns = config.joints.max_age_ms * NS_PER_MS;
+        let options = Options { clock: self.shared.clock.ticks(), form, joints_max_age_ns };
+        let started = ControlHandle::start(scheduler, options);
+        let (control, outlet) = started.map_err(|error| format!("the control thread: {error}"))?;
+        let control = Arc::new(control);
+        let publisher = publish_commands(
+            outlet,
+            self.commands.clone(),
+            config.control.command,
+            config.joints.action_names.clone(),
+            Arc::clone(&self.shared),
+        )?;
+        if let Some(measured) = self.shared.look(|intake| intake.last_measured().cloned()) {
+            control.put_joints(self.shared.clock.steady(measured.stamp), &measured.positions);
+        }
         self.shared.run(Arc::clone(&control));
-        self.active = Some(Active { control });
+        self.active = Some(Active { control, publisher, leaving: false, heard: true });
         Ok(())
     }
 
-    /// Brakes, then ends control.
-    pub fn deactivate(&self, _why: &str) {
+    /// Brakes, then ends control; [`Self::is_resting`] tells when it has.
+    pub fn deactivate(&mut self) {
         self.shared.rest();
-        if let Some(active) = &self.active {
-            active.control.deactivate();
+        if let Some(active) = self.active.as_mut().filter(|active| !active.leaving) {
+            active.leaving = true;
+            // A thread that has ended already has nothing to brake with.
+            let _ = active.control.request(Request::Deactivate);
         }
     }
 
     /// Whether control has ended, or never begun.
     pub fn is_resting(&mut self) -> bool {
-        if self.active.as_ref().is_some_and(|active| active.control.is_finished()) {
-            self.active = None;
-        }
+        let ended = |active: &mut Active| !active.control.is_alive() && active.publisher.is_finished();
+        self.active.take_if(ended);
         self.active.is_none()
     }
 
-    /// x
-    pub fn simulate(&self, _: Steady) {}
-    /// x
-    pub fn clock_jumped(&self) {}
-    /// x
-    pub fn pause(&self, _pause: bool) -> Result<String, String> {
-        Err("not yet".into())
+    /// The clock has jumped: what was stamped before is of another time.
+    pub fn clock_jumped(&self) {
+        self.shared.arrived(Intake::clear);
+        if let Some(active) = &self.active {
+            let _ = active.control.request(Request::Brake(Reason::new("the clock has jumped")));
+        }
     }
-    /// x
+
+    /// `~/pause`.
+    pub fn pause(&self, pause: bool) -> Result<String, String> {
+        self.ask("pause", if pause { Request::Pause } else { Request::Resume })
+    }
+
+    /// `~/stop`.
     pub fn stop(&self) -> Result<String, String> {
-        Err("not yet".into())
+        self.ask("stop", Request::Stop(Reason::new("stopped by ~/stop; ~/reset lets it go on")))
     }
-    /// x
+
+    /// `~/reset`.
     pub fn reset(&self) -> Result<String, String> {
-        Err("not yet".into())
+        self.ask("reset", Request::Reset)
     }
-    /// x
+
+    /// What control is doing, and why it rests.
     pub fn control_state(&self) -> (&'static str, String) {
-        (self.active.as_ref().map_or("idle", |active| active.control.state()), String::new())
+        match &self.active {
+            Some(active) => {
+                let status = active.control.status();
+                (status.state.name(), status.reason.to_string())
+            }
+            None => (State::Idle.name(), String::new()),
+        }
+    }
+
+    /// Control's counters and punctuality; `None` while it does not run.
+    pub fn control_status(&self) -> Option<Status> {
+        self.active.as_ref().map(|active| active.control.status())
+    }
+
+    fn ask(&self, what: &str, request: Request) -> Result<String, String> {
+        let Some(active) = &self.active else {
+            return Err(format!("{what}: expected an active node, found an inactive one; activate it"));
+        };
+        match active.control.ask(request, ASK_PATIENCE) {
+            Ok(status) => Ok(status.state.name().to_owned()),
+            Err(error) => Err(format!("{what}: {error}")),
+        }
     }
 
     /// Counts an event by name and reason.
@@ -226,9 +277,11 @@ impl Session {
         self.shared.count(what, why);
     }
 
-    /// Why the engine is broken, if it is.
+    /// Why the engine or control is broken, if one is.
     pub fn failure(&self) -> Option<String> {
-        self.shared.failure()
+        let dead = |active: &&Active| !active.leaving && !active.control.is_alive();
+        let control = || self.active.as_ref().filter(dead).map(|_| "the control thread has ended".to_owned());
+        self.shared.failure().or_else(control)
     }
 
     /// Such as: cpu f32.
@@ -279,6 +332,6 @@ fn take_joints(payload: &[u8], now: Stamp, shared: &Shared, active: Option<&Acti
         taken.then(|| intake.last_measured().cloned()).flatten()
     });
     if let (Some(measured), Some(active)) = (measured, active) {
-        active.control.measured(shared.clock.steady(stamp), &measured.positions);
+        active.control.put_joints(shared.clock.steady(stamp), &measured.positions);
     }
 }

@@ -43,6 +43,8 @@ pub struct Shared {
 struct Run {
     control: Arc<ControlHandle>,
     next_id: u64,
+    /// Somebody must be there to hear the commands.
+    heard: bool,
 }
 
 /// What the inference thread is to do next.
@@ -55,6 +57,8 @@ pub struct Job {
     pub prompt: Arc<str>,
     /// Who gets the chunk.
     pub control: Arc<ControlHandle>,
+    /// Control's epoch as the inference begins.
+    pub epoch: u64,
 }
 
 impl Shared {
@@ -118,7 +122,15 @@ impl Shared {
 
     /// From now on inferences run, numbered from 0, and `control` gets their chunks.
     pub fn run(&self, control: Arc<ControlHandle>) {
-        *self.running.lock() = Some(Run { control, next_id: 0 });
+        *self.running.lock() = Some(Run { control, next_id: 0, heard: true });
+        self.changed.notify_all();
+    }
+
+    /// Whether somebody hears the commands; while nobody does, no inference begins.
+    pub fn set_heard(&self, heard: bool) {
+        if let Some(run) = self.running.lock().as_mut() {
+            run.heard = heard;
+        }
         self.changed.notify_all();
     }
 
@@ -156,13 +168,13 @@ impl Shared {
                 return None;
             }
             let mut nap = NAP;
-            if let (Some(now), Some(control)) = (self.clock.now(), self.accepting()) {
+            if let (Some(now), Some((control, epoch))) = (self.clock.now(), self.accepting()) {
                 match intake.next_observation(now) {
                     Next::Ready(observation) => {
                         if let Some(id) = self.take_id() {
                             drop(intake);
                             let prompt = Arc::clone(&self.prompt.lock());
-                            return Some(Job { id, observation, prompt, control });
+                            return Some(Job { id, observation, prompt, control, epoch });
                         }
                     }
                     Next::NotYet { ask_again } => {
@@ -177,10 +189,11 @@ impl Shared {
         }
     }
 
-    /// Control, if it would follow a chunk.
-    fn accepting(&self) -> Option<Arc<ControlHandle>> {
+    /// Control and its epoch, if it would follow a chunk.
+    fn accepting(&self) -> Option<(Arc<ControlHandle>, u64)> {
         let running = self.running.lock();
-        running.as_ref().map(|run| Arc::clone(&run.control)).filter(|control| control.accepts_chunks())
+        let run = running.as_ref().filter(|run| run.heard)?;
+        Some((Arc::clone(&run.control), run.control.wants_chunks()?))
     }
 
     fn take_id(&self) -> Option<u64> {
