@@ -75,16 +75,20 @@ pub fn warm_up(
         image_stamps: vec![None; cameras.len()],
         joints_stamp: Stamp(0),
     };
-    inference.run(&Request { id: 0, observation, prompt: "warm up".to_owned() }).map(|_| ())
+    let request = Request { id: 0, observation, resized: Vec::new(), prompt: "warm up".to_owned() };
+    inference.run(request).map(|_| ())
 }
 
 fn run(inference: &mut Inference, shared: &Shared, job: &Job) -> Result<Response, InferenceError> {
     if let Some(seed) = shared.config().sampler.seed {
         inference.seed = seed;
     }
-    let request =
-        Request { id: job.id, observation: job.observation.clone(), prompt: job.prompt.to_string() };
-    inference.run(&request)
+    inference.run(Request {
+        id: job.id,
+        observation: job.observation.clone(),
+        resized: shared.resized(&job.observation),
+        prompt: job.prompt.to_string(),
+    })
 }
 
 /// Gives the chunk to control, and counts what control says of earlier ones.

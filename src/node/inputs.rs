@@ -1,7 +1,8 @@
 //! What the node hears: cameras, joint states, the task.
 //!
 //! Messages arrive as bytes on the spin thread, which decodes nothing but joint states and texts. A camera's newest
-//! message waits in a slot for its decode worker; one that is replaced there was never worth decoding.
+//! message waits in a slot for its decode worker; one that is replaced there was never worth decoding. The worker also
+//! brings the image to the network's size: when the last one is there, the inference begins at once.
 
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
@@ -189,5 +190,9 @@ fn take_frame(slot: usize, frame: &Frame, shared: &Shared) {
             Err(error) => return shared.look(|intake| intake.refuse_image(slot, &error)),
         },
     };
+    let image = image.map(Arc::new);
+    if let Ok(image) = &image {
+        shared.resize(slot, image);
+    }
     shared.arrived(|intake| intake.take_image(slot, stamp, image));
 }

@@ -81,7 +81,13 @@ impl Session {
         let ros = |error: r2r::Error| format!("ROS 2: {error}");
         let intake =
             Intake::new(config, &setup.cameras.names, &cameras).map_err(|error| error.to_string())?;
-        let shared = Arc::new(Shared::new(Arc::clone(clock), config.clone(), intake, cameras.clone()));
+        let shared = Arc::new(Shared::new(
+            Arc::clone(clock),
+            config.clone(),
+            Arc::clone(&setup.policy),
+            intake,
+            cameras.clone(),
+        ));
         let command_type = match config.control.command {
             CommandType::Float64MultiArray => FLOAT64_MULTI_ARRAY,
             CommandType::JointState => JointStateMessage::TYPE,

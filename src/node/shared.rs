@@ -13,9 +13,11 @@ use super::statistics::InferenceStatistics;
 use crate::clock::{NS_PER_MS, Stamp};
 use crate::config::Config;
 use crate::control::ControlHandle;
-use crate::observe::Observation;
+use crate::model::Pixels;
 use crate::observe::intake::{Intake, Next};
 use crate::observe::snapshot::NotReady;
+use crate::observe::{Observation, RgbImage};
+use crate::policy::Policy;
 
 /// How long the inference thread sleeps at most before it looks whether it is still wanted.
 const NAP: Duration = Duration::from_millis(50);
@@ -37,6 +39,15 @@ pub struct Shared {
     /// The configured camera of each slot of the model.
     cameras: Vec<Option<usize>>,
     superseded: Vec<AtomicU64>,
+    policy: Arc<Policy>,
+    /// By slot, the newest images as the network takes them: one may be in use while the next one comes.
+    resized: Vec<Mutex<[Option<Resized>; 2]>>,
+}
+
+/// An image, and the same as the network takes it.
+struct Resized {
+    image: Arc<RgbImage>,
+    pixels: Pixels,
 }
 
 /// An active node's control, and the number of its next inference.
@@ -63,7 +74,13 @@ pub struct Job {
 
 impl Shared {
     /// `cameras` has the configured camera of each slot of the model.
-    pub fn new(clock: Arc<RosClock>, config: Config, intake: Intake, cameras: Vec<Option<usize>>) -> Self {
+    pub fn new(
+        clock: Arc<RosClock>,
+        config: Config,
+        policy: Arc<Policy>,
+        intake: Intake,
+        cameras: Vec<Option<usize>>,
+    ) -> Self {
         Self {
             clock,
             statistics: Mutex::default(),
@@ -74,6 +91,8 @@ impl Shared {
             config: Mutex::new(Arc::new(config)),
             closed: AtomicBool::new(false),
             failure: Mutex::new(None),
+            policy,
+            resized: cameras.iter().map(|_| Mutex::default()).collect(),
             superseded: cameras.iter().map(|_| AtomicU64::new(0)).collect(),
             cameras,
         }
@@ -118,6 +137,26 @@ impl Shared {
     /// See [`Self::superseded`].
     pub fn superseded_images(&self, slot: usize) -> u64 {
         self.superseded.get(slot).map_or(0, |counter| counter.load(Ordering::Relaxed))
+    }
+
+    /// Brings an image that has come to the network's size. One that cannot be is left to the inference, which says why.
+    pub fn resize(&self, slot: usize, image: &Arc<RgbImage>) {
+        if let (Some(newest), Ok(pixels)) = (self.resized.get(slot), self.policy.resize_image(image)) {
+            let mut newest = newest.lock();
+            newest.rotate_left(1);
+            newest[1] = Some(Resized { image: Arc::clone(image), pixels });
+        }
+    }
+
+    /// The images of an observation as [`Self::resize`] left them, by slot.
+    pub fn resized(&self, observation: &Observation) -> Vec<Option<Pixels>> {
+        let pixels = |(image, newest): (&Option<Arc<RgbImage>>, &Mutex<[Option<Resized>; 2]>)| {
+            let image = image.as_ref()?;
+            let newest = newest.lock();
+            let same = newest.iter().flatten().find(|resized| Arc::ptr_eq(&resized.image, image));
+            same.map(|resized| resized.pixels.clone())
+        };
+        observation.images.iter().zip(&self.resized).map(pixels).collect()
     }
 
     /// From now on inferences run, numbered from 0, and `control` gets their chunks.

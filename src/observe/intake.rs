@@ -110,9 +110,14 @@ impl Intake {
     }
 
     /// Takes the image of a slot, or counts why not.
-    pub fn take_image<E: Display>(&mut self, slot: usize, stamp: Stamp, image: Result<RgbImage, E>) {
+    pub fn take_image<I: Into<Arc<RgbImage>>, E: Display>(
+        &mut self,
+        slot: usize,
+        stamp: Stamp,
+        image: Result<I, E>,
+    ) {
         let image = match image {
-            Ok(image) => Arc::new(image),
+            Ok(image) => image.into(),
             Err(error) => return self.refuse_image(slot, &error),
         };
         match self.snapshots.put_image(slot, stamp, image) {

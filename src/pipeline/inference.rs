@@ -21,6 +21,8 @@ pub struct Request {
     pub id: u64,
     /// What the robot saw.
     pub observation: Observation,
+    /// Its images as [`Policy::resize_image`] gives them, by slot, where that was done already.
+    pub resized: Vec<Option<Pixels>>,
     /// The task.
     pub prompt: String,
 }
@@ -93,13 +95,14 @@ pub struct Inference {
 
 impl Inference {
     /// Encode, run, decode.
-    pub fn run(&mut self, request: &Request) -> Result<Response, InferenceError> {
+    pub fn run(&mut self, request: Request) -> Result<Response, InferenceError> {
         let start = Instant::now();
-        let encoded =
-            self.policy.encode(&request.observation, &request.prompt).map_err(InferenceError::Observation)?;
+        let Request { id, observation, resized, prompt } = request;
+        let encoded = self.policy.encode_resized(&observation, &prompt, resized);
+        let encoded = encoded.map_err(InferenceError::Observation)?;
         let encode_ms = ms_since(start);
         let shape = self.policy.shape();
-        let noise = noise(self.seed, request.id, shape.horizon * shape.action_dim);
+        let noise = noise(self.seed, id, shape.horizon * shape.action_dim);
         let (actions, stages) =
             infer(&mut self.engine, &encoded.input, &noise, &self.sampler, &mut Tap::none())?;
         let decoding = Instant::now();

@@ -18,13 +18,13 @@ use std::{path::PathBuf, sync::Arc};
 
 use crate::{
     config::RobotKind,
-    model::{ModelInput, dims::Dims},
+    model::{ModelInput, Pixels, dims::Dims},
     observe::{Observation, RgbImage},
 };
 use checkpoint::{Checkpoint, Layout, RelativeActions};
 use normalize::{Feature, Normalizer};
 use prompt::PromptFormat;
-use resize::{Resize, resize_with_pad};
+use resize::{Resize, ResizeError, resize_with_pad};
 use robot::Robot;
 use statistics::{NormMode, Statistics};
 use tokenizer::{BOS, Tokenizer};
@@ -159,6 +159,17 @@ impl Policy {
 
     /// The network's input for an observation. A prompt that is too long is cut on the right, as the references do.
     pub fn encode(&self, observation: &Observation, prompt: &str) -> Result<Encoded, PolicyError> {
+        self.encode_resized(observation, prompt, Vec::new())
+    }
+
+    /// The same for images that [`Self::resize_image`] has brought to size already, by slot; those of other slots
+    /// are brought to size here.
+    pub fn encode_resized(
+        &self,
+        observation: &Observation,
+        prompt: &str,
+        mut resized: Vec<Option<Pixels>>,
+    ) -> Result<Encoded, PolicyError> {
         if observation.state.len() != self.state_len {
             let found = observation.state.len();
             return Err(PolicyError::StateLength { expected: self.state_len, found });
@@ -179,11 +190,12 @@ impl Policy {
         let (prompt_text, mut tokens) = self.tokenize(prompt, &normalized_state)?;
         let token_count = tokens.len();
         tokens.truncate(self.shape.max_tokens);
-        let to_size = |(slot, image): (usize, &Option<Arc<RgbImage>>)| {
-            let to_size = |image| resize_with_pad(image, self.shape.image_side, self.resize);
+        let mut to_size = |(slot, image): (usize, &Option<Arc<RgbImage>>)| {
+            let resized = resized.get_mut(slot).and_then(Option::take);
+            let to_size = |image| resized.map_or_else(|| self.resize_image(image), Ok);
             image.as_deref().map(to_size).transpose().map_err(|reason| PolicyError::Resize { slot, reason })
         };
-        let images = observation.images.iter().enumerate().map(to_size).collect::<Result<_, _>>()?;
+        let images = observation.images.iter().enumerate().map(&mut to_size).collect::<Result<_, _>>()?;
         Ok(Encoded {
             input: ModelInput { images, tokens },
             normalized_state,
@@ -192,6 +204,11 @@ impl Policy {
             truncated: token_count > self.shape.max_tokens,
             anchor,
         })
+    }
+
+    /// An image as the network takes it. The part of [`Self::encode`] that can be done before all images are there.
+    pub fn resize_image(&self, image: &RgbImage) -> Result<Pixels, ResizeError> {
+        resize_with_pad(image, self.shape.image_side, self.resize)
     }
 
     /// Refuses a prompt whose end the network might not see, with any state. Gives its token count, BOS, task and

@@ -353,7 +353,7 @@ impl<'a> Player<'a> {
             image_age_ms: observation.image_stamps.iter().map(|stamp| stamp.map(age_ms)).collect(),
             outdated: false,
         });
-        let request = Request { id, observation, prompt: self.prompt.clone() };
+        let request = Request { id, observation, resized: Vec::new(), prompt: self.prompt.clone() };
         Ok(self.worker.begin(request, now)?)
     }
 

@@ -42,7 +42,7 @@ impl Worker {
         let (done, responses) = bounded(1);
         scope.spawn(move || {
             for request in to_do {
-                if done.send(inference.run(&request)).is_err() {
+                if done.send(inference.run(request)).is_err() {
                     break;
                 }
             }
@@ -54,7 +54,7 @@ impl Worker {
     pub fn begin(&mut self, request: Request, now: Stamp) -> Result<(), InferenceError> {
         match self {
             Worker::Simulated { inference, latency_ns, done } => {
-                *done = Some((Stamp(now.0.saturating_add(*latency_ns)), inference.run(&request)));
+                *done = Some((Stamp(now.0.saturating_add(*latency_ns)), inference.run(request)));
                 Ok(())
             }
             Worker::Thread { requests, .. } => {
