@@ -34,7 +34,9 @@ pub enum Rejected {
         current: u64,
     },
     /// No chunk is taken in this state.
-    #[error("chunk {id}: expected control to be armed, running, braking or holding, found {state}; discarded")]
+    #[error(
+        "chunk {id}: expected control to be armed, running, braking or holding, found {state}; discarded"
+    )]
     NotWanted {
         /// The chunk.
         id: u64,

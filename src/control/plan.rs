@@ -168,7 +168,8 @@ impl Plan {
 
     /// Whether every tail has come to its end by `time`.
     pub fn is_at_rest(&self, time: Steady) -> bool {
-        let ended = |(from, tail): &(Steady, Brake)| seconds(time.0.saturating_sub(from.0)) >= tail.duration();
+        let ended =
+            |(from, tail): &(Steady, Brake)| seconds(time.0.saturating_sub(from.0)) >= tail.duration();
         time >= self.end() && self.tails.iter().all(ended)
     }
 

@@ -168,7 +168,9 @@ mod tests {
 
     #[test]
     fn a_latch_is_left_by_a_persons_word_only() {
-        for (before, event, after) in all().filter(|(before, _, after)| before.is_latched() && before != after) {
+        for (before, event, after) in
+            all().filter(|(before, _, after)| before.is_latched() && before != after)
+        {
             let permitted = match before {
                 State::Paused => {
                     matches!(event, Event::Resume | Event::Stop | Event::Fault | Event::Disarm)

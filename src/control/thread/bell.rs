@@ -28,8 +28,7 @@ impl Bell {
     /// Waits until it has rung more often than `heard`, at most for `timeout` or a second. May return early.
     pub fn wait(&self, heard: u32, timeout: Duration) {
         let timeout = timeout.min(WAIT_MAX);
-        let timeout =
-            Timespec { tv_sec: timeout.as_secs() as i64, tv_nsec: timeout.subsec_nanos().into() };
+        let timeout = Timespec { tv_sec: timeout.as_secs() as i64, tv_nsec: timeout.subsec_nanos().into() };
         // Rung meanwhile, interrupted, timed out: who waits looks for himself.
         let _ = futex::wait(&self.0, Flags::PRIVATE, heard, Some(&timeout));
     }
