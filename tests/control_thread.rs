@@ -286,10 +286,12 @@ fn each_chunk_and_each_brake_is_one_trajectory_that_joins_the_one_before() {
             assert!(arm.trajectory().is_none(), "only when something changes");
         }
         match event {
-            3 => arm.handle.request(Request::Pause).map(drop).unwrap(),
-            id => arm.handle.send_chunk(ramp(id, 0, Steady(arm.now))).unwrap(),
+            3 => drop(arm.handle.ask(Request::Pause, SOON).unwrap()), // between two ticks: begins at the last one
+            id => {
+                arm.handle.send_chunk(ramp(id, 0, Steady(arm.now))).unwrap();
+                arm.tick();
+            }
         }
-        arm.tick();
         let next = arm.trajectory().unwrap();
         assert_eq!(next.start, Steady(arm.now));
         for (now, sent) in at(&next, arm.now).iter().zip(at(&before, arm.now)) {

@@ -101,6 +101,7 @@ impl Ticker {
             return true;
         }
         self.take_requests();
+        self.send_trajectory(); // before the next tick: it begins at the last one
         self.finish()
     }
 
@@ -120,7 +121,7 @@ impl Ticker {
 
     fn send_trajectory(&mut self) {
         let revision = self.scheduler.revision();
-        if revision == self.sent_revision {
+        if self.form == Form::PerTick || revision == self.sent_revision {
             return;
         }
         if let Some(preview) = self.scheduler.preview() {
