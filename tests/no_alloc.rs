@@ -1,11 +1,13 @@
-//! The tick, and the hand-over of a chunk, allocate nothing: proved by an allocator that counts.
+//! The tick, and every hand-over into and out of it, allocate and free nothing: proved by an allocator that counts.
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
+use std::time::Duration;
 
 use pi05_thor::clock::Steady;
 use pi05_thor::config::{Config, RobotKind};
-use pi05_thor::control::{Chunk, Scheduler};
+use pi05_thor::control::thread::{ControlHandle, Due, Form, Options, Received, Request, TickClock};
+use pi05_thor::control::{Chunk, Reason, Scheduler, State};
 
 thread_local! {
     static CALLS: Cell<u64> = const { Cell::new(0) };
@@ -82,4 +84,70 @@ fn ten_thousand_ticks_and_their_chunks_allocate_nothing() {
     assert_eq!(commands, TICKS as u64 - 7);
     assert!(counters.chunks_accepted > 600 && counters.chunks_malformed > 90);
     assert!(counters.position_limited > 0 && counters.velocity_limited > 0);
+}
+
+/// The control thread's tick, with another thread's work done in between and not counted: chunks of every fate, every
+/// request, joint states that go stale, a publisher that is sometimes slow.
+#[test]
+fn the_control_threads_tick_and_its_hand_overs_allocate_nothing() {
+    const TICKS: i64 = 20_000;
+    const TICK: i64 = 10_000_000;
+    let config = Config::builtin(RobotKind::Aloha).unwrap();
+    let scheduler = Scheduler::new(config.control_config(50).unwrap()).unwrap();
+    let options =
+        Options { clock: TickClock::Monotonic, form: Form::PerTick, joints_max_age_ns: 100_000_000 };
+    let (mut ticker, handle, mut outlet) = ControlHandle::without_thread(scheduler, options);
+    let why = Reason::new("test");
+    let requests = [
+        Request::Brake(why),
+        Request::Pause,
+        Request::Resume,
+        Request::BlendSteps(2),
+        Request::Stop(why),
+        Request::Reset,
+        Request::Fault(why),
+        Request::Reset,
+    ];
+    let (mut allocated, mut commands, mut chunks) = (0, 0, 0);
+    let mut seen = [0u64; State::ALL.len()];
+    for tick in 0..TICKS {
+        let now = Steady(tick * TICK);
+        if tick % 1000 < 960 {
+            handle.put_joints(now, &[0.1; 14]);
+        }
+        if tick % 10 == 7 && tick % 500 < 400 {
+            let mut actions = vec![vec![((tick * 7) % 11) as f64 - 5.0; 14]; 50];
+            if tick % 80 == 37 {
+                actions[49][13] = f64::NAN;
+            }
+            let epoch = handle.status().epoch - u64::from(tick % 90 == 57 && handle.status().epoch > 0);
+            let chunk = Chunk { id: tick as u64, epoch, observed: now, period_ns: 20_000_000, actions };
+            handle.send_chunk(chunk).unwrap();
+        }
+        if tick % 100 == 99 {
+            handle.request(requests[(tick / 100) as usize % requests.len()]).unwrap();
+        }
+        if tick + 1 == TICKS {
+            handle.request(Request::Deactivate).unwrap();
+        }
+        let before = CALLS.get();
+        let goes_on = ticker.step(Due { at: now, late_ns: 0, skipped: 0 });
+        allocated += CALLS.get() - before;
+        assert!(goes_on || tick + 1 == TICKS);
+        seen[handle.status().state as usize] += 1;
+        if tick % 7 != 0 {
+            commands += u64::from(matches!(outlet.receive(Duration::ZERO), Received::Command(_)));
+        }
+        chunks += handle.outcomes().count();
+    }
+    assert_eq!(allocated, 0, "allocator calls");
+    // And it was no empty run.
+    let status = handle.status();
+    assert!(commands > 10_000 && chunks == 1600, "{commands} {chunks}");
+    assert!(seen[1..].iter().all(|&ticks| ticks > 20), "every state but idle: {seen:?}");
+    let counters = status.counters;
+    assert!(
+        counters.chunks_malformed > 0 && counters.chunks_of_old_epoch > 0 && counters.chunks_not_wanted > 0
+    );
+    assert!(counters.joints_stale > 0 && status.timing.lost > 0 && counters.chunks_accepted > 300);
 }

@@ -98,25 +98,29 @@ impl Grid {
         Self { clock, period_ns, start: None, next: 0 }
     }
 
-    /// Waits for the next tick. `None` if something else is to be looked after first.
-    pub fn wait(&mut self) -> Option<Due> {
-        match self.clock.clone() {
-            TickClock::Monotonic => {
-                let start = *self.start.get_or_insert_with(monotonic);
-                sleep_until(self.point(start, self.next));
-                self.due(start, monotonic())
-            }
-            TickClock::Simulated(time) => {
-                let heard = time.bell.rung();
-                let due = time.newest().and_then(|newest| {
-                    let start = *self.start.get_or_insert(newest);
-                    self.due(start, newest)
-                });
-                if due.is_none() {
-                    time.bell.wait(heard, Duration::MAX);
-                }
-                due
-            }
+    /// To be asked before looking whether anything is to be done; then [`Self::wait`] misses nothing.
+    pub fn rung(&self) -> u32 {
+        match &self.clock {
+            TickClock::Monotonic => 0,
+            TickClock::Simulated(time) => time.bell.rung(),
+        }
+    }
+
+    /// The tick that is due, if one is.
+    pub fn poll(&mut self) -> Option<Due> {
+        let now = match &self.clock {
+            TickClock::Monotonic => monotonic(),
+            TickClock::Simulated(time) => time.newest()?,
+        };
+        let start = *self.start.get_or_insert(now);
+        self.due(start, now)
+    }
+
+    /// Waits until a tick may be due, or something else is to be looked after.
+    pub fn wait(&self, rung: u32) {
+        match &self.clock {
+            TickClock::Monotonic => sleep_until(self.point(self.start.unwrap_or_default(), self.next)),
+            TickClock::Simulated(time) => time.bell.wait(rung, Duration::MAX),
         }
     }
 
@@ -153,12 +157,13 @@ mod tests {
         let mut grid = Grid::new(TickClock::Simulated(Arc::clone(&time)), 10);
         let mut at = |now| {
             time.advance(Steady(now));
-            grid.wait()
+            grid.poll()
         };
         let due = |at, late_ns, skipped| Some(Due { at: Steady(at), late_ns, skipped });
         assert_eq!(at(103), due(103, 0, 0), "anchored where it began");
         assert_eq!(at(114), due(113, 1, 0));
         assert_eq!(at(155), due(153, 32, 3));
+        assert_eq!(at(162), None);
         assert_eq!(at(163), due(163, 0, 0));
     }
 
@@ -176,9 +181,10 @@ mod tests {
         let mut grid = Grid::new(TickClock::Monotonic, 2_000_000);
         let mut wait = || {
             loop {
-                if let Some(due) = grid.wait() {
+                if let Some(due) = grid.poll() {
                     break due;
                 }
+                grid.wait(grid.rung());
             }
         };
         let first = wait();

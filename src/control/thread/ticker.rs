@@ -51,14 +51,19 @@ impl Ticker {
     /// The thread.
     pub(super) fn run(mut self, clock: TickClock) {
         let mut grid = Grid::new(clock, self.scheduler.period_ns());
-        while !self.shared.given_up.load(Ordering::Acquire) {
-            let goes_on = match grid.wait() {
+        loop {
+            let rung = grid.rung();
+            if self.shared.given_up.load(Ordering::Acquire) {
+                break;
+            }
+            let goes_on = match grid.poll() {
                 Some(due) => self.step(due),
                 None => self.look(),
             };
             if !goes_on {
                 break;
             }
+            grid.wait(rung);
         }
     }
 
@@ -92,7 +97,11 @@ impl Ticker {
 
     /// No tick is due: requests change the state at once, the motion with the next tick.
     fn look(&mut self) -> bool {
+        if self.requests.is_empty() {
+            return true;
+        }
         self.take_requests();
+        self.send_trajectory(); // before the next tick: it begins at the last one
         self.finish()
     }
 
@@ -112,7 +121,7 @@ impl Ticker {
 
     fn send_trajectory(&mut self) {
         let revision = self.scheduler.revision();
-        if revision == self.sent_revision {
+        if self.form == Form::PerTick || revision == self.sent_revision {
             return;
         }
         if let Some(preview) = self.scheduler.preview() {
