@@ -22,7 +22,7 @@ fn text(bytes: &[u8]) -> String {
 
 #[test]
 fn every_command_has_help_with_an_example() {
-    for command in ["replay", "verify", "inspect", "synth", "bench"] {
+    for command in ["replay", "report", "verify", "inspect", "synth", "bench"] {
         let output = pi05(&[command, "--help"]);
         assert!(output.status.success());
         let help = text(&output.stdout);
@@ -36,6 +36,7 @@ fn wrong_usage_exits_with_2() {
     for args in [
         &["juggle"][..],
         &["replay"],
+        &["report"],
         &["replay", "bag", "--speed", "fast"],
         &["replay", "bag", "--speed", "-1"],
         &["replay", "bag", "--backend", "abacus"],

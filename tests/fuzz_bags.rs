@@ -11,7 +11,10 @@ use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use mcap::Compression;
 use peak_alloc::PeakAlloc;
 use pi05_thor::clock::Stamp;
-use pi05_thor::messages::{CompressedImageMessage, ImageMessage, JointStateMessage, decode_string};
+use pi05_thor::messages::{
+    ActionChunkMessage, CompressedImageMessage, ImageMessage, JointStateMessage, PolicyStatusMessage,
+    decode_clock, decode_float64_multi_array, decode_string,
+};
 use pi05_thor::replay::bag::Bag;
 use proptest::collection::vec;
 use proptest::prelude::*;
@@ -130,7 +133,11 @@ proptest! {
             let _ = JointStateMessage::decode(&payload);
             let _ = ImageMessage::decode(&payload);
             let _ = CompressedImageMessage::decode(&payload);
+            let _ = ActionChunkMessage::decode(&payload);
+            let _ = PolicyStatusMessage::decode(&payload);
+            let _ = decode_float64_multi_array(&payload);
             let _ = decode_string(&payload);
+            let _ = decode_clock(&payload);
         });
         // A string of 4 bytes becomes a slice of 16; the rest is at most as large as it was. Test threads allocate too.
         prop_assert!(peak < 8 * payload.len() + (1 << 16), "{} bytes made us allocate {peak}", payload.len());

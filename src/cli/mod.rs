@@ -8,6 +8,7 @@ mod inspect;
 mod node;
 mod progress;
 mod replay;
+mod report;
 mod synth;
 mod verify;
 
@@ -32,6 +33,7 @@ struct Cli {
 #[derive(Subcommand)]
 enum Command {
     Replay(replay::Args),
+    Report(report::Args),
     Verify(verify::Args),
     Inspect(inspect::Args),
     Synth(synth::Args),
@@ -102,6 +104,7 @@ pub fn main() -> ExitCode {
     }
     let outcome = match cli.command {
         Command::Replay(args) => replay::run(args),
+        Command::Report(args) => report::run(args),
         Command::Verify(args) => verify::run(args),
         Command::Inspect(args) => inspect::run(args),
         Command::Synth(args) => synth::run(args),

@@ -11,6 +11,7 @@ use crate::replay::bag::Bag;
 use crate::replay::commands::write_commands;
 use crate::replay::pace::Speed;
 use crate::replay::player::Replay;
+use crate::replay::recording::Recording;
 use crate::replay::report;
 use crate::replay::summary::{Level, summary};
 use crate::replay::topics::Topics;
@@ -89,11 +90,16 @@ pub fn run(args: Args) -> Result<Verdict, Failure> {
     bar.finish_and_clear();
 
     write_commands(&recording, config.control.command, &args.out.join("commands.mcap"))?;
-    let summary = summary(&recording);
+    write_report(&recording, &args.out)
+}
+
+/// Writes `summary.json` and `report.html`, and says how it went.
+pub(super) fn write_report(recording: &Recording, folder: &Path) -> Result<Verdict, Failure> {
+    let summary = summary(recording);
     let json = serde_json::to_string_pretty(&summary)?;
-    write(&args.out.join("summary.json"), &(json + "\n"))?;
-    let page = args.out.join("report.html");
-    write(&page, &report::render(&recording))?;
+    write(&folder.join("summary.json"), &(json + "\n"))?;
+    let page = folder.join("report.html");
+    write(&page, &report::render(recording))?;
 
     let mut out = io::stdout().lock();
     writeln!(out, "{}", summary.verdict)?;

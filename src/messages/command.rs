@@ -2,7 +2,7 @@
 //!
 //! The functions that write into a buffer keep its memory: a control loop that brings the same one allocates nothing.
 
-use super::cdr::Writer;
+use super::cdr::{CdrError, Reader, Writer};
 use super::{encoded, put_header, put_time};
 use crate::clock::Stamp;
 
@@ -36,6 +36,20 @@ pub fn put_float64_multi_array(values: &[f64], payload: &mut Vec<u8>) {
     cdr.length(0); // layout.dim
     cdr.u32(0); // layout.data_offset
     cdr.f64s(values);
+}
+
+/// The values of a `std_msgs/msg/Float64MultiArray`, whatever its layout.
+pub fn decode_float64_multi_array(payload: &[u8]) -> Result<Vec<f64>, CdrError> {
+    /// The least that a dimension takes: the length of its label, size, stride.
+    const DIMENSION_BYTES: usize = 12;
+    let mut cdr = Reader::new(payload)?;
+    cdr.sequence("layout.dim", DIMENSION_BYTES, |cdr| {
+        cdr.string("layout.dim.label")?;
+        cdr.u32("layout.dim.size")?;
+        cdr.u32("layout.dim.stride")
+    })?;
+    cdr.u32("layout.data_offset")?;
+    cdr.f64s("data")
 }
 
 /// A `sensor_msgs/msg/JointState` of positions alone. Replaces what is in `payload`.

@@ -26,7 +26,8 @@ use crate::clock::Stamp;
 pub use cdr::CdrError;
 use cdr::{Reader, Writer};
 pub use command::{
-    FLOAT64_MULTI_ARRAY, JointTrajectoryMessage, TrajectoryPoint, put_float64_multi_array, put_joint_state,
+    FLOAT64_MULTI_ARRAY, JointTrajectoryMessage, TrajectoryPoint, decode_float64_multi_array,
+    put_float64_multi_array, put_joint_state,
 };
 pub use diagnostics::{DiagnosticArrayMessage, DiagnosticStatus, Level};
 pub use policy::{ActionChunkMessage, PolicyStatusMessage};

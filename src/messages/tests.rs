@@ -29,7 +29,7 @@ struct PeerImage {
     data: Vec<u8>,
 }
 
-#[derive(Debug, PartialEq, Deserialize)]
+#[derive(Debug, PartialEq, Serialize, Deserialize)]
 struct PeerMultiArray {
     dim: Vec<(String, u32, u32)>,
     data_offset: u32,
@@ -185,6 +185,10 @@ proptest! {
         points in vec((0..600_000_000_000i64, numbers()), 0..5),
         values in numbers(),
     ) {
+        let peer = PeerMultiArray {
+            dim: names.iter().map(|name| (name.clone(), 1, 2)).collect(), data_offset: 3, data: values.clone(),
+        };
+        prop_assert_eq!(&decode_float64_multi_array(&peer_encode::<_, BigEndian>(&peer, 0)).unwrap(), &values);
         let array = peer_decode::<PeerMultiArray>(&encoded(|payload| put_float64_multi_array(&values, payload)));
         prop_assert_eq!(array, PeerMultiArray { dim: vec![], data_offset: 0, data: values });
 

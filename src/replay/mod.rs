@@ -2,6 +2,7 @@
 pub mod bag;
 pub mod bag_clock;
 pub mod commands;
+pub mod live;
 pub mod message;
 pub mod pace;
 pub mod player;

@@ -95,47 +95,56 @@ impl Topics {
         Ok(topics)
     }
 
-    /// Index of a topic of one of `types`: by its name, else its raw or compressed twin, else the only one whose
-    /// name ends so (a bag that was recorded inside a namespace).
     fn find(&mut self, bag: &Bag, parameter: &str, name: &str, types: &[&str]) -> Result<usize, TopicError> {
-        let fits = |topic: &usize| types.contains(&bag.topics()[*topic].type_name.as_str());
-        if let Some(topic) = bag.topic(name) {
-            return if fits(&topic) {
-                Ok(topic)
-            } else {
-                Err(TopicError::Type {
-                    bag: bag.path().display().to_string(),
-                    parameter: parameter.to_owned(),
-                    topic: bag.topics()[topic].name.clone(),
-                    expected: types.join(" or "),
-                    found: bag.topics()[topic].type_name.clone(),
-                })
-            };
-        }
-        let twin = match name.strip_suffix("/compressed") {
-            Some(raw) => raw.to_owned(),
-            None => format!("{name}/compressed"),
-        };
-        let ending = |name: &str| {
-            let end = format!("/{}", name.trim_start_matches('/'));
-            let mut all =
-                (0..bag.topics().len()).filter(|t| fits(t) && bag.topics()[*t].name.ends_with(&end));
-            all.next().filter(|_| all.next().is_none())
-        };
-        let found = bag.topic(&twin).filter(fits).or_else(|| ending(name)).or_else(|| ending(&twin));
-        match found {
-            Some(topic) => {
-                let found = &bag.topics()[topic].name;
-                self.notes.push(format!("{parameter}: the bag has no topic {name}; {found} is used"));
-                Ok(topic)
-            }
-            None => Err(TopicError::Missing {
+        find(bag, parameter, name, types, &mut self.notes)
+    }
+}
+
+/// Index of a topic of one of `types`: by its name, else its raw or compressed twin, else the only one whose
+/// name ends so (a bag that was recorded inside a namespace).
+pub(super) fn find(
+    bag: &Bag,
+    parameter: &str,
+    name: &str,
+    types: &[&str],
+    notes: &mut Vec<String>,
+) -> Result<usize, TopicError> {
+    let fits = |topic: &usize| types.contains(&bag.topics()[*topic].type_name.as_str());
+    if let Some(topic) = bag.topic(name) {
+        return if fits(&topic) {
+            Ok(topic)
+        } else {
+            Err(TopicError::Type {
                 bag: bag.path().display().to_string(),
                 parameter: parameter.to_owned(),
-                topic: name.to_owned(),
-                found: (0..bag.topics().len()).filter(fits).map(|t| bag.topics()[t].name.clone()).collect(),
-            }),
+                topic: bag.topics()[topic].name.clone(),
+                expected: types.join(" or "),
+                found: bag.topics()[topic].type_name.clone(),
+            })
+        };
+    }
+    let twin = match name.strip_suffix("/compressed") {
+        Some(raw) => raw.to_owned(),
+        None => format!("{name}/compressed"),
+    };
+    let ending = |name: &str| {
+        let end = format!("/{}", name.trim_start_matches('/'));
+        let mut all = (0..bag.topics().len()).filter(|t| fits(t) && bag.topics()[*t].name.ends_with(&end));
+        all.next().filter(|_| all.next().is_none())
+    };
+    let found = bag.topic(&twin).filter(fits).or_else(|| ending(name)).or_else(|| ending(&twin));
+    match found {
+        Some(topic) => {
+            let found = &bag.topics()[topic].name;
+            notes.push(format!("{parameter}: the bag has no topic {name}; {found} is used"));
+            Ok(topic)
         }
+        None => Err(TopicError::Missing {
+            bag: bag.path().display().to_string(),
+            parameter: parameter.to_owned(),
+            topic: name.to_owned(),
+            found: (0..bag.topics().len()).filter(fits).map(|t| bag.topics()[t].name.clone()).collect(),
+        }),
     }
 }
 

@@ -3,6 +3,7 @@
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "tests")]
 
+mod live;
 mod world;
 
 use std::fs;
@@ -75,6 +76,32 @@ fn an_inference_takes_the_latency_that_was_asked_for_and_its_steps_are_dropped()
     assert!(summary["dropped_steps"]["min"].as_f64().unwrap() >= 8.0, "{summary}");
     let arrivals = run.arrivals();
     assert!(arrivals.windows(2).all(|pair| pair[1].0 - pair[0].0 >= 150 * MS), "one at a time");
+}
+
+#[test]
+fn an_observation_has_every_message_of_its_moment_whatever_their_order() {
+    let plain = replay(&healthy(0, S), &parameters("")).ok();
+    let mut other_order = healthy(0, S);
+    other_order.reverse(); // the bag is sorted by time again: only messages of the same time change places
+    assert_eq!(replay(&other_order, &parameters("")).ok().arrivals(), plain.arrivals());
+    // Images come every 50 ms, an inference takes 100 ms: each begins when the one before ends, with that image.
+    let [begun @ .., last] = &plain.chunks()[..] else { panic!("chunks") };
+    assert_eq!(begun, (0..10).map(|k| k * 100 * MS).collect::<Vec<_>>());
+    assert_eq!(*last, 980 * MS, "what came after the last one began, though the bag has ended");
+    assert_eq!(plain.counted(&["no_observation"]), 0);
+}
+
+#[test]
+fn a_slow_camera_is_waited_for_but_not_longer_than_the_skew_allows() {
+    // setup: joints every 20 ms, but only every eighth image: one in 400 ms
+    let fast = |(topic, _, log, _): &Message| *topic != CAMERA || (log - T0) % (400 * MS) == 0;
+    let messages: Vec<Message> = healthy(0, 1300 * MS).into_iter().filter(fast).collect();
+    let yaml = parameters(
+        "    cameras: {base_0_rgb: {topic: eye/image_raw, max_age_ms: 1000}}\n    observe: {max_skew_ms: 300}\n",
+    );
+    let chunks = replay(&messages, &yaml).ok().chunks();
+    // invariant: begun with a new image, or 300 ms after the one before
+    assert_eq!(chunks, [0, 300, 400, 700, 800, 1100, 1200].map(|ms| ms * MS));
 }
 
 #[test]

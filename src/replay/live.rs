@@ -1,0 +1,366 @@
+//! A [`Recording`] from a bag that was recorded beside the running node, for the same report as a replay's.
+//!
+//! Reads the node's chunks and what it commanded, and the joint states and images that it saw, as far as the bag has
+//! them. Computes nothing of the policy. A message that cannot be read is counted, as in a replay.
+
+mod ticks;
+
+use std::collections::BTreeMap;
+
+use self::ticks::Ticks;
+use super::bag::{Bag, BagError, Record};
+use super::message::Message;
+use super::recording::{ChunkRecord, CommandSample, JointInfo, Recording, Timings};
+use super::topics::{Role, TopicError, find};
+use crate::clock::{NS_PER_MS, NS_PER_S, Stamp};
+use crate::config::{CommandType, Config};
+use crate::control::limits::LimitsError;
+use crate::messages::{
+    ActionChunkMessage, CompressedImageMessage, FLOAT64_MULTI_ARRAY, ImageMessage, JointStateMessage,
+    PolicyStatusMessage, decode_float64_multi_array,
+};
+use crate::model::Pixels;
+use crate::observe::RgbImage;
+use crate::observe::image::{RawImage, decode_compressed, decode_raw};
+use crate::observe::intake::Intake;
+use crate::observe::joints::{JointError, JointMap};
+use crate::policy::cameras::{CameraError, CameraSlots};
+use crate::policy::resize::{Resize, resize_with_pad};
+
+/// Why a bag is not reported on.
+#[derive(Debug, thiserror::Error)]
+pub enum LiveError {
+    /// The bag.
+    #[error(transparent)]
+    Bag(#[from] BagError),
+    /// Cameras that do not fit the model.
+    #[error(transparent)]
+    Cameras(#[from] CameraError),
+    /// Joint names.
+    #[error("joints.names: {0}")]
+    Joints(#[from] JointError),
+    /// Limits.
+    #[error(transparent)]
+    Limits(#[from] LimitsError),
+    /// Nothing of the node in it.
+    #[error(
+        "{bag}: expected the node's chunks (one topic of type {}), found {found}; record ~/chunks of one node",
+        ActionChunkMessage::TYPE
+    )]
+    Chunks {
+        /// The bag.
+        bag: String,
+        /// Topics of the type.
+        found: String,
+    },
+}
+
+/// Chunks whose images are shown.
+const SEEN_CHUNKS: usize = 24;
+/// Side of their pictures, pixels: that of π0.5.
+const SEEN_SIDE: u32 = 224;
+/// Chunks that arrive this long after their observation, or before it, are stamped by another clock.
+const CLOCKS_APART_NS: i64 = 60 * NS_PER_S;
+
+/// What the bag tells of a run of the node with these parameters. `slots` are the model's cameras.
+pub fn recording(bag: &Bag, config: &Config, slots: &CameraSlots) -> Result<Recording, LiveError> {
+    let sources = Sources::find(bag, config)?;
+    let limits = config.control_config(1)?.limits; // they do not depend on the horizon
+    let joints = config.joints.action_names.iter().zip(limits.as_slice());
+    let mut reader = Reader {
+        config,
+        intake: Intake::new(config, &[], &[])?,
+        commanded: JointMap::new(config.joints.action_names.clone())?,
+        ticks: Ticks::new(config.control.rate_hz),
+        id_offset: 0,
+        image_stamps: Vec::new(),
+        recording: Recording {
+            bag: bag.path().display().to_string(),
+            checkpoint: config.checkpoint.clone(),
+            robot: config.robot.name().to_owned(),
+            prompt: config.prompt.clone(),
+            cameras: slots.names.clone(),
+            policy_rate_hz: config.control.policy_rate_hz,
+            rate_hz: config.control.rate_hz,
+            joints: joints.map(|(name, limit)| JointInfo::new(name, limit)).collect(),
+            measured_index: config.measured_index(),
+            notes: sources.notes.clone(),
+            ..Recording::default()
+        },
+    };
+    let indices: Vec<usize> = sources.topics.iter().map(|(index, _)| *index).collect();
+    for record in bag.records(&indices)? {
+        match record {
+            Ok(record) => {
+                for &(_, source) in sources.topics.iter().filter(|(index, _)| *index == record.topic) {
+                    reader.take(source, &record);
+                }
+            }
+            Err(error) => {
+                reader.recording.notes.push(format!("the bag cannot be read further: {error}"));
+                break;
+            }
+        }
+    }
+    let (mut recording, image_stamps) = reader.finish();
+    show_images(&mut recording, &image_stamps, bag, config, slots)?;
+    recording.notes.extend(bag.notes().iter().cloned());
+    Ok(recording)
+}
+
+/// What a topic holds.
+#[derive(Clone, Copy, Debug)]
+enum Source {
+    Chunks,
+    Status,
+    Joints,
+    /// Commands as Float64MultiArray.
+    Values,
+    /// Commands as JointState.
+    States,
+}
+
+struct Sources {
+    topics: Vec<(usize, Source)>,
+    notes: Vec<String>,
+}
+
+impl Sources {
+    fn find(bag: &Bag, config: &Config) -> Result<Self, LiveError> {
+        let of_type = |name: &str| -> Vec<usize> {
+            (0..bag.topics().len()).filter(|&topic| bag.topics()[topic].type_name == name).collect()
+        };
+        let [chunks] = of_type(ActionChunkMessage::TYPE)[..] else {
+            let found = of_type(ActionChunkMessage::TYPE);
+            let names: Vec<&str> = found.iter().map(|&topic| bag.topics()[topic].name.as_str()).collect();
+            let found = if names.is_empty() { "none".to_owned() } else { names.join(", ") };
+            return Err(LiveError::Chunks { bag: bag.path().display().to_string(), found });
+        };
+        let mut sources = Self { topics: vec![(chunks, Source::Chunks)], notes: Vec::new() };
+        sources
+            .topics
+            .extend(of_type(PolicyStatusMessage::TYPE).into_iter().map(|topic| (topic, Source::Status)));
+        sources.add(bag, "joints.topic", &config.joints.topic, JointStateMessage::TYPE, Source::Joints);
+        let topic = &config.control.command_topic;
+        match config.control.command {
+            CommandType::Float64MultiArray => {
+                sources.add(bag, "control.command_topic", topic, FLOAT64_MULTI_ARRAY, Source::Values);
+            }
+            CommandType::JointState => {
+                sources.add(bag, "control.command_topic", topic, JointStateMessage::TYPE, Source::States);
+            }
+            CommandType::JointTrajectory => {
+                sources.notes.push("commands that are trajectories are not drawn".to_owned());
+            }
+        }
+        Ok(sources)
+    }
+
+    /// A topic that the report can do without.
+    fn add(&mut self, bag: &Bag, parameter: &str, name: &str, kind: &str, source: Source) {
+        match find(bag, parameter, name, &[kind], &mut self.notes) {
+            Ok(topic) => self.topics.push((topic, source)),
+            Err(error) => self.notes.push(error.to_string()),
+        }
+    }
+}
+
+struct Reader<'a> {
+    config: &'a Config,
+    /// For the joints, and to count.
+    intake: Intake,
+    commanded: JointMap,
+    ticks: Ticks,
+    /// Added to the chunks' numbers, which begin anew with every activation.
+    id_offset: u64,
+    /// By chunk: those of the images that it was computed from.
+    image_stamps: Vec<Vec<Option<Stamp>>>,
+    recording: Recording,
+}
+
+impl Reader<'_> {
+    fn take(&mut self, source: Source, record: &Record) {
+        let payload = &record.payload;
+        let log_time = Stamp(record.log_time);
+        match source {
+            Source::Chunks => match ActionChunkMessage::decode(payload) {
+                Ok(message) => self.take_chunk(&message, log_time),
+                Err(error) => self.intake.count("chunk_rejected", &error.to_string()),
+            },
+            Source::Status => match PolicyStatusMessage::decode(payload) {
+                Ok(message) => {
+                    self.recording.checkpoint = message.checkpoint.to_owned();
+                    self.recording.engine = message.engine.to_owned();
+                }
+                Err(error) => self.intake.count("status_dropped", &error.to_string()),
+            },
+            Source::Joints => match JointStateMessage::decode(payload) {
+                Ok(message) => {
+                    if self.intake.take_joints(message.stamp, &message.names, &message.position) {
+                        self.recording.measured.extend(self.intake.last_measured().cloned());
+                    }
+                }
+                Err(error) => self.intake.refuse_joints(&error),
+            },
+            Source::Values => match decode_float64_multi_array(payload) {
+                Ok(values) => {
+                    let stamp = self.ticks.stamp(log_time);
+                    self.take_command(stamp, values);
+                }
+                Err(error) => self.intake.count("command_dropped", &error.to_string()),
+            },
+            Source::States => match JointStateMessage::decode(payload) {
+                Ok(message) => match self.commanded.positions(&message.names, &message.position) {
+                    Ok(values) => self.take_command(message.stamp, values),
+                    Err(error) => self.intake.count("command_dropped", &error.to_string()),
+                },
+                Err(error) => self.intake.count("command_dropped", &error.to_string()),
+            },
+        }
+    }
+
+    fn take_chunk(&mut self, message: &ActionChunkMessage<'_>, arrived: Stamp) {
+        let width = self.recording.joints.len();
+        let steps = message.steps as usize;
+        if message.joint_names.len() != width
+            || steps.checked_mul(width) != Some(message.actions.len())
+            || width == 0
+        {
+            let (named, values) = (message.joint_names.len(), message.actions.len());
+            let why =
+                format!("expected {width} joints, found {named} joints, {steps} steps and {values} values");
+            return self.intake.count("chunk_rejected", &why);
+        }
+        let id = match self.recording.chunks.last() {
+            None => message.id,
+            Some(last) => {
+                if message.id.saturating_add(self.id_offset) <= last.id {
+                    self.id_offset = last.id.saturating_add(1).saturating_sub(message.id);
+                }
+                message.id.saturating_add(self.id_offset)
+            }
+        };
+        let &ActionChunkMessage { encode_ms, vision_ms, prefix_ms, denoise_ms, decode_ms, .. } = message;
+        let timings = Timings { encode_ms, vision_ms, prefix_ms, denoise_ms, decode_ms };
+        let begun = Stamp(arrived.0.saturating_sub((timings.total_ms() * NS_PER_MS as f64) as i64)); // saturates
+        let age_ms = |stamp: Stamp| begun.since(stamp) as f64 / NS_PER_MS as f64;
+        let elapsed =
+            arrived.since(message.stamp) as f64 / NS_PER_S as f64 * self.config.control.policy_rate_hz;
+        self.recording.prompt = message.prompt.to_owned();
+        self.image_stamps.push(message.image_stamps.clone());
+        self.recording.chunks.push(ChunkRecord {
+            id,
+            observed: message.stamp,
+            arrived,
+            dropped_steps: (elapsed.ceil().max(0.0) as usize).min(steps),
+            actions: message.actions.chunks(width).map(<[f64]>::to_vec).collect(),
+            tokens: message.tokens as usize,
+            image_age_ms: message.image_stamps.iter().map(|stamp| stamp.map(age_ms)).collect(),
+            timings,
+            seen: None,
+            seen_side: SEEN_SIDE,
+        });
+    }
+
+    /// The chunk that a command followed is the newest one that had arrived.
+    fn take_command(&mut self, stamp: Stamp, values: Vec<f64>) {
+        let width = self.recording.joints.len();
+        if values.len() != width {
+            let why = format!("expected {width} values, found {}", values.len());
+            return self.intake.count("command_dropped", &why);
+        }
+        let chunk = self.recording.chunks.last();
+        let resting = chunk.is_none_or(|chunk| {
+            let seconds = stamp.since(chunk.observed) as f64 / NS_PER_S as f64;
+            seconds * self.config.control.policy_rate_hz > chunk.actions.len().saturating_sub(1) as f64
+        });
+        let chunk = chunk.map_or(0, |chunk| chunk.id);
+        self.recording.commands.push(CommandSample { stamp, values, chunk, resting, limited: false });
+    }
+
+    fn finish(mut self) -> (Recording, Vec<Vec<Option<Stamp>>>) {
+        let Recording { measured, commands, chunks, notes, .. } = &mut self.recording;
+        let stamps = || {
+            let chunks = chunks.iter().flat_map(|chunk| [chunk.observed, chunk.arrived]);
+            measured.iter().map(|m| m.stamp).chain(commands.iter().map(|c| c.stamp)).chain(chunks)
+        };
+        let (start, end) = (stamps().min().unwrap_or_default(), stamps().max().unwrap_or_default());
+        if chunks.iter().any(|chunk| chunk.arrived.since(chunk.observed).saturating_abs() > CLOCKS_APART_NS) {
+            let note =
+                "the bag's log times are not of the stamps' clock; in simulation record with --use-sim-time";
+            notes.push(note.to_owned());
+        }
+        (self.recording.start, self.recording.end) = (start, end);
+        self.recording.counters = self.intake.counters().iter().map(|(name, n)| (name.clone(), *n)).collect();
+        (self.recording, self.image_stamps)
+    }
+}
+
+/// Gives some chunks, evenly spread, the images that they were computed from.
+fn show_images(
+    recording: &mut Recording,
+    image_stamps: &[Vec<Option<Stamp>>],
+    bag: &Bag,
+    config: &Config,
+    slots: &CameraSlots,
+) -> Result<(), LiveError> {
+    let mut roles = Vec::new();
+    for (slot, camera) in slots.assign(&config.cameras)?.into_iter().enumerate() {
+        let Some(camera) = camera.and_then(|index| config.cameras.get(index)) else { continue };
+        let parameter = format!("cameras.{}.topic", camera.slot);
+        let types = [ImageMessage::TYPE, CompressedImageMessage::TYPE];
+        match find(bag, &parameter, &camera.topic, &types, &mut recording.notes) {
+            Ok(topic) if bag.topics()[topic].type_name == ImageMessage::TYPE => {
+                roles.push((topic, Role::RawCamera(slot)));
+            }
+            Ok(topic) => roles.push((topic, Role::CompressedCamera(slot))),
+            Err(TopicError::Missing { .. }) => {} // not recorded: large
+            Err(error) => recording.notes.push(error.to_string()),
+        }
+    }
+    let every = image_stamps.len().div_ceil(SEEN_CHUNKS).max(1);
+    let mut wanted: BTreeMap<(usize, Stamp), Vec<usize>> = BTreeMap::new();
+    for (index, stamps) in image_stamps.iter().enumerate().step_by(every) {
+        for (slot, stamp) in stamps.iter().enumerate() {
+            if let Some(stamp) = stamp {
+                wanted.entry((slot, *stamp)).or_default().push(index);
+            }
+        }
+    }
+    let indices: Vec<usize> = roles.iter().map(|(topic, _)| *topic).collect();
+    for record in bag.records(&indices)?.map_while(Result::ok) {
+        for &(_, role) in roles.iter().filter(|(topic, _)| *topic == record.topic) {
+            let Ok(message) = Message::decode(role, &record.payload) else { continue };
+            let (Role::RawCamera(slot) | Role::CompressedCamera(slot)) = role else { continue };
+            let Some(chunks) = wanted.remove(&(slot, message.stamp())) else { continue };
+            let Some(pixels) = image(&message).and_then(|image| picture(&image)) else { continue };
+            for index in chunks {
+                if let Some(chunk) = recording.chunks.get_mut(index) {
+                    let seen = chunk.seen.get_or_insert_with(|| vec![None; slots.names.len()]);
+                    if let Some(seen) = seen.get_mut(slot) {
+                        *seen = Some(pixels.clone());
+                    }
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+fn image(message: &Message<'_>) -> Option<RgbImage> {
+    match message {
+        Message::Raw(_, message) => {
+            let &ImageMessage { width, height, encoding, is_bigendian, step, data, .. } = message;
+            decode_raw(&RawImage { width, height, encoding, is_bigendian, step, data }).ok()
+        }
+        Message::Compressed(_, message) => decode_compressed(message.format, message.data).ok(),
+        Message::Joints(_) | Message::Prompt(_) => None,
+    }
+}
+
+fn picture(image: &RgbImage) -> Option<Vec<u8>> {
+    match resize_with_pad(image, SEEN_SIDE, Resize::Pillow) {
+        Ok(Pixels::U8(bytes)) => Some(bytes),
+        _ => None,
+    }
+}

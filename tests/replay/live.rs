@@ -1,0 +1,121 @@
+//! `pi05 report`: a bag recorded beside the node, and the report of it.
+
+use std::fs;
+
+use pi05_thor::clock::Stamp;
+use pi05_thor::messages::{
+    ActionChunkMessage, FLOAT64_MULTI_ARRAY, PolicyStatusMessage, put_float64_multi_array,
+};
+use tempfile::TempDir;
+
+use crate::world::*;
+
+/// One second of a run: chunks every 100 ms, commands every 10 ms as fast as the first joint may, logged late by up to
+/// 3 ms. The node is activated anew at 500 ms: its chunks count from 0 again.
+fn run() -> Vec<Message> {
+    let chunk = |k: i64| {
+        let observed = T0 + k * 100 * MS;
+        let payload = ActionChunkMessage {
+            stamp: Stamp(observed),
+            id: (k % 5) as u64,
+            prompt: "stack",
+            joint_names: vec!["a", "b"],
+            steps: 10,
+            period: 0.02,
+            actions: vec![0.25; 20],
+            tokens: 12,
+            image_stamps: vec![Some(Stamp(observed)), None, None],
+            joints_stamp: Stamp(observed),
+            vision_ms: 30.0,
+            ..Default::default()
+        }
+        .encode();
+        ("/policy/chunks".to_owned(), ActionChunkMessage::TYPE, observed + 50 * MS, payload)
+    };
+    let command = |k: i64| {
+        let mut payload = Vec::new();
+        put_float64_multi_array(&[-0.1 + k as f64 * 0.01, 0.2], &mut payload);
+        let late = k * 7 % 4 * MS;
+        ("/commands".to_owned(), FLOAT64_MULTI_ARRAY, T0 + 60 * MS + k * 10 * MS + late, payload)
+    };
+    let status = PolicyStatusMessage { engine: "cpu f32", checkpoint: "my_model", ..Default::default() };
+    let mut messages = healthy(0, S);
+    messages.extend((0..9).map(chunk).chain((0..90).map(command)));
+    messages.push(("/policy/status".to_owned(), PolicyStatusMessage::TYPE, T0, status.encode()));
+    messages
+}
+
+fn report(messages: &[Message]) -> Replayed {
+    let folder = TempDir::new().unwrap();
+    let bag = folder.path().join("live.mcap");
+    write_mcap(&bag, messages);
+    let config = folder.path().join("robot.yaml");
+    fs::write(&config, parameters("    control: {command_topic: commands}\n")).unwrap();
+    let out = folder.path().join("out");
+    let arguments = [&bag, &config, &out].map(|path| path.to_str().unwrap());
+    let output = pi05(&["report", arguments[0], "--config", arguments[1], "--out", arguments[2]]);
+    Replayed {
+        code: output.status.code(),
+        stdout: String::from_utf8(output.stdout).unwrap(),
+        stderr: String::from_utf8(output.stderr).unwrap(),
+        folder,
+    }
+}
+
+#[test]
+fn a_live_run_is_reported_like_a_replay() {
+    let run = report(&run()).ok();
+    let summary = run.summary();
+    assert_eq!((&summary["chunks"], &summary["ticks"]), (&9.into(), &90.into()));
+    assert_eq!(summary["chunks_followed"], 9, "numbers that begin anew are not mixed up");
+    assert_eq!(summary["inside_limits"], true, "the recorder's jitter is no speed: {}", summary["joints"]);
+    let peak = summary["joints"][0]["velocity_peak"].as_f64().unwrap();
+    assert!((peak - 1.0).abs() < 1e-6, "{peak}");
+    assert_eq!(summary["delay_ms"]["p50"], 50.0);
+    assert_eq!(summary["cameras"][0]["age_p50_ms"], 20.0, "50 ms less the inference's own 30");
+    assert_eq!((&summary["prompt"], &summary["checkpoint"]), (&"stack".into(), &"my_model".into()));
+    assert_eq!(summary["engine"], "cpu f32");
+    let page = fs::read_to_string(run.out("report.html")).unwrap();
+    assert_eq!(page.matches("data:image/jpeg").count(), 9, "the image of each chunk");
+}
+
+#[test]
+fn what_was_not_recorded_is_said_and_the_rest_is_shown() {
+    let only_chunks: Vec<Message> =
+        run().into_iter().filter(|(topic, ..)| topic.starts_with("/policy")).collect();
+    let run = report(&only_chunks).ok();
+    assert_eq!((&run.summary()["chunks"], &run.summary()["ticks"]), (&9.into(), &0.into()));
+    assert!(run.stdout.contains("joints.topic") && run.stdout.contains("control.command_topic"), "{run:?}");
+}
+
+#[test]
+fn a_command_outside_its_limit_is_found() {
+    let mut messages = run();
+    let mut payload = Vec::new();
+    put_float64_multi_array(&[0.8, 0.95], &mut payload);
+    messages.push(("/commands".to_owned(), FLOAT64_MULTI_ARRAY, T0 + 960 * MS, payload));
+    let run = report(&messages);
+    assert_eq!(run.code, Some(1));
+    assert_eq!(run.summary()["violations"]["position"], 1);
+}
+
+#[test]
+fn broken_messages_of_the_node_are_counted() {
+    let mut messages = run();
+    let uneven =
+        ActionChunkMessage { steps: u32::MAX, joint_names: vec!["a", "b"], ..Default::default() }.encode();
+    messages.push(("/policy/chunks".to_owned(), ActionChunkMessage::TYPE, T0 + 980 * MS, uneven));
+    messages.push(("/policy/chunks".to_owned(), ActionChunkMessage::TYPE, T0 + 981 * MS, vec![0, 1, 0]));
+    messages.push(("/commands".to_owned(), FLOAT64_MULTI_ARRAY, T0 + 982 * MS, vec![0, 1, 0, 0, 9]));
+    let run = report(&messages).ok();
+    assert_eq!((run.counted(&["chunk_rejected"]), run.counted(&["command_dropped"])), (2, 1));
+    assert_eq!(run.summary()["chunks"], 9);
+}
+
+#[test]
+fn a_bag_without_the_node_is_refused_in_one_line() {
+    let run = report(&healthy(0, 100 * MS));
+    assert_eq!(run.code, Some(1));
+    assert_eq!(run.stderr.lines().count(), 1, "{}", run.stderr);
+    assert!(run.stderr.contains("ActionChunk"), "{}", run.stderr);
+}
