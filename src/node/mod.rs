@@ -33,7 +33,7 @@ mod shared;
 mod statistics;
 
 use std::io;
-use std::panic::catch_unwind;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -47,6 +47,9 @@ use tracing_subscriber::util::SubscriberInitExt;
 use self::log::RosLog;
 use self::policy_node::{End, NAME, PolicyNode};
 use crate::config::{Config, ConfigError};
+
+/// Turns that may panic before the node is given up: those that a brake takes, at 10 ms each.
+const PANICS_MAX: u32 = 200;
 
 /// Why the node did not run, or ended by itself.
 #[derive(Debug, Error)]
@@ -94,14 +97,21 @@ pub fn run() -> Result<(), NodeError> {
     };
     tracing_subscriber::registry().with(RosLog::new(ros.logger())).init();
     let mut node = PolicyNode::new(ros, &arguments).map_err(NodeError::Refused)?;
+    let mut panics = 0;
     loop {
         if ending.load(Ordering::Relaxed) {
             node.end();
         }
-        match node.turn() {
-            None => {}
-            Some(End::Asked) => return Ok(()),
-            Some(End::Broken(why)) => return Err(NodeError::Broken(why)),
+        match catch_unwind(AssertUnwindSafe(|| node.turn())) {
+            Ok(None) => {}
+            Ok(Some(End::Asked)) => return Ok(()),
+            Ok(Some(End::Broken(why))) => return Err(NodeError::Broken(why)),
+            // The arm must not be left moving; after that it is over, if need be in the middle of things.
+            Err(_) if panics < PANICS_MAX => {
+                panics += 1;
+                node.break_down("the spin thread panicked");
+            }
+            Err(_) => return Err(NodeError::Broken("the spin thread panics again and again".to_owned())),
         }
     }
 }

@@ -49,12 +49,15 @@ pub enum End {
     Broken(String),
 }
 
+/// Serialized messages of `/clock`.
+type ClockMessages = Box<dyn Stream<Item = Vec<u8>> + Unpin>;
+
 /// The node.
 pub struct PolicyNode {
     ros: Node,
     names: Names,
     clock: Arc<RosClock>,
-    clock_messages: Option<Box<dyn Stream<Item = Vec<u8>> + Unpin>>,
+    clock_messages: Option<ClockMessages>,
     parameters: Parameters,
     parameter_services: ParameterServices,
     lifecycle_services: LifecycleServices,
@@ -137,7 +140,7 @@ impl PolicyNode {
         let autostart = if config.autostart { Autostart::At(Instant::now()) } else { Autostart::Off };
         Ok(Self {
             names,
-            clock: Arc::new(clock),
+            clock,
             clock_messages,
             parameter_services: ParameterServices::new(&mut ros).map_err(said)?,
             lifecycle_services: LifecycleServices::new(&mut ros).map_err(said)?,
@@ -170,6 +173,18 @@ impl PolicyNode {
     pub fn end(&mut self) {
         self.ending = true;
         self.autostart = Autostart::Off;
+    }
+
+    /// Something is broken: brakes, then ends. [`Self::turn`] tells when it has.
+    pub fn break_down(&mut self, why: &str) {
+        if self.broken.is_none() {
+            tracing::error!("{why}; braking, then this process ends");
+            self.broken = Some(why.to_owned());
+            if let Some(session) = &mut self.session {
+                session.deactivate();
+            }
+        }
+        self.end();
     }
 
     /// One turn: waits a moment for messages, then does everything that there is to do.
@@ -212,6 +227,7 @@ impl PolicyNode {
         let configured = self.session.is_some() || self.underway.is_some();
         let session = &self.session;
         let now = self.clock.now().unwrap_or_default();
+        let mut started = false;
         self.parameter_services.serve(now, configured, &mut self.parameters, |parameters, changes| {
             if let Some(session) = session {
                 for (name, given) in changes {
@@ -221,11 +237,28 @@ impl PolicyNode {
                 }
             }
             let changed = parameters.set(changes, configured)?;
+            started |= changed.iter().any(|name| name == "autostart");
             if let Some(session) = session {
                 session.set_config(parameters.config());
             }
             Ok(changed)
         });
+        if started {
+            let wanted = self.parameters.config().autostart;
+            self.autostart = if wanted { Autostart::At(Instant::now()) } else { Autostart::Off };
+        }
+        self.set_clock();
+    }
+
+    /// `use_sim_time` may have changed, which it can only while nothing runs by the clock.
+    fn set_clock(&mut self) {
+        let simulated = self.parameters.config().use_sim_time;
+        if simulated != self.clock.is_simulated() {
+            match clock(&mut self.ros, simulated) {
+                Ok((clock, messages)) => (self.clock, self.clock_messages) = (clock, messages),
+                Err(error) => tracing::error!("/clock cannot be subscribed to: {error}"),
+            }
+        }
     }
 
     fn serve_lifecycle(&mut self) {
@@ -390,8 +423,10 @@ impl PolicyNode {
         if let Err(why) = outcome {
             let what = request.transition.label;
             // One that starts by itself tries again and again: once is enough to say so.
-            if self.reason != why || !by_itself {
+            if !by_itself {
                 tracing::error!("{what} refused: {why}");
+            } else if self.reason != why {
+                tracing::warn!("{what}: {why}");
             }
             self.reason = why;
             if self.autostart != Autostart::Off {
@@ -432,13 +467,8 @@ impl PolicyNode {
             }
         }
         let failure = self.session.as_ref().and_then(Session::failure);
-        if let (Some(why), None) = (failure, &self.broken) {
-            tracing::error!("{why}; braking, then this process ends");
-            if let Some(session) = &mut self.session {
-                session.deactivate();
-            }
-            self.broken = Some(why);
-            self.end();
+        if let Some(why) = failure {
+            self.break_down(&why);
         }
     }
 
@@ -502,6 +532,15 @@ impl PolicyNode {
             publish(&self.diagnostics, "/diagnostics", &report.encode());
         }
     }
+}
+
+/// The clock of the parameter `use_sim_time`.
+fn clock(ros: &mut Node, simulated: bool) -> r2r::Result<(Arc<RosClock>, Option<ClockMessages>)> {
+    if !simulated {
+        return Ok((Arc::new(RosClock::system()), None));
+    }
+    let messages = ros.subscribe_raw("/clock", CLOCK, QosProfile::sensor_data().keep_last(1))?;
+    Ok((Arc::new(RosClock::simulated()), Some(Box::new(messages))))
 }
 
 /// A transition state shows as the primary state that it left.

@@ -174,7 +174,7 @@ impl Session {
         }
         let now =
             self.shared.clock.now().ok_or("no time yet: use_sim_time is true and nobody publishes /clock")?;
-        self.shared.look(|intake| intake.ready(now)).map_err(|not_ready| not_ready.to_string())
+        self.shared.look(|intake| intake.ready(now))
     }
 
     /// Whether anybody subscribes to the commands.
@@ -257,7 +257,13 @@ impl Session {
         match &self.active {
             Some(active) => {
                 let status = active.control.status();
-                (status.state.name(), status.reason.to_string())
+                let missing = self.shared.look(|intake| intake.waiting_for().map(str::to_owned));
+                let reason = match (status.reason.as_str(), missing) {
+                    ("", _) => String::new(),
+                    (reason, Some(missing)) => format!("{reason}; {missing}"),
+                    (reason, None) => reason.to_owned(),
+                };
+                (status.state.name(), reason)
             }
             None => (State::Idle.name(), String::new()),
         }

@@ -47,6 +47,8 @@ pub struct SourceStatistics {
     pub taken: u64,
     /// Messages refused; why is in [`Intake::counters`].
     pub refused: u64,
+    /// Why the last one was.
+    pub last_refusal: Option<String>,
     /// Stamp of the newest one taken; `None` before the first, and after [`Intake::clear`].
     pub newest: Option<Stamp>,
 }
@@ -84,8 +86,13 @@ impl Intake {
     /// `slots` are the model's cameras; `cameras` tells for each which of the configured ones it is
     /// (`policy::cameras::CameraSlots::assign`).
     pub fn new(config: &Config, slots: &[String], cameras: &[Option<usize>]) -> Result<Self, JointError> {
-        let statistics =
-            |name: &str| SourceStatistics { name: name.to_owned(), taken: 0, refused: 0, newest: None };
+        let statistics = |name: &str| SourceStatistics {
+            name: name.to_owned(),
+            taken: 0,
+            refused: 0,
+            last_refusal: None,
+            newest: None,
+        };
         let camera = |(slot, index): (&String, &Option<usize>)| {
             let camera = config.cameras.get((*index)?)?;
             Some(Camera { name: slot.clone(), max_age_ns: camera.max_age_ms * NS_PER_MS })
@@ -127,8 +134,9 @@ impl Intake {
                 }
             }
             Err(refused) => {
-                self.counters.count(IMAGE_DROPPED, &refused.reason());
-                self.refused(slot);
+                let why = refused.reason();
+                self.counters.count(IMAGE_DROPPED, &why);
+                self.refused(slot, why);
             }
         }
     }
@@ -136,9 +144,8 @@ impl Intake {
     /// Counts an image that could not be decoded.
     pub fn refuse_image(&mut self, slot: usize, why: &dyn Display) {
         let name = self.cameras.get(slot).and_then(|camera| Some(camera.as_ref()?.name.as_str()));
-        let why = format!("{}: {why}", name.unwrap_or("masked camera"));
-        self.counters.count(IMAGE_DROPPED, &why);
-        self.refused(slot);
+        self.counters.count(IMAGE_DROPPED, &format!("{}: {why}", name.unwrap_or("masked camera")));
+        self.refused(slot, why.to_string());
     }
 
     /// Takes the `name` and `position` of a joint state, or counts why not. Tells whether it was taken.
@@ -165,8 +172,9 @@ impl Intake {
 
     /// Counts a joint state that could not be decoded.
     pub fn refuse_joints(&mut self, why: &dyn Display) {
-        self.counters.count(JOINTS_DROPPED, &why.to_string());
-        self.joints.refused += 1;
+        let why = why.to_string();
+        self.counters.count(JOINTS_DROPPED, &why);
+        self.joints.refuse(why);
     }
 
     /// Counts any other event.
@@ -207,9 +215,15 @@ impl Intake {
         Next::Ready(observation)
     }
 
-    /// Whether there is an observation at `now`, new or not.
-    pub fn ready(&mut self, now: Stamp) -> Result<(), NotReady> {
-        self.snapshots.snapshot(now).map(|_| ())
+    /// Whether there is an observation at `now`, new or not; else why not, in one line, with what its source sent
+    /// instead.
+    pub fn ready(&mut self, now: Stamp) -> Result<(), String> {
+        let Err(not_ready) = self.snapshots.snapshot(now) else { return Ok(()) };
+        let refusal = self.sources().find(|source| source.name == not_ready.part());
+        Err(match refusal.and_then(|source| source.last_refusal.as_ref()) {
+            Some(why) => format!("{not_ready}; the last message refused: {why}"),
+            None => not_ready.to_string(),
+        })
     }
 
     /// The newest joint positions, unless they are too old (or from the future) at `now`.
@@ -279,9 +293,9 @@ impl Intake {
         }
     }
 
-    fn refused(&mut self, slot: usize) {
+    fn refused(&mut self, slot: usize, why: String) {
         if let Some(Some(camera)) = self.cameras.get_mut(slot) {
-            camera.refused += 1;
+            camera.refuse(why);
         }
     }
 }
@@ -290,6 +304,11 @@ const IMAGE_DROPPED: &str = "image_dropped";
 const JOINTS_DROPPED: &str = "joints_dropped";
 
 impl SourceStatistics {
+    fn refuse(&mut self, why: String) {
+        self.refused += 1;
+        self.last_refusal = Some(why);
+    }
+
     fn take(&mut self, stamp: Stamp) {
         self.taken += 1;
         self.newest = Some(stamp);

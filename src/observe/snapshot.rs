@@ -118,6 +118,16 @@ impl NotReady {
             NotReady::Skewed { oldest, .. } => format!("{oldest}: too far behind the others"),
         }
     }
+
+    /// The source that is to blame: the camera's name, or `joints`.
+    pub fn part(&self) -> &str {
+        match self {
+            NotReady::Missing { part } | NotReady::Future { part, .. } | NotReady::TooOld { part, .. } => {
+                part
+            }
+            NotReady::Skewed { oldest, .. } => oldest,
+        }
+    }
 }
 
 /// The newest of everything. One thread's at a time; put it in a mutex to share it (every call is short).
