@@ -127,15 +127,7 @@ impl PolicyNode {
         let parameters = Parameters::new(overrides(&ros), &origin).map_err(|error| error.to_string())?;
         let config = parameters.config();
         let names = Names::new(&ros.namespace().map_err(said)?, &ros.name().map_err(said)?, arguments);
-        let (clock, clock_messages): (_, Option<Box<dyn Stream<Item = Vec<u8>> + Unpin>>) = if config
-            .use_sim_time
-        {
-            let messages =
-                ros.subscribe_raw("/clock", CLOCK, QosProfile::sensor_data().keep_last(1)).map_err(said)?;
-            (RosClock::simulated(), Some(Box::new(messages)))
-        } else {
-            (RosClock::system(), None)
-        };
+        let (clock, clock_messages) = clock(&mut ros, config.use_sim_time).map_err(said)?;
         let latched = QosProfile::default().keep_last(1).reliable().transient_local();
         let autostart = if config.autostart { Autostart::At(Instant::now()) } else { Autostart::Off };
         Ok(Self {

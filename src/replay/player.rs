@@ -27,7 +27,7 @@ use crate::control::{Chunk, Rejected, Scheduler};
 use crate::messages::{CdrError, CompressedImageMessage, ImageMessage, JointStateMessage};
 use crate::model::Pixels;
 use crate::observe::image::{RawImage, decode_compressed, decode_raw};
-use crate::observe::intake::{Intake, Next};
+use crate::observe::intake::{Intake, Measured, Next};
 use crate::observe::joints::JointError;
 use crate::pipeline::inference::{Inference, InferenceError, Request, Response};
 use crate::policy::Policy;
@@ -133,6 +133,8 @@ struct Player<'a> {
     pending: Option<Pending>,
     /// When to ask the intake for an observation next, if no message comes before.
     ask_at: Option<Stamp>,
+    /// After the last message: the joints, if they were fresh then. That a bag ends is no fault of the robot.
+    at_end: Option<Measured>,
     next_id: u64,
     /// Images are kept of every so many chunks.
     seen_every: u64,
@@ -163,6 +165,7 @@ impl<'a> Player<'a> {
             next_tick: Stamp(0),
             pending: None,
             ask_at: None,
+            at_end: None,
             next_id: 0,
             seen_every: 1,
             recording: Recording {
@@ -299,7 +302,8 @@ impl<'a> Player<'a> {
     }
 
     fn tick(&mut self, now: Stamp) {
-        let measured = self.intake.measured(now).map(|measured| measured.positions.as_slice());
+        let measured = self.intake.measured(now).or(self.at_end.as_ref());
+        let measured = measured.map(|measured| measured.positions.as_slice());
         if let Some(command) = self.scheduler.tick(Steady(now.0), measured) {
             self.recording.commands.push(CommandSample {
                 stamp: now,
@@ -410,6 +414,7 @@ impl<'a> Player<'a> {
         if let Some(end) = self.now {
             self.advance(Stamp(end.0.saturating_add(1)))?; // the last instant's inference
             self.intake.end();
+            self.at_end = self.intake.measured(end).cloned();
             let give_up = Stamp(end.0.saturating_add(LONGEST_GAP_NS));
             while self.next_tick < give_up && !self.at_rest() {
                 self.advance(Stamp(self.next_tick.0.saturating_add(1)))?;
