@@ -145,15 +145,15 @@ def test_activate_is_refused_while_nobody_hears_the_commands(world):
 
 def test_activate_is_refused_without_fresh_inputs_and_names_the_first(world):
     robot, _arm = world.robot(), world.arm()
-    robot.silent = {1}
+    robot.silent = {1, "joints"}
     robot.start(20)
-    policy = world.start(robot_parameters())
+    policy = world.start()
     assert policy.change("configure")
     assert not policy.change("activate")
-    policy.status.wait_until(lambda status: "left_wrist_0_rgb" in status.reason, "the camera's name")
-    robot.silent = {"joints"}
-    assert not policy.change("activate")
     policy.status.wait_until(lambda status: "joints" in status.reason, "joints")
+    robot.silent = {1}
+    assert not policy.change("activate")
+    policy.status.wait_until(lambda status: "left_wrist_0_rgb" in status.reason, "the camera's name")
     robot.silent = set()
     assert policy.change("activate"), policy.reason()
 
