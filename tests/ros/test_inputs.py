@@ -15,11 +15,11 @@ RED, BLUE = (200, 40, 40), (40, 60, 210)
 class Eye:
     """One camera by hand, and the first chunk that the policy makes of each of its pictures."""
 
-    def __init__(self, world, kind):
-        self.publisher = world.node.create_publisher(kind, "cam_0", SENSOR)
+    def __init__(self, world, kind, topic="cam_0"):
+        self.publisher = world.node.create_publisher(kind, topic, SENSOR)
         self.robot = world.robot(cameras=0)
         world.arm()
-        self.policy = world.start(robot_parameters(cameras=1, sampler__seed=3))
+        self.policy = world.start(robot_parameters(cameras=1, sampler__seed=3, cameras__base_0_rgb__topic=topic))
         assert self.policy.change("configure"), self.policy.reason()
 
     def actions(self, image):
@@ -71,7 +71,7 @@ def test_compressed_pictures_show_what_raw_ones_do(world):
     raw = Eye(world, Image)
     expected = raw.actions(image("rgb8", RED))
     raw.policy.process.close()
-    eye = Eye(world, CompressedImage)
+    eye = Eye(world, CompressedImage, "cam_0/compressed")
     for format in ("png", "", "rgb8; png compressed bgr8"):
         assert difference(expected, eye.actions(CompressedImage(format=format, data=pictures.png(RED)))) == 0, format
     jpeg = (ROOT / "tests" / "data" / "images" / "progressive.jpg").read_bytes()
