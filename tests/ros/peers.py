@@ -309,6 +309,7 @@ class Policy:
     def __init__(self, node, process, name):
         self._node, self.process, self.name = node, process, name
         self._clients = {}
+        self._met = False
         self.status = Recorder(node, PolicyStatus, f"{name}/status", LATCHED)
         self.chunks = Recorder(node, ActionChunk, f"{name}/chunks")
         self.events = Recorder(node, TransitionEvent, f"{name}/transition_event")
@@ -317,16 +318,31 @@ class Policy:
 
     def call(self, kind, service, request=None, timeout=40.0):
         """One request and its answer."""
+        if not self._met:
+            self._meet()
+        answer = self._ask(kind, service, request or kind.Request(), timeout)
+        assert answer, f"{self.name}/{service} did not answer in {timeout} s; the node said:\n{self.process.log}"
+        return answer
+
+    def _meet(self):
+        """Waits for this very process to answer: one of its name that was killed looks alive for a while."""
+        wait_for(lambda: self.status.last or not self.process.is_alive(), lambda: f"a status; the node said:\n{self.process.log}")
+        wait_for(lambda: self._ask(GetState, "get_state", GetState.Request(), 1.0), lambda: f"an answer; the node said:\n{self.process.log}")
+        self._met = True
+
+    def _ask(self, kind, service, request, timeout):
         key = (kind, service)
         if key not in self._clients:
             self._clients[key] = self._node.create_client(kind, f"{self.name}/{service}")
         client = self._clients[key]
         wait_for(client.service_is_ready, lambda: f"service {self.name}/{service}; the node said:\n{self.process.log}")
         answered = threading.Event()
-        future = client.call_async(request or kind.Request())
+        future = client.call_async(request)
         future.add_done_callback(lambda _: answered.set())
-        assert answered.wait(timeout), f"{self.name}/{service} did not answer in {timeout} s; the node said:\n{self.process.log}"
-        return future.result()
+        if answered.wait(timeout):
+            return future.result()
+        client.remove_pending_request(future)
+        return None
 
     # The lifecycle.
 
