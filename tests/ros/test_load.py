@@ -21,9 +21,13 @@ def test_in_a_flood_every_chunk_is_of_the_newest_data_and_memory_is_flat(world):
         assert int(watched.health[slot][2]["refused"]) == 0, watched.health
 
 
+def say(seconds, mib, chunks):
+    print(f"{seconds:7.1f} s  {mib:7.1f} MiB  {chunks:6} chunks", flush=True)
+
+
 def test_memory_is_flat_over_a_soak(world, request):
     seconds = request.config.getoption("--soak-seconds")
-    watched = Watched(world, seconds=seconds, camera_hz=30, joints_hz=100)
+    watched = Watched(world, seconds=seconds, camera_hz=30, joints_hz=100, say=say, every=max(0.5, seconds / 60))
     assert watched.state == "active"
     print(f"{seconds:.0f} s: chunks {len(watched.ages)}, growth {watched.growth_mib():.1f} MiB")
     assert watched.growth_mib() < FLAT_MIB, watched.memory
