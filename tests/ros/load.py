@@ -1,0 +1,78 @@
+"""The node under full-rate sources, watched: how old its observations are, and its memory."""
+
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from peers import robot_parameters, to_ns
+from process import wait_for
+
+SOURCE = Path(__file__).with_name("flood_source.py")
+
+
+class Sources:
+    """Three cameras and the joints, each a process of its own."""
+
+    def __init__(self, namespace, camera_hz, joints_hz):
+        wanted = [("camera", index, camera_hz) for index in range(3)] + [("joints", 0, joints_hz)]
+        self.processes = [
+            subprocess.Popen([sys.executable, str(SOURCE), namespace, kind, str(index), str(rate)], stdout=subprocess.PIPE, text=True)
+            for kind, index, rate in wanted
+        ]
+
+    def stop(self):
+        """Messages that each sent."""
+        for process in self.processes:
+            process.send_signal(signal.SIGTERM)
+        sent = []
+        for process in self.processes:
+            try:
+                out, _ = process.communicate(timeout=20)
+                sent.append(int(out.strip() or 0))
+            except (subprocess.TimeoutExpired, ValueError):
+                process.kill()
+                sent.append(0)
+        return sent
+
+
+class Watched:
+    """What was seen of a node in so many seconds."""
+
+    def __init__(self, world, seconds, camera_hz, joints_hz, say=None, every=0.5):
+        self.memory, self.ages = [], []
+        arm = world.arm()
+        sources = Sources(world.namespace, camera_hz, joints_hz)
+        try:
+            # A loaded machine delivers late, and that is not what is watched here.
+            policy = self.policy = world.start(robot_parameters(autostart=True, cameras__base_0_rgb__max_age_ms=5000))
+            policy.wait_for_state("active")
+            arm.wait_for_more(20)
+            taken = len(policy.chunks.received)
+            start = time.monotonic()
+            offset = time.time() - time.monotonic()
+            while time.monotonic() - start < seconds:
+                time.sleep(min(every, max(0.0, start + seconds - time.monotonic())))
+                assert policy.process.is_alive(), policy.process.log
+                self.memory.append((time.monotonic() - start, policy.process.rss_mib()))
+                if say:
+                    say(*self.memory[-1], len(policy.chunks.received) - taken)
+            for arrival, chunk in list(policy.chunks.received)[taken:]:
+                stamps = [to_ns(stamp) * 1e-9 for stamp in (*chunk.image_stamps, chunk.joints_stamp)]
+                self.ages.append(arrival + offset - min(stamps))
+            self.state = policy.state()
+            wait_for(lambda: "rate_hz" in policy.health().get("joints", (0, "", {}))[2], "rates")
+            self.health = policy.health()
+        finally:
+            self.sent = sources.stop()
+
+    def growth_mib(self):
+        """Resident memory at the end less that after a fifth of the time, by the medians of tenths."""
+        values = [mib for _, mib in self.memory]
+        tenth = max(1, len(values) // 10)
+
+        def median(part):
+            return sorted(part)[len(part) // 2]
+
+        return median(values[-tenth:]) - median(values[2 * tenth : 3 * tenth] or values[:tenth])

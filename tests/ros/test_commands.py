@@ -1,0 +1,148 @@
+"""What the arm hears: commands of each type within limits, and the services pause, stop and reset."""
+
+import pytest
+
+from peers import ACCELERATION, JOINTS, VELOCITY, robot_parameters, to_ns
+from process import wait_for
+
+
+def speeds_of(commands):
+    """(seconds before the last command, seconds between two, speed of each joint) between consecutive JointStates."""
+    stamps = [to_ns(command.header.stamp) for command in commands]
+    assert all(b > a for a, b in zip(stamps, stamps[1:])), "stamps increase"
+    speeds = []
+    for before, after, t0, t1 in zip(commands, commands[1:], stamps, stamps[1:]):
+        seconds = (t1 - t0) * 1e-9
+        speeds.append(((stamps[-1] - t0) * 1e-9, seconds, [(b - a) / seconds for a, b in zip(before.position, after.position)]))
+    return speeds
+
+
+def assert_within_limits(commands):
+    """Positions and speeds of recorded JointStates, judged on their own stamps."""
+    assert all(abs(position) <= 3.0 + 1e-9 for command in commands for position in command.position)
+    for _, _, speed in speeds_of(commands):
+        assert all(abs(v) <= VELOCITY * (1 + 1e-6) for v in speed), speed
+
+
+def assert_ends_at_rest(commands):
+    """Within limits, and no command is faster than what can still stop, within limits, until the last one."""
+    assert_within_limits(commands)
+    speeds = speeds_of(commands)
+    for left, seconds, speed in speeds:
+        assert all(abs(v) <= ACCELERATION * (left + seconds) for v in speed), (left, speed)
+
+
+def test_joint_states_come_per_tick_on_the_grid_within_limits(world):
+    _robot, arm, _policy = world.running()
+    commands = arm.wait_for_more(200, timeout=60)
+    assert all(list(command.name) == JOINTS for command in commands)
+    assert_within_limits(commands)
+    stamps = [to_ns(command.header.stamp) for command in commands]
+    assert any(commands[0].position[j] != commands[-1].position[j] for j in range(3)), "it moves"
+    gaps = sorted(b - a for a, b in zip(stamps, stamps[1:]))
+    assert abs(gaps[len(gaps) // 2] - 10_000_000) < 2_000_000, "100 Hz"
+
+
+def test_float64_multi_arrays_have_one_value_per_joint(world):
+    _robot, arm, _policy = world.running(robot_parameters(control__command="float64_multi_array"), "float64_multi_array")
+    for command in arm.wait_for_more(50):
+        assert len(command.data) == len(JOINTS) and not command.layout.dim
+        assert all(abs(position) <= 3.0 for position in command.data)
+    arm.wait_for_motion()
+
+
+def test_joint_trajectories_come_per_chunk_and_always_end_at_rest(world):
+    robot, arm = world.robot(), world.arm("joint_trajectory")
+    robot.start(10)
+    policy = world.start(robot_parameters(control__command="joint_trajectory"))
+    assert policy.change("configure"), policy.reason()
+    assert policy.change("activate"), policy.reason()
+    for trajectory in arm.wait_for_more(5):
+        assert list(trajectory.joint_names) == JOINTS
+        assert len(trajectory.points) > 1
+        times = [to_ns(point.time_from_start) for point in trajectory.points]
+        assert times[0] >= 0 and times == sorted(set(times)), "time goes on"
+        for point in trajectory.points:
+            assert len(point.positions) == len(JOINTS) and all(abs(position) <= 3.0 for position in point.positions)
+        last, before = trajectory.points[-1], trajectory.points[-2]
+        if len(last.velocities):
+            assert list(last.velocities) == [0.0] * len(JOINTS)
+        dt = (times[-1] - times[-2]) * 1e-9
+        steps = [abs(b - a) for a, b in zip(before.positions, last.positions)]
+        assert all(step <= ACCELERATION * dt * dt * 1.01 for step in steps), "the end is at rest"
+    assert policy.trigger("stop")[0]
+    policy.wait_for_control("stopped")
+    wait_for(lambda: arm.silent_for(1.0), "no trajectory after the stop")
+
+
+def test_pause_brakes_and_holds_while_commands_go_on_and_resumes(world):
+    _robot, arm, policy = world.running()
+    arm.wait_for_motion()
+    before = len(arm.received)
+    assert policy.pause()[0]
+    policy.wait_for_control("paused")
+    arm.wait_for_rest()
+    assert_within_limits(arm.messages[before:])
+    held = arm.positions()[-1]
+    later = arm.wait_for_more(50)
+    assert all(list(command.position) == held for command in later), "commands go on and do not move"
+    assert policy.state() == "active"
+    assert policy.pause(False)[0]
+    policy.wait_for_control("running")
+    arm.wait_for_motion()
+    assert_within_limits(arm.messages[before:])
+
+
+def test_stop_brakes_then_is_silent_until_reset(world):
+    _robot, arm, policy = world.running()
+    arm.wait_for_motion()
+    before = len(arm.received)
+    assert policy.trigger("stop")[0]
+    policy.wait_for_control("stopped")
+    wait_for(lambda: arm.silent_for(1.0), "silence")
+    assert_ends_at_rest(arm.messages[before:])
+    assert policy.state() == "active"
+    assert policy.status.last.control == "stopped" and policy.reason()
+    assert policy.trigger("reset")[0]
+    policy.wait_for_control("running")
+    resumed = len(arm.received)
+    arm.wait_for_motion()
+    assert_within_limits(arm.messages[resumed:])
+
+
+def test_pause_stop_and_reset_are_refused_by_a_node_that_is_not_active(world):
+    policy = world.start()
+    for _ in range(2):
+        for success, message in (policy.pause(), policy.trigger("stop"), policy.trigger("reset")):
+            assert not success and message and "\n" not in message
+        assert policy.state() in ("inactive", "unconfigured")
+        policy.change("configure")
+
+
+def test_deactivate_brakes_before_the_commands_end(world):
+    _robot, arm, policy = world.running()
+    arm.wait_for_motion()
+    before = len(arm.received)
+    assert policy.change("deactivate")
+    wait_for(lambda: arm.silent_for(0.5), "silence")
+    assert_ends_at_rest(arm.messages[before:])
+    assert policy.state() == "inactive"
+    assert policy.change("activate"), policy.reason()
+    arm.wait_for_motion()
+
+
+@pytest.mark.parametrize("rate", [20.0, 250.0])
+def test_commands_come_at_the_configured_rate(world, rate):
+    _robot, arm, _policy = world.running(robot_parameters(control__rate_hz=rate))
+    commands = arm.wait_for_more(60)
+    stamps = [to_ns(command.header.stamp) for command in commands]
+    gaps = sorted(b - a for a, b in zip(stamps, stamps[1:]))
+    assert gaps[len(gaps) // 2] == pytest.approx(1e9 / rate, rel=0.3)
+
+
+def test_blend_steps_and_seed_change_while_it_runs(world):
+    _robot, arm, policy = world.running()
+    assert policy.set(control__blend_steps=0, sampler__seed=99) == [(True, ""), (True, "")]
+    policy.chunks.wait_for_more(3)
+    arm.wait_for_motion()
+    assert_within_limits(arm.wait_for_more(50))
