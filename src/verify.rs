@@ -12,6 +12,7 @@ use crate::engine::EngineError;
 use crate::engine::cpu::CpuEngine;
 use crate::engine::probe::{Probe, Tap};
 use crate::model::dims::Dims;
+use crate::model::sampler::rtc::Rtc;
 use crate::model::sampler::{Sampler, TimeRounding};
 use crate::model::{ModelInput, Pixels};
 use crate::pipeline::{StageTimes, infer};
@@ -122,14 +123,14 @@ impl Case {
         self.compare_slots(&mut comparer);
         comparer.record("times", &self.sampler.times());
         let mut tap = Tap::new(&mut comparer);
-        let (actions, times) = infer(engine, &self.input, &self.noise, &self.sampler, &mut tap)?;
+        let (actions, times) = infer(engine, &self.input, &self.noise, &self.sampler, &Rtc::Off, &mut tap)?;
         comparer.record("actions", &actions);
         Ok(comparer.outcome(times))
     }
 
     /// Runs the engine on the case's inputs again, unobserved: what an inference takes once it is warm.
     pub fn times(&self, engine: &mut CpuEngine) -> Result<StageTimes, VerifyError> {
-        Ok(infer(engine, &self.input, &self.noise, &self.sampler, &mut Tap::none())?.1)
+        Ok(infer(engine, &self.input, &self.noise, &self.sampler, &Rtc::Off, &mut Tap::none())?.1)
     }
 
     /// What dropping masked slots and having no other mask amounts to, as the reference writes it down.
@@ -242,7 +243,7 @@ impl Reader {
             return Err(self.wrong("times", format!("1 to {MAX_STEPS} of them"), times.len().to_string()));
         }
         let [openpi, lerobot] = [TimeRounding::Accumulated, TimeRounding::Direct]
-            .map(|rounding| Sampler { steps: times.len(), rounding });
+            .map(|rounding| Sampler::euler(times.len(), rounding));
         let distance = |sampler: &Sampler| -> f64 {
             sampler.times().iter().zip(&times).map(|(a, b)| (f64::from(*a) - b).abs()).sum()
         };

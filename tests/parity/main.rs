@@ -32,7 +32,7 @@ use std::{
 use arrays::Arrays;
 use pi05_thor::{
     engine::{cpu::CpuEngine, probe::Tap},
-    model::{ModelInput, Pixels, sampler::Sampler, sampler::TimeRounding},
+    model::{ModelInput, Pixels, sampler::Sampler, sampler::TimeRounding, sampler::rtc::Rtc},
     pipeline::{Model, infer},
 };
 
@@ -58,7 +58,7 @@ fn engine(checkpoint: &Path) -> CpuEngine {
 /// A case's recorded inputs, run without anybody looking on: actions as bits.
 fn actions(engine: &mut CpuEngine, case: &Arrays) -> Vec<u32> {
     let (input, noise, sampler) = inputs(case);
-    let (actions, _) = infer(engine, &input, &noise, &sampler, &mut Tap::none()).unwrap();
+    let (actions, _) = infer(engine, &input, &noise, &sampler, &Rtc::Off, &mut Tap::none()).unwrap();
     actions.into_iter().map(f32::to_bits).collect()
 }
 
@@ -71,7 +71,7 @@ fn inputs(case: &Arrays) -> (ModelInput, Vec<f32>, Sampler) {
     let tokens = case["in.tokens"].values().into_iter().zip(case["in.token_mask"].is_set());
     let tokens = tokens.filter_map(|(token, is_valid)| is_valid.then_some(token as u32)).collect();
     let input = ModelInput { images: CAMERAS.iter().map(image).collect(), tokens };
-    let sampler = Sampler { steps: case["times"].shape[0], rounding: TimeRounding::Accumulated };
+    let sampler = Sampler::euler(case["times"].shape[0], TimeRounding::Accumulated);
     (input, case["in.noise"].f32s(), sampler)
 }
 
