@@ -9,6 +9,7 @@
 //! | `end_to_end` | robot observations lead to the recorded robot actions |
 //! | `determinism` | the same input gives the same bits |
 //! | `refusals` | a case that cannot be judged is refused in one line; nothing wrong passes |
+//! | `rtc` | real-time chunking, guided and trained, is the recorded one |
 //!
 //! `cargo test --release --test parity -- --ignored` runs the full-size network too: 7 GB, most of a minute.
 
@@ -21,6 +22,7 @@ mod end_to_end;
 mod naive;
 mod recorded;
 mod refusals;
+mod rtc;
 mod sweep;
 
 use std::{

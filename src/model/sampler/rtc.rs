@@ -213,6 +213,11 @@ impl Rtc {
         if let Rtc::Trained(CleanPrefix { shape, leftover }) = self { leftover.len() / shape[1] } else { 0 }
     }
 
+    /// Guided: how much each row is pulled, `[horizon]`.
+    pub fn weights(&self) -> Option<&[f32]> {
+        if let Rtc::Guided(guidance) = self { Some(&guidance.weights) } else { None }
+    }
+
     /// Where the sampling begins, from `noise` `[horizon, action_dim]`: the clean rows take the place of their noise.
     pub fn start(&self, noise: &[f32]) -> Vec<f32> {
         let mut x = noise.to_vec();
