@@ -31,4 +31,5 @@ pub mod observe;
 pub mod pipeline;
 pub mod policy;
 pub mod replay;
+pub mod steps;
 pub mod verify;

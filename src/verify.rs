@@ -20,6 +20,7 @@ use crate::model::{ModelInput, Pixels};
 use crate::pipeline::{StageTimes, infer};
 use crate::policy::checkpoint::safetensors::{Dtype, RawTensor, read_case};
 use crate::policy::checkpoint::{CheckpointError, DEFAULT_CAMERAS};
+use crate::steps::Start;
 
 /// Why a case could not be run.
 #[derive(Debug, Error)]
@@ -130,6 +131,11 @@ impl Case {
     /// Runs the engine on the case's inputs again, unobserved: what an inference takes once it is warm.
     pub fn times(&self, engine: &mut CpuEngine) -> Result<StageTimes, VerifyError> {
         Ok(infer(engine, &self.input, &self.noise, &self.sampler, &Rtc::Off, &mut Tap::none())?.1)
+    }
+
+    /// What went into the network.
+    pub fn start(self) -> Start {
+        Start { input: self.input, noise: self.noise }
     }
 
     /// What dropping masked slots and having no other mask amounts to, as the reference writes it down.

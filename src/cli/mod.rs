@@ -8,6 +8,7 @@ mod inspect;
 mod node;
 mod progress;
 mod replay;
+mod steps;
 mod synth;
 mod verify;
 
@@ -36,6 +37,7 @@ enum Command {
     Inspect(inspect::Args),
     Synth(synth::Args),
     Bench(bench::Args),
+    Steps(steps::Args),
     #[cfg(feature = "ros")]
     Node(node::Args),
 }
@@ -106,6 +108,7 @@ pub fn main() -> ExitCode {
         Command::Inspect(args) => inspect::run(args),
         Command::Synth(args) => synth::run(args),
         Command::Bench(args) => bench::run(args),
+        Command::Steps(args) => steps::run(args),
         #[cfg(feature = "ros")]
         Command::Node(args) => node::run(args),
     };

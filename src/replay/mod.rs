@@ -3,6 +3,7 @@ pub mod bag;
 pub mod bag_clock;
 pub mod commands;
 pub mod message;
+pub mod observations;
 pub mod pace;
 pub mod player;
 pub mod recording;
