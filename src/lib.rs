@@ -17,6 +17,7 @@
 //! Message stamps are [`clock::Stamp`] (ROS time). Every deadline is judged on [`clock::Steady`].
 //! The two are never mixed; in a replay the bag's stamps drive both.
 
+mod choices;
 pub mod cli;
 pub mod clock;
 pub mod config;
@@ -30,4 +31,5 @@ pub mod observe;
 pub mod pipeline;
 pub mod policy;
 pub mod replay;
+pub mod steps;
 pub mod verify;

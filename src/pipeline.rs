@@ -15,6 +15,7 @@ use crate::engine::weights::Weights;
 use crate::model::ModelInput;
 use crate::model::dims::{Dims, DimsError, DimsHints};
 use crate::model::names;
+use crate::model::sampler::rtc::Rtc;
 use crate::model::sampler::{Sampler, TimeRounding};
 use crate::model::tensors::Dtype;
 use crate::policy::PolicyError;
@@ -214,11 +215,13 @@ impl StageTimes {
 }
 
 /// One inference, stage by stage: actions `[horizon, action_dim]` in model space, and what each stage took.
+/// `noise` has the same shape; `rtc`: what the previous chunk has to say.
 pub fn infer(
     engine: &mut CpuEngine,
     input: &ModelInput,
     noise: &[f32],
     sampler: &Sampler,
+    rtc: &Rtc,
     tap: &mut Tap,
 ) -> Result<(Vec<f32>, StageTimes), EngineError> {
     let start = Instant::now();
@@ -226,7 +229,7 @@ pub fn infer(
     let seen = Instant::now();
     let kv = engine.prefix(&features, &input.tokens, tap)?;
     let cached = Instant::now();
-    let actions = engine.denoise(&kv, noise, sampler, tap)?;
+    let actions = engine.denoise(&kv, noise, sampler, rtc, tap)?;
     let times = StageTimes {
         vision_ms: (seen - start).as_secs_f64() * 1e3,
         prefix_ms: (cached - seen).as_secs_f64() * 1e3,

@@ -13,6 +13,7 @@ use super::{BackendArg, DtypeArg, Failure, Verdict, progress, require_cpu};
 use crate::engine::cpu::peak_flops;
 use crate::engine::probe::Tap;
 use crate::model::dims::Work;
+use crate::model::sampler::rtc::Rtc;
 use crate::model::sampler::{Sampler, noise};
 use crate::model::{ModelInput, Pixels, synth};
 use crate::pipeline::{Model, StageTimes, infer};
@@ -130,12 +131,12 @@ pub fn run(args: Args) -> Result<Verdict, Failure> {
         tokens: (0..tokens).map(|t| (t * 7919 + 3) % vocab).collect(),
     };
     let noise = noise(0, 0, horizon * dims.action_dim);
-    let sampler = Sampler { steps: STEPS, rounding: model.time_rounding() };
+    let sampler = Sampler::euler(STEPS, model.time_rounding());
     let bar = progress::bar("inferences");
     let mut times = Vec::new();
     for run in 0..=args.runs {
         progress::set(&bar, run.into(), args.runs.into());
-        let (_, stages) = infer(&mut engine, &input, &noise, &sampler, &mut Tap::none())?;
+        let (_, stages) = infer(&mut engine, &input, &noise, &sampler, &Rtc::Off, &mut Tap::none())?;
         times.push(stages);
     }
     bar.finish_and_clear();

@@ -9,6 +9,7 @@ mod node;
 mod progress;
 mod replay;
 mod report;
+mod steps;
 mod synth;
 mod verify;
 
@@ -38,6 +39,7 @@ enum Command {
     Inspect(inspect::Args),
     Synth(synth::Args),
     Bench(bench::Args),
+    Steps(steps::Args),
     #[cfg(feature = "ros")]
     Node(node::Args),
 }
@@ -109,6 +111,7 @@ pub fn main() -> ExitCode {
         Command::Inspect(args) => inspect::run(args),
         Command::Synth(args) => synth::run(args),
         Command::Bench(args) => bench::run(args),
+        Command::Steps(args) => steps::run(args),
         #[cfg(feature = "ros")]
         Command::Node(args) => node::run(args),
     };

@@ -1,35 +1,7 @@
 //! Parameters that are one of a few words, as enums. Each enum knows its words; the table takes them from here.
-//! The first word is the default.
+//! The first word is the default. Those of the sampler are in [`crate::model::sampler`].
 
-/// Declares an enum whose variants have names in parameter files.
-macro_rules! choices {
-    ($(#[$meta:meta])* $name:ident { $($(#[$variant_meta:meta])* $variant:ident = $text:literal,)+ }) => {
-        $(#[$meta])*
-        #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-        pub enum $name { $($(#[$variant_meta])* $variant,)+ }
-
-        impl $name {
-            /// Every word, in the order of declaration.
-            pub const NAMES: &'static [&'static str] = &[$($text,)+];
-
-            /// The variant that is called so in parameter files.
-            pub fn from_name(name: &str) -> Option<Self> {
-                match name { $($text => Some(Self::$variant),)+ _ => None }
-            }
-
-            /// Its word in parameter files.
-            pub fn name(self) -> &'static str {
-                match self { $(Self::$variant => $text,)+ }
-            }
-        }
-
-        impl std::fmt::Display for $name {
-            fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-                f.write_str(self.name())
-            }
-        }
-    };
-}
+use crate::choices::choices;
 
 choices! {
     /// Which robot adapter surrounds the network.
@@ -159,39 +131,5 @@ choices! {
         JointState = "joint_state",
         /// `trajectory_msgs/JointTrajectory`, per chunk.
         JointTrajectory = "joint_trajectory",
-    }
-}
-
-choices! {
-    /// Time steps of the sampler.
-    ScheduleChoice {
-        /// Equal steps, as the model was trained.
-        #[default]
-        Linear = "linear",
-        /// Half a cosine.
-        Cosine = "cosine",
-        /// Quadratic.
-        Quadratic = "quadratic",
-        /// Logistic.
-        Sigmoid = "sigmoid",
-    }
-}
-
-choices! {
-    /// Integrator of the sampler.
-    SolverChoice {
-        /// First order, as the reference implementations use.
-        #[default]
-        Euler = "euler",
-        /// Second order, midpoint.
-        Midpoint = "midpoint",
-        /// Second order, Heun.
-        Heun = "heun",
-        /// Second-order multistep DPM-Solver.
-        DpmSolver2 = "dpm_solver_2",
-        /// Fourth-order Runge-Kutta.
-        Rk4 = "rk4",
-        /// DDIM.
-        Ddim = "ddim",
     }
 }

@@ -14,15 +14,11 @@ use super::parameters::{
 use super::ros_file::{self, Raw};
 use super::{Camera, Config, Control, Joints, Observe, Policy, Replay, Sampler, builtin_yaml};
 use crate::control::limits::LIMIT_MAX;
+use crate::model::sampler::{Schedule, Solver};
 
 /// Words that are known, with those that this version runs. A later version shortens this list, and nothing else.
-const NOT_YET: &[(&str, &[&str])] = &[
-    ("backend", &["auto", "cpu"]),
-    ("dtype", &["auto", "f32"]),
-    ("control.execution", &["latest"]),
-    ("sampler.schedule", &["linear"]),
-    ("sampler.solver", &["euler"]),
-];
+const NOT_YET: &[(&str, &[&str])] =
+    &[("backend", &["auto", "cpu"]), ("dtype", &["auto", "f32"]), ("control.execution", &["latest"])];
 
 /// Naming one of these means another robot than the built-in one: none of the lists is taken from there.
 const NAMES_THE_ROBOT: [&str; 2] = ["joints.names", "joints.action_names"];
@@ -272,8 +268,8 @@ impl Layers<'_> {
             },
             sampler: Sampler {
                 steps: self.count("sampler.steps"),
-                schedule: self.choice("sampler.schedule", ScheduleChoice::from_name, ScheduleChoice::Linear),
-                solver: self.choice("sampler.solver", SolverChoice::from_name, SolverChoice::Euler),
+                schedule: self.choice("sampler.schedule", Schedule::from_name, Schedule::Linear),
+                solver: self.choice("sampler.solver", Solver::from_name, Solver::Euler),
                 seed: u64::try_from(self.integer("sampler.seed")).ok(),
             },
             replay: Replay { latency_ms: self.integer("replay.latency_ms") },

@@ -26,12 +26,13 @@ use std::path::{Path, PathBuf};
 
 pub use choices::{
     AutoBool, Backend, CommandType, DtypeChoice, Execution, NormalizationChoice, PromptFormatChoice,
-    ResizeChoice, RobotKind, ScheduleChoice, SolverChoice,
+    ResizeChoice, RobotKind,
 };
 pub use error::{ConfigError, Violation};
 pub use ros_file::FILE_MAX;
 
 use crate::control::{ControlConfig, ControlMode, JointLimit, JointLimits, limits::LimitsError};
+use crate::model::sampler::{self, Schedule, Solver, TimeRounding};
 use crate::policy::PolicyOptions;
 use crate::policy::prompt::PromptFormat;
 use crate::policy::resize::Resize;
@@ -127,10 +128,17 @@ pub struct Control {
 #[allow(missing_docs)]
 pub struct Sampler {
     pub steps: usize,
-    pub schedule: ScheduleChoice,
-    pub solver: SolverChoice,
+    pub schedule: Schedule,
+    pub solver: Solver,
     /// `None`: fresh noise in every run.
     pub seed: Option<u64>,
+}
+
+impl Sampler {
+    /// The sampler that these parameters ask for; whose times are rounded how is the checkpoint's matter.
+    pub fn of(&self, rounding: TimeRounding) -> sampler::Sampler {
+        sampler::Sampler { steps: self.steps, schedule: self.schedule, solver: self.solver, rounding }
+    }
 }
 
 /// `replay`: what only a replay needs.

@@ -4,6 +4,7 @@
 //! YAML files, the declarations of the ROS 2 node and the documentation are all made from [`TABLE`].
 
 use super::choices::*;
+use crate::model::sampler::{Schedule, Solver};
 
 /// Most joints (state or action values) that a configuration may name. The largest humanoids have some seventy.
 pub const JOINTS_MAX: usize = 256;
@@ -206,9 +207,9 @@ pub static TABLE: &[Parameter] = &[
         "Topic of the commands."),
     parameter("sampler.steps", integer(10, 1, 50), "", Structural,
         "Denoising steps per chunk; 10 as the model was trained."),
-    parameter("sampler.schedule", one_of("linear", ScheduleChoice::NAMES), "", Structural,
+    parameter("sampler.schedule", one_of("linear", Schedule::NAMES), "", Structural,
         "Time steps of the sampler."),
-    parameter("sampler.solver", one_of("euler", SolverChoice::NAMES), "", Structural,
+    parameter("sampler.solver", one_of("euler", Solver::NAMES), "", Structural,
         "Integrator of the sampler."),
     parameter("sampler.seed", integer(0, i64::MIN, i64::MAX), "", Live,
         "Seed of the noise; negative: fresh noise in every run."),

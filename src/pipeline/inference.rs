@@ -10,6 +10,7 @@ use crate::engine::EngineError;
 use crate::engine::cpu::CpuEngine;
 use crate::engine::probe::Tap;
 use crate::model::Pixels;
+use crate::model::sampler::rtc::Rtc;
 use crate::model::sampler::{Sampler, noise};
 use crate::observe::Observation;
 use crate::policy::{Policy, PolicyError};
@@ -104,7 +105,7 @@ impl Inference {
         let shape = self.policy.shape();
         let noise = noise(self.seed, id, shape.horizon * shape.action_dim);
         let (actions, stages) =
-            infer(&mut self.engine, &encoded.input, &noise, &self.sampler, &mut Tap::none())?;
+            infer(&mut self.engine, &encoded.input, &noise, &self.sampler, &Rtc::Off, &mut Tap::none())?;
         let decoding = Instant::now();
         let actions = self.policy.decode(&actions, &encoded).map_err(InferenceError::Decode)?;
         Ok(Response {

@@ -9,7 +9,6 @@ use std::sync::Arc;
 use super::inference::Inference;
 use super::{LoadError, Model};
 use crate::config::Config;
-use crate::model::sampler::Sampler;
 use crate::policy::cameras::CameraSlots;
 use crate::policy::{NetworkShape, Policy};
 
@@ -42,7 +41,7 @@ impl Setup {
         Ok(Inference {
             engine: self.model.load(progress)?,
             policy: Arc::clone(&self.policy),
-            sampler: Sampler { steps: config.sampler.steps, rounding: self.model.time_rounding() },
+            sampler: config.sampler.of(self.model.time_rounding()),
             seed: config.sampler.seed.unwrap_or_else(fresh_seed),
         })
     }

@@ -4,6 +4,7 @@ pub mod bag_clock;
 pub mod commands;
 pub mod live;
 pub mod message;
+pub mod observations;
 pub mod pace;
 pub mod player;
 pub mod recording;

@@ -6,7 +6,7 @@ use std::{fs, path::Path, sync::Arc};
 use pi05_thor::{
     config::RobotKind,
     engine::probe::Tap,
-    model::{Pixels, sampler::Sampler, sampler::TimeRounding, synth},
+    model::{Pixels, sampler::Sampler, sampler::TimeRounding, sampler::rtc::Rtc, synth},
     observe::{Observation, RgbImage},
     pipeline::{Model, infer},
     policy::{NetworkShape, Policy, PolicyOptions},
@@ -75,9 +75,10 @@ impl Robot {
     /// The robot's actions for an observation, from recorded noise. All values in one list.
     fn actions(&self, seen: &Observation, prompt: &str, noise: &[f32]) -> Vec<f64> {
         let encoded = self.policy.encode(seen, prompt).unwrap();
-        let sampler = Sampler { steps: 10, rounding: self.model.time_rounding() };
+        let sampler = Sampler::euler(10, self.model.time_rounding());
         let mut engine = self.model.load(|_, _| {}).unwrap();
-        let (actions, _) = infer(&mut engine, &encoded.input, noise, &sampler, &mut Tap::none()).unwrap();
+        let (actions, _) =
+            infer(&mut engine, &encoded.input, noise, &sampler, &Rtc::Off, &mut Tap::none()).unwrap();
         self.policy.decode(&actions, &encoded).unwrap().concat()
     }
 }

@@ -9,6 +9,7 @@
 //! | `end_to_end` | robot observations lead to the recorded robot actions |
 //! | `determinism` | the same input gives the same bits |
 //! | `refusals` | a case that cannot be judged is refused in one line; nothing wrong passes |
+//! | `rtc` | real-time chunking, guided and trained, is the recorded one |
 //!
 //! `cargo test --release --test parity -- --ignored` runs the full-size network too: 7 GB, most of a minute.
 
@@ -21,6 +22,7 @@ mod end_to_end;
 mod naive;
 mod recorded;
 mod refusals;
+mod rtc;
 mod sweep;
 
 use std::{
@@ -32,7 +34,7 @@ use std::{
 use arrays::Arrays;
 use pi05_thor::{
     engine::{cpu::CpuEngine, probe::Tap},
-    model::{ModelInput, Pixels, sampler::Sampler, sampler::TimeRounding},
+    model::{ModelInput, Pixels, sampler::Sampler, sampler::TimeRounding, sampler::rtc::Rtc},
     pipeline::{Model, infer},
 };
 
@@ -58,7 +60,7 @@ fn engine(checkpoint: &Path) -> CpuEngine {
 /// A case's recorded inputs, run without anybody looking on: actions as bits.
 fn actions(engine: &mut CpuEngine, case: &Arrays) -> Vec<u32> {
     let (input, noise, sampler) = inputs(case);
-    let (actions, _) = infer(engine, &input, &noise, &sampler, &mut Tap::none()).unwrap();
+    let (actions, _) = infer(engine, &input, &noise, &sampler, &Rtc::Off, &mut Tap::none()).unwrap();
     actions.into_iter().map(f32::to_bits).collect()
 }
 
@@ -71,7 +73,7 @@ fn inputs(case: &Arrays) -> (ModelInput, Vec<f32>, Sampler) {
     let tokens = case["in.tokens"].values().into_iter().zip(case["in.token_mask"].is_set());
     let tokens = tokens.filter_map(|(token, is_valid)| is_valid.then_some(token as u32)).collect();
     let input = ModelInput { images: CAMERAS.iter().map(image).collect(), tokens };
-    let sampler = Sampler { steps: case["times"].shape[0], rounding: TimeRounding::Accumulated };
+    let sampler = Sampler::euler(case["times"].shape[0], TimeRounding::Accumulated);
     (input, case["in.noise"].f32s(), sampler)
 }
 

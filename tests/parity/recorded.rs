@@ -5,6 +5,7 @@ use std::{fs, path::Path};
 use half::{bf16, f16};
 use pi05_thor::{
     engine::probe::{Probe, Tap},
+    model::sampler::rtc::Rtc,
     pipeline::{Model, infer},
     verify::{Case, Outcome},
 };
@@ -170,7 +171,8 @@ fn looking_on_changes_nothing() {
         let (input, noise, sampler) = inputs(&case);
         let mut probe = WantsAll(0);
         let mut tap = Tap::new(&mut probe);
-        let (seen, _) = infer(&mut engine(&fixture("tiny")), &input, &noise, &sampler, &mut tap).unwrap();
+        let (seen, _) =
+            infer(&mut engine(&fixture("tiny")), &input, &noise, &sampler, &Rtc::Off, &mut tap).unwrap();
         let seen: Vec<u32> = seen.into_iter().map(f32::to_bits).collect();
         assert_eq!(seen, actions(&mut engine(&fixture("tiny")), &case));
         assert!(probe.0 > 100, "{} stages", probe.0);

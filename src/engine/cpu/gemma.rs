@@ -24,9 +24,18 @@ pub struct Block {
     down: Linear,
 }
 
-/// A norm before a sub-layer, with the gate after it: learned weights in the prefix, made from the time in the expert.
+/// A norm before a sub-layer, with the gate after it.
 #[derive(Clone, Copy)]
 pub struct Norm<'a> {
+    /// Of every row but the first ones.
+    pub channels: Channels<'a>,
+    /// Expert only: how many rows come first, and theirs. They are clean actions (training-time RTC, spec §12.3).
+    pub first: Option<(usize, Channels<'a>)>,
+}
+
+/// What a norm does to the channels of a row: learned weights in the prefix, made from the time in the expert.
+#[derive(Clone, Copy)]
+pub struct Channels<'a> {
     /// Multiplier per channel: `1 + w`, or `1 + scale`.
     pub scale: &'a [f32],
     /// adaRMS only.
@@ -142,25 +151,31 @@ impl Block {
 impl<'a> Norm<'a> {
     /// RMSNorm with learned weights, given as `1 + w`.
     pub fn rms(scale: &'a [f32]) -> Self {
-        Self { scale, shift: None, gate: None }
+        Self { channels: Channels { scale, shift: None, gate: None }, first: None }
+    }
+
+    fn of_row(&self, row: usize) -> Channels<'a> {
+        match self.first {
+            Some((rows, channels)) if row < rows => channels,
+            _ => self.channels,
+        }
     }
 
     /// Normalises each row of `x`.
     pub fn apply(&self, x: &[f32], out: &mut [f32]) {
-        let width = self.scale.len();
-        for (x, out) in x.chunks_exact(width).zip(out.chunks_exact_mut(width)) {
-            rms_norm(x, self.scale, self.shift, out);
+        let width = self.channels.scale.len();
+        for (row, (x, out)) in x.chunks_exact(width).zip(out.chunks_exact_mut(width)).enumerate() {
+            let Channels { scale, shift, .. } = self.of_row(row);
+            rms_norm(x, scale, shift, out);
         }
     }
 
     fn residual(&self, x: &mut [f32], y: &[f32]) {
-        match self.gate {
-            None => add(x, y),
-            Some(gate) => {
-                let width = gate.len();
-                for (x, y) in x.chunks_exact_mut(width).zip(y.chunks_exact(width)) {
-                    add_gated(x, gate, y);
-                }
+        let width = self.channels.scale.len();
+        for (row, (x, y)) in x.chunks_exact_mut(width).zip(y.chunks_exact(width)).enumerate() {
+            match self.of_row(row).gate {
+                None => add(x, y),
+                Some(gate) => add_gated(x, gate, y),
             }
         }
     }

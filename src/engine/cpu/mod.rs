@@ -17,7 +17,7 @@ pub use linear::peak_flops;
 use gemma::{Block, LayerKv, MlpScratch, Norm, Rope, rms_scale};
 use linear::Linear;
 use thiserror::Error;
-use time::{Modulation, TimeConditioning};
+use time::{Modulated, Modulation, TimeConditioning};
 use vision::Vision;
 
 use super::EngineError;
@@ -26,6 +26,7 @@ use super::weights::{Tensor, Weights};
 use crate::model::Pixels;
 use crate::model::dims::Dims;
 use crate::model::names::{EXPERT, LANGUAGE, language_final_norm};
+use crate::model::sampler::rtc::Rtc;
 use crate::model::sampler::{Denoiser, Sampler};
 use crate::model::tensors::TOKEN_EMBEDDING;
 
@@ -168,19 +169,38 @@ impl CpuEngine {
         kv: &KvCache,
         noise: &[f32],
         sampler: &Sampler,
+        rtc: &Rtc,
         tap: &mut Tap,
     ) -> Result<Vec<f32>, EngineError> {
-        if noise.is_empty() || !noise.len().is_multiple_of(self.dims.action_dim) {
+        let action_dim = self.dims.action_dim;
+        if noise.is_empty() || !noise.len().is_multiple_of(action_dim) {
             return Err(EngineError::Input {
                 what: "noise",
-                expected: format!("[horizon, {}]", self.dims.action_dim),
+                expected: format!("[horizon, {action_dim}]"),
                 found: format!("{} values", noise.len()),
             });
         }
-        self.grow_rope(kv.tokens + noise.len() / self.dims.action_dim);
-        let modulations = self.time.modulations(&sampler.times(), tap);
-        let mut x = noise.to_vec();
-        sampler.run(&mut Steps { engine: self, kv, modulations, tap }, &mut x)?;
+        let shape = [noise.len() / action_dim, action_dim];
+        if let Some(other) = rtc.shape().filter(|other| *other != shape) {
+            return Err(EngineError::Input {
+                what: "leftover of the previous chunk",
+                expected: format!("{shape:?}"),
+                found: format!("{other:?}"),
+            });
+        }
+        self.grow_rope(kv.tokens + shape[0]);
+        let mut times = sampler.times();
+        let clean_rows = rtc.clean_rows();
+        if clean_rows > 0 {
+            times.push(0.0);
+        }
+        let modulations = self.time.modulations(&times, tap);
+        let mut x = rtc.start(noise);
+        sampler.run(
+            &mut Steps { engine: self, kv, modulations, clean_rows, tap },
+            &rtc.steering(),
+            &mut x,
+        )?;
         Ok(x)
     }
 
@@ -205,14 +225,14 @@ impl CpuEngine {
     }
 
     /// Velocity of the action tokens `x` `[horizon, action_dim]`: every one sees the prefix and every other.
-    fn velocity(&self, x: &[f32], kv: &KvCache, modulation: &Modulation, tap: &mut Tap) -> Vec<f32> {
+    fn velocity(&self, x: &[f32], kv: &KvCache, modulation: Modulated, tap: &mut Tap) -> Vec<f32> {
         let mut h = self.action_in.of(x);
         tap.record(format_args!("suffix.embs"), &h);
         let mut scratch = MlpScratch::default();
         for (i, (block, past)) in self.expert.iter().zip(&kv.layers).enumerate() {
             let at = format!("suffix.layer.{i}");
             let (input, post) = (modulation.norm(2 * i), modulation.norm(2 * i + 1));
-            if let (Some(attn), Some(mlp)) = (input.gate, post.gate) {
+            if let (Some(attn), Some(mlp)) = (input.channels.gate, post.channels.gate) {
                 tap.record(format_args!("{at}.gate_attn"), attn);
                 tap.record(format_args!("{at}.gate_mlp"), mlp);
             }
@@ -236,7 +256,10 @@ impl CpuEngine {
 struct Steps<'a, 'tap> {
     engine: &'a CpuEngine,
     kv: &'a KvCache,
+    /// One per evaluation; then, if rows are clean, the one at time 0.
     modulations: Arc<[Modulation]>,
+    /// Rows that are clean actions.
+    clean_rows: usize,
     tap: &'a mut Tap<'tap>,
 }
 
@@ -244,19 +267,34 @@ impl Denoiser for Steps<'_, '_> {
     type Vector = Vec<f32>;
     type Error = EngineError;
 
-    fn velocity(&mut self, x: &Vec<f32>, step: usize) -> Result<Vec<f32>, EngineError> {
-        self.tap.record(format_args!("step.{step}.x_t"), x);
+    fn velocity(&mut self, x: &Vec<f32>, evaluation: usize) -> Result<Vec<f32>, EngineError> {
+        self.tap.record(format_args!("step.{evaluation}.x_t"), x);
         // The fixtures record the inside of the first step only.
         let mut nobody = Tap::none();
-        let inside = if step == 0 { &mut *self.tap } else { &mut nobody };
-        let v = self.engine.velocity(x, self.kv, &self.modulations[step], inside);
-        self.tap.record(format_args!("step.{step}.v_t"), &v);
+        let inside = if evaluation == 0 { &mut *self.tap } else { &mut nobody };
+        let clean = self.modulations.last().filter(|_| self.clean_rows > 0);
+        let modulation = Modulated {
+            all: &self.modulations[evaluation],
+            clean: clean.map(|modulation| (self.clean_rows, modulation)),
+        };
+        let v = self.engine.velocity(x, self.kv, modulation, inside);
+        self.tap.record(format_args!("step.{evaluation}.v_t"), &v);
         Ok(v)
+    }
+
+    fn copy(&mut self, x: &Vec<f32>) -> Vec<f32> {
+        x.clone()
     }
 
     fn add_scaled(&mut self, x: &mut Vec<f32>, scale: f32, v: &Vec<f32>) {
         for (x, v) in x.iter_mut().zip(v) {
             *x += scale * v;
+        }
+    }
+
+    fn multiply(&mut self, x: &mut Vec<f32>, factors: &Vec<f32>) {
+        for (x, factor) in x.iter_mut().zip(factors) {
+            *x *= factor;
         }
     }
 }

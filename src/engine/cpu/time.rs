@@ -4,7 +4,7 @@ use std::f64::consts::PI;
 use std::sync::Arc;
 
 use super::MissingTensor;
-use super::gemma::Norm;
+use super::gemma::{Channels, Norm};
 use super::linear::Linear;
 use super::math::silu;
 use crate::engine::probe::Tap;
@@ -94,12 +94,28 @@ impl TimeConditioning {
 }
 
 impl Modulation {
-    /// Norm number `i`: layer `i / 2`'s input (even) or post-attention (odd) norm; the final norm comes last.
-    pub fn norm(&self, i: usize) -> Norm<'_> {
+    fn channels(&self, i: usize) -> Channels<'_> {
         let row = &self.norms[i * 3 * self.width..][..3 * self.width];
         let (scale, rest) = row.split_at(self.width);
         let (shift, gate) = rest.split_at(self.width);
-        Norm { scale, shift: Some(shift), gate: Some(gate) }
+        Channels { scale, shift: Some(shift), gate: Some(gate) }
+    }
+}
+
+/// Which modulation each action token has in one evaluation.
+#[derive(Clone, Copy)]
+pub struct Modulated<'a> {
+    /// That of the evaluation's time.
+    pub all: &'a Modulation,
+    /// How many tokens come first as clean actions, and the modulation at time 0.
+    pub clean: Option<(usize, &'a Modulation)>,
+}
+
+impl<'a> Modulated<'a> {
+    /// Norm number `i`: layer `i / 2`'s input (even) or post-attention (odd) norm; the final norm comes last.
+    pub fn norm(&self, i: usize) -> Norm<'a> {
+        let first = self.clean.map(|(rows, modulation)| (rows, modulation.channels(i)));
+        Norm { channels: self.all.channels(i), first }
     }
 }
 

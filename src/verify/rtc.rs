@@ -1,0 +1,177 @@
+//! Recorded real-time chunking (spec/PI05.md §12, §14): one leftover, and for each way of using it the actions.
+//!
+//! | tensor | is |
+//! |---|---|
+//! | `prev_chunk_left_over` | the previous chunk's end in model space, `[rows, dims]` |
+//! | `SCHEDULE.dDELAY.hHORIZON.{weights,actions}` | guided, with these parameters |
+//! | `dDELAY.actions` | trained; `d0` is plain |
+//! | `plain_actions` | without a leftover |
+//!
+//! LeRobot recorded them, so its times hold. A JSON file of the same name may say the guided ones' parameters
+//! (`cases.NAME`). Inputs are in the file itself, or those of `case_a_f32.safetensors` beside it.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::Read;
+use std::path::Path;
+use std::time::Instant;
+
+use serde::Deserialize;
+
+use super::{Case, Comparer, Outcome, Reader, VerifyError};
+use crate::engine::cpu::CpuEngine;
+use crate::engine::probe::{Probe, Tap};
+use crate::model::dims::Dims;
+use crate::model::sampler::TimeRounding;
+use crate::model::sampler::rtc::{Leftover, MAX_GUIDANCE_WEIGHT, PrefixSchedule, Rtc, RtcError};
+use crate::pipeline::StageTimes;
+
+/// The tensor that makes a file one of these.
+pub(super) const LEFTOVER: &str = "prev_chunk_left_over";
+/// Where the inputs are, if not in the file itself.
+const INPUTS: &str = "case_a_f32.safetensors";
+/// Longest file of parameters; the known one has 23 kB.
+const PARAMETERS_MAX: u64 = 4 << 20;
+
+/// One recorded way of using the leftover.
+pub(super) struct Run {
+    /// Key of its actions.
+    actions: String,
+    /// Key of its weights.
+    weights: String,
+    rtc: Rtc,
+}
+
+/// A guided run's parameters.
+#[derive(Deserialize)]
+struct Guided {
+    delay: usize,
+    execution_horizon: usize,
+    schedule: String,
+    max_guidance_weight: f32,
+}
+
+/// The JSON file beside.
+#[derive(Deserialize)]
+struct Parameters {
+    cases: BTreeMap<String, Guided>,
+}
+
+/// The case that `own`, read from `path`, is.
+pub(super) fn read(path: &Path, own: Reader, dims: &Dims) -> Result<Case, VerifyError> {
+    let beside = path.with_file_name(INPUTS);
+    let mut case = if own.recorded.contains_key("in.noise") {
+        Reader { file: own.file.clone(), recorded: own.recorded.clone() }.case(dims)?
+    } else if beside.exists() {
+        Reader::open(&beside)?.case(dims)?
+    } else {
+        return Err(own.wrong("in.noise", format!("it, or {INPUTS} beside the file"), "neither"));
+    };
+    case.sampler.rounding = TimeRounding::Direct;
+    let parameters = parameters(path, &own)?;
+    let values: Vec<f32> = own.values(LEFTOVER)?.into_iter().map(|v| v as f32).collect();
+    let dims_per_row = own.tensor(LEFTOVER)?.shape.last().copied().unwrap_or_default();
+    let leftover = Leftover { values: &values, dims: dims_per_row };
+    let shape = [case.horizon, dims.action_dim];
+    for key in own.recorded.keys().filter(|key| key.ends_with("actions")) {
+        let name = key.trim_end_matches("actions").trim_end_matches(['.', '_']);
+        let refused = |source| VerifyError::Rtc { file: own.file.clone(), what: key.clone(), source };
+        let rtc = parameters.get(name).map_or_else(|| by_name(name), guided);
+        let Some(rtc) = rtc else {
+            let expected = "a name such as linear.d2.h6.actions, d3.actions or plain_actions";
+            return Err(own.wrong(key, expected, "neither that nor its parameters in a JSON file beside"));
+        };
+        let rtc = rtc.over(leftover, shape).map_err(refused)?;
+        case.runs.push(Run { actions: key.clone(), weights: format!("{name}.weights"), rtc });
+    }
+    if case.runs.is_empty() {
+        return Err(own.wrong(LEFTOVER, "recorded actions that it led to", "none"));
+    }
+    case.recorded = own.recorded;
+    case.recorded.remove(LEFTOVER);
+    Ok(case)
+}
+
+impl Case {
+    /// Runs the two first stages once, then the third for each recorded run.
+    pub(super) fn run_rtc(&self, engine: &mut CpuEngine) -> Result<Outcome, VerifyError> {
+        let mut comparer = Comparer::new(self);
+        comparer.record("times", &self.sampler.times());
+        let nobody = &mut Tap::none();
+        let start = Instant::now();
+        let features = engine.vision(&self.input.images, nobody)?;
+        let seen = Instant::now();
+        let kv = engine.prefix(&features, &self.input.tokens, nobody)?;
+        let cached = Instant::now();
+        for Run { actions, weights, rtc } in &self.runs {
+            comparer.compare(weights, rtc.weights().unwrap_or_default(), None);
+            comparer.compare(actions, &engine.denoise(&kv, &self.noise, &self.sampler, rtc, nobody)?, None);
+        }
+        Ok(comparer.outcome(StageTimes {
+            vision_ms: (seen - start).as_secs_f64() * 1e3,
+            prefix_ms: (cached - seen).as_secs_f64() * 1e3,
+            denoise_ms: cached.elapsed().as_secs_f64() * 1e3 / self.runs.len() as f64,
+        }))
+    }
+}
+
+/// What a run does with the leftover.
+enum Use {
+    Not,
+    Guided { schedule: PrefixSchedule, delay: usize, horizon: usize, max_weight: f32 },
+    Trained { delay: usize },
+}
+
+impl Use {
+    fn over(self, leftover: Leftover<'_>, shape: [usize; 2]) -> Result<Rtc, RtcError> {
+        match self {
+            Use::Not => Ok(Rtc::Off),
+            Use::Guided { schedule, delay, horizon, max_weight } => {
+                Rtc::guided(leftover, schedule, delay, horizon, max_weight, shape)
+            }
+            Use::Trained { delay } => Rtc::trained(leftover, delay, shape),
+        }
+    }
+}
+
+fn guided(parameters: &Guided) -> Option<Use> {
+    Some(Use::Guided {
+        schedule: PrefixSchedule::from_name(&parameters.schedule.to_ascii_lowercase())?,
+        delay: parameters.delay,
+        horizon: parameters.execution_horizon,
+        max_weight: parameters.max_guidance_weight,
+    })
+}
+
+/// `plain`, `d3` or `linear.d2.h6`.
+fn by_name(name: &str) -> Option<Use> {
+    let number = |part: &str, letter| part.strip_prefix(letter)?.parse::<usize>().ok();
+    match *name.split('.').collect::<Vec<_>>() {
+        ["plain"] => Some(Use::Not),
+        [delay] => Some(Use::Trained { delay: number(delay, 'd')? }),
+        [schedule, delay, horizon] => Some(Use::Guided {
+            schedule: PrefixSchedule::from_name(schedule)?,
+            delay: number(delay, 'd')?,
+            horizon: number(horizon, 'h')?,
+            max_weight: MAX_GUIDANCE_WEIGHT,
+        }),
+        _ => None,
+    }
+}
+
+/// What the JSON file beside `path` says, if there is one.
+fn parameters(path: &Path, own: &Reader) -> Result<BTreeMap<String, Guided>, VerifyError> {
+    let path = path.with_extension("json");
+    if !path.is_file() {
+        return Ok(BTreeMap::new());
+    }
+    let unreadable = |why: String| {
+        own.wrong(&path.display().to_string(), "the guided runs' parameters as JSON, or no such file", why)
+    };
+    let mut bytes = Vec::new();
+    File::open(&path)
+        .and_then(|file| file.take(PARAMETERS_MAX).read_to_end(&mut bytes))
+        .map_err(|e| unreadable(e.to_string()))?;
+    let parameters: Parameters = serde_json::from_slice(&bytes).map_err(|e| unreadable(e.to_string()))?;
+    Ok(parameters.cases)
+}
