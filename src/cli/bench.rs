@@ -9,7 +9,7 @@ use serde::Serialize;
 
 #[cfg(feature = "ros")]
 use super::bench_ros;
-use super::{bench_control, BackendArg, DtypeArg, Failure, Verdict, progress, require_cpu};
+use super::{BackendArg, DtypeArg, Failure, Verdict, bench_control, progress, require_cpu};
 use crate::engine::cpu::peak_flops;
 use crate::engine::probe::Tap;
 use crate::model::dims::Work;

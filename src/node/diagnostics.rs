@@ -7,8 +7,8 @@ use std::time::Instant;
 use super::lifecycle::State;
 use super::session::Session;
 use crate::clock::{NS_PER_MS, Stamp};
-use crate::control::{ControlHandle, State as ControlState};
 use crate::control::thread::Distribution;
+use crate::control::{ControlHandle, State as ControlState};
 use crate::messages::{DiagnosticArrayMessage, DiagnosticStatus, Level};
 use crate::observe::intake::{Intake, SourceStatistics};
 

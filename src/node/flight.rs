@@ -100,7 +100,8 @@ impl FlightLog {
             self.due = None;
         }
         let wishes = std::mem::take(&mut self.wishes);
-        let path = self.folder.join(file_name(&self.labels.node, if after_fault { "fault" } else { "request" }));
+        let path =
+            self.folder.join(file_name(&self.labels.node, if after_fault { "fault" } else { "request" }));
         let (recorder, labels) = (Arc::clone(&self.recorder), self.labels.clone());
         let clock = Arc::clone(&self.shared.clock);
         let write = move || write(&recorder, &labels, &clock, &path);

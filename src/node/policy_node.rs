@@ -296,7 +296,9 @@ impl PolicyNode {
         let session = &mut self.session;
         self.record.drain(|request| {
             let refused = match session {
-                Some(session) => session.record(request).map_err(|request| (request, "recorder.seconds is 0")),
+                Some(session) => {
+                    session.record(request).map_err(|request| (request, "recorder.seconds is 0"))
+                }
                 None => Err((request, "the node is not configured")),
             };
             if let Err((request, why)) = refused {

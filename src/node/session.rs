@@ -219,7 +219,9 @@ impl Session {
         let settings = &config.control;
         let real_time = match self.shared.clock.is_simulated() {
             true => RealTime::default(), // simulated time is as punctual as who publishes it
-            false => RealTime { priority: settings.priority, lock_memory: settings.lock_memory, cpu: settings.cpu },
+            false => {
+                RealTime { priority: settings.priority, lock_memory: settings.lock_memory, cpu: settings.cpu }
+            }
         };
         let recorder = self.shared.recorder.clone();
         let clock = self.shared.clock.ticks();

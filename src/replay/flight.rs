@@ -63,7 +63,8 @@ pub fn write_flight(
     path: &Path,
 ) -> Result<(), BagWriteError> {
     let values_only = labels.command == CommandType::Float64MultiArray;
-    let command_type = if values_only { &MessageType::FLOAT64_MULTI_ARRAY } else { &MessageType::JOINT_STATE };
+    let command_type =
+        if values_only { &MessageType::FLOAT64_MULTI_ARRAY } else { &MessageType::JOINT_STATE };
     let own = |name: &str| format!("{}/{name}", labels.node);
     let [chunks, status, ticks, remarks] = ["chunks", "status", "ticks", "remarks"].map(own);
     let topics = [
@@ -97,11 +98,12 @@ fn events(flight: &Flight) -> Vec<(Steady, Content<'_>)> {
     events.extend(flight.measured.iter().map(|(at, positions)| (*at, Content::Measured(positions))));
     events.extend(flight.chunks.iter().map(|(at, encoded)| (*at, Content::Chunk(encoded))));
     // The state that was there before is said at the beginning.
-    let status = |change| {
-        let crate::control::recorder::Change { at, state, reason, .. } = change;
-        ((*at).max(begin), Content::Status(state.name(), reason))
-    };
-    events.extend(flight.changes.iter().map(status));
+    events.extend(
+        flight
+            .changes
+            .iter()
+            .map(|change| (change.at.max(begin), Content::Status(change.state.name(), &change.reason))),
+    );
     events.extend(flight.remarks.iter().map(|(at, text)| (*at, Content::Remark(text))));
     events.sort_by_key(|(at, content)| (*at, content.topic()));
     events

@@ -312,7 +312,8 @@ mod tests {
         assert_eq!(flight.measured[0], (Steady(1500 * MS), vec![0.1, 0.2, 150.0]));
         assert_eq!(flight.chunks.iter().map(|(_, bytes)| bytes[0]).min(), Some(150));
         assert_eq!(flight.remarks[0].1, "chunk 150");
-        let states: Vec<_> = flight.changes.iter().map(|change| (change.state, change.reason.as_str())).collect();
+        let states: Vec<_> =
+            flight.changes.iter().map(|change| (change.state, change.reason.as_str())).collect();
         assert_eq!(states, [(State::Running, ""), (State::Fault, reason)], "from the one that was there on");
     }
 

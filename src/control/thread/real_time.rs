@@ -88,7 +88,9 @@ impl Granted {
             return None;
         }
         let refused = refused.join(", ");
-        Some(format!("control: not permitted: {refused}; ticks may come late while others compute, see docs/safety.md"))
+        Some(format!(
+            "control: not permitted: {refused}; ticks may come late while others compute, see docs/safety.md"
+        ))
     }
 }
 
@@ -97,7 +99,9 @@ impl fmt::Display for Granted {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match (self.scheduling, self.asked.priority) {
             (Grant::Granted, Some(priority)) => write!(f, "SCHED_FIFO {priority}")?,
-            (Grant::Refused(_), Some(priority)) => write!(f, "ordinary scheduling (SCHED_FIFO {priority} not permitted)")?,
+            (Grant::Refused(_), Some(priority)) => {
+                write!(f, "ordinary scheduling (SCHED_FIFO {priority} not permitted)")?
+            }
             _ => f.write_str("ordinary scheduling")?,
         }
         f.write_str(match self.memory {
@@ -178,7 +182,10 @@ mod tests {
         }
         let asked = RealTime { priority: Some(40), lock_memory: true, cpu: None };
         let granted = without_capabilities(|| asked.ask());
-        assert_eq!((granted.scheduling, granted.memory), (Grant::Refused(Errno::PERM), Grant::Refused(Errno::PERM)));
+        assert_eq!(
+            (granted.scheduling, granted.memory),
+            (Grant::Refused(Errno::PERM), Grant::Refused(Errno::PERM))
+        );
         let warning = granted.warning().unwrap();
         for word in ["SCHED_FIFO 40", "rtprio 40", "memlock unlimited", "docs/safety.md"] {
             assert!(warning.contains(word), "{warning}");

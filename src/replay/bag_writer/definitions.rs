@@ -1,8 +1,8 @@
 //! The message types that are written, as rosbag2 stores them: each with the types that it contains.
 
 use crate::messages::{
-    ActionChunkMessage, FLOAT64_MULTI_ARRAY as FLOAT64_MULTI_ARRAY_NAME, JointStateMessage, JointTrajectoryMessage,
-    PolicyStatusMessage, STRING as STRING_NAME,
+    ActionChunkMessage, FLOAT64_MULTI_ARRAY as FLOAT64_MULTI_ARRAY_NAME, JointStateMessage,
+    JointTrajectoryMessage, PolicyStatusMessage, STRING as STRING_NAME,
 };
 
 /// A message type.
@@ -42,7 +42,10 @@ impl MessageType {
         hash: "RIHS01_1025ddc6b9552d191f89ef1a8d2f60f3d373e28b283d8891ddcc974e8c55397f",
         definition: concat!(
             "std_msgs/MultiArrayLayout layout\nfloat64[] data\n",
-            contained!("std_msgs/MultiArrayLayout", "std_msgs/MultiArrayDimension[] dim\nuint32 data_offset\n"),
+            contained!(
+                "std_msgs/MultiArrayLayout",
+                "std_msgs/MultiArrayDimension[] dim\nuint32 data_offset\n"
+            ),
             contained!("std_msgs/MultiArrayDimension", "string label\nuint32 size\nuint32 stride\n")
         ),
     };
