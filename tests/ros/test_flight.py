@@ -89,10 +89,10 @@ def test_after_a_fault_the_brake_is_in_the_file(world, tmp_path):
 
 @pytest.fixture
 def small_disk(tmp_path):
-    """A file system of 64 KiB."""
+    """A file system of one page."""
     folder = tmp_path / "small"
     folder.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", folder], capture_output=True).returncode:
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4k", "tmpfs", folder], capture_output=True).returncode:
         pytest.skip("mounting needs root")
     yield folder
     subprocess.run(["umount", "-l", folder], check=True)
