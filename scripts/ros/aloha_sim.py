@@ -192,7 +192,7 @@ class AlohaSim:
         self.observe()
         self._clock.publish(Clock(clock=to_ros(self.now)))
         # While commands flow each tick gives one; a node that is silent is not waited for long.
-        in_time = self._wait(lambda: self.commands and self.commands[-1][0] >= self.now, 1.0 if self._commanding else 0.004)
+        in_time = self._wait(lambda: bool(self.commands) and self.commands[-1][0] >= self.now, 1.0 if self._commanding else 0.004)
         self.missed_commands += int(self._commanding and not in_time)
         self._commanding = in_time
         if self._waiting_for is not None and self.now >= self._waiting_for + self.latency_ns:
