@@ -11,11 +11,10 @@ use crate::control::thread::Distribution;
 use crate::control::{ControlHandle, State as ControlState};
 use crate::messages::{DiagnosticArrayMessage, DiagnosticStatus, Level};
 use crate::observe::intake::{Intake, SourceStatistics};
+use crate::observe::snapshot::FROZEN_NS;
 
 /// A source that has been silent for so long is gone, whatever its `max_age_ms`.
 const OLD_NS: i64 = 1_000 * NS_PER_MS;
-/// Pixels that have not changed for so long are a frozen camera: real ones are never without noise.
-const FROZEN_NS: i64 = 1_000 * NS_PER_MS;
 
 /// One status for the node, one per source, one for inferences, one for control. `node` is its full name.
 pub fn report(

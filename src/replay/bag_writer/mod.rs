@@ -62,11 +62,10 @@ pub(super) fn write_bag(
     let written = File::create(&partial)
         .map_err(|source| BagWriteError::Io { path: partial.clone(), source })
         .and_then(|file| {
-            let file = write_messages(file, name, topics, write)
-                .map_err(|error| match error {
-                    McapError::Io(source) => io(source),
-                    source => BagWriteError::Mcap { path: path.to_owned(), source },
-                })?;
+            let file = write_messages(file, name, topics, write).map_err(|error| match error {
+                McapError::Io(source) => io(source),
+                source => BagWriteError::Mcap { path: path.to_owned(), source },
+            })?;
             file.sync_all().map_err(io)?; // a full disk is reported here at the latest
             fs::rename(&partial, path).map_err(io)
         });
