@@ -9,7 +9,7 @@ use serde::Serialize;
 
 #[cfg(feature = "ros")]
 use super::bench_ros;
-use super::{BackendArg, DtypeArg, Failure, Verdict, progress, require_cpu};
+use super::{BackendArg, DtypeArg, Failure, Verdict, bench_control, progress, require_cpu};
 use crate::engine::cpu::peak_flops;
 use crate::engine::probe::Tap;
 use crate::model::dims::Work;
@@ -25,9 +25,8 @@ use crate::replay::summary::percentile;
                         A: 2 cameras, 20 prompt tokens, 10 actions. B: 3 cameras, 200 prompt tokens, 50 actions.\n\
                         10 denoise steps, batch 1. The roofline is the work at the speed of one large matrix product,\n\
                         measured in the same run.")]
-#[cfg_attr(feature = "ros", command(args_conflicts_with_subcommands = true))]
+#[command(args_conflicts_with_subcommands = true)]
 pub struct Args {
-    #[cfg(feature = "ros")]
     #[command(subcommand)]
     what: Option<What>,
     /// Engine
@@ -50,9 +49,10 @@ pub struct Args {
     json: bool,
 }
 
-#[cfg(feature = "ros")]
 #[derive(clap::Subcommand)]
 enum What {
+    Control(bench_control::Args),
+    #[cfg(feature = "ros")]
     Ros(bench_ros::Args),
 }
 
@@ -106,9 +106,11 @@ impl Latency {
 }
 
 pub fn run(args: Args) -> Result<Verdict, Failure> {
-    #[cfg(feature = "ros")]
-    if let Some(What::Ros(args)) = args.what {
-        return bench_ros::run(&args);
+    match args.what {
+        Some(What::Control(args)) => return bench_control::run(&args),
+        #[cfg(feature = "ros")]
+        Some(What::Ros(args)) => return bench_ros::run(&args),
+        None => {}
     }
     require_cpu(args.backend, args.dtype)?;
     let model = Model::open_network(&args.checkpoint)?;
