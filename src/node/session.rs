@@ -155,7 +155,7 @@ impl Session {
         self.shared.set_config(config.clone());
         if let Some(active) = &self.active {
             active.control.set_joints_max_age(config.joints.max_age_ms * NS_PER_MS);
-            let _ = active.control.request(Request::BlendSteps(config.control.blend_steps));
+            let _ = active.control.request(Request::Splice(config.splice(), config.guards()));
         }
     }
 

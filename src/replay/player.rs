@@ -450,6 +450,10 @@ fn reason(rejected: &Rejected) -> String {
         Rejected::Superseded { .. } => "its observation was older than the running one's".to_owned(),
         Rejected::FromFuture { .. } => "its observation lay ahead of now".to_owned(),
         Rejected::OldEpoch { .. } => "the motion was interrupted since it was begun".to_owned(),
+        Rejected::TooFar { joint, .. } => {
+            format!("joint {joint} was to begin too far from its measured position")
+        }
+        Rejected::NotYet { .. } => "another one was executed open loop".to_owned(),
         Rejected::JointsStale { .. } => "joint states were stale".to_owned(),
         Rejected::NotWanted { state, .. } => format!("control was {state}"),
     }
