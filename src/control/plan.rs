@@ -171,23 +171,29 @@ impl Plan {
     /// One joint there.
     pub fn sample(&self, Place { step, fraction: u, moving }: Place, joint: usize) -> Sample {
         let value = |step: usize| self.values[step * self.joints + joint];
-        let here = value(step);
         if moving == 0.0 {
-            return Sample { value: here, ..Sample::default() };
+            return Sample { value: value(step), ..Sample::default() };
         }
-        let next = value(step + 1);
-        let slope = next - here;
-        let leaving = if step == 0 { slope } else { 0.5 * (next - value(step - 1)) };
-        let arriving = if step + 2 < self.steps { 0.5 * (value(step + 2) - here) } else { slope };
-        // here + u (leaving + u (b + u a))
-        let a = leaving + arriving - 2.0 * slope;
-        let b = 3.0 * slope - 2.0 * leaving - arriving;
+        let Sample { value, rate, acceleration } = cubic(value, self.steps, step, u);
         let period = seconds(self.period_ns);
-        Sample {
-            value: here + u * (leaving + u * (b + u * a)),
-            rate: (leaving + u * (2.0 * b + u * 3.0 * a)) / period,
-            acceleration: (2.0 * b + u * 6.0 * a) / (period * period),
-        }
+        Sample { value, rate: rate / period, acceleration: acceleration / (period * period) }
+    }
+}
+
+/// Between `step` (u = 0) and the next one (u = 1) of `steps` values; rate and acceleration are per step. `step + 1` is
+/// below `steps`.
+pub fn cubic(value: impl Fn(usize) -> f64, steps: usize, step: usize, u: f64) -> Sample {
+    let (here, next) = (value(step), value(step + 1));
+    let slope = next - here;
+    let leaving = if step == 0 { slope } else { 0.5 * (next - value(step - 1)) };
+    let arriving = if step + 2 < steps { 0.5 * (value(step + 2) - here) } else { slope };
+    // here + u (leaving + u (b + u a))
+    let a = leaving + arriving - 2.0 * slope;
+    let b = 3.0 * slope - 2.0 * leaving - arriving;
+    Sample {
+        value: here + u * (leaving + u * (b + u * a)),
+        rate: leaving + u * (2.0 * b + u * 3.0 * a),
+        acceleration: 2.0 * b + u * 6.0 * a,
     }
 }
 

@@ -14,7 +14,7 @@ use super::names::Names;
 use super::shared::Shared;
 use super::statistics::InferenceStatistics;
 use crate::clock::{NS_PER_MS, Stamp};
-use crate::config::{CommandType, Config};
+use crate::config::{CommandType, Config, Execution};
 use crate::control::thread::{Form, Options, Request, Status};
 use crate::control::{ControlHandle, Reason, Scheduler, State};
 use crate::messages::{
@@ -157,6 +157,11 @@ impl Session {
             active.control.set_joints_max_age(config.joints.max_age_ms * NS_PER_MS);
             let _ = active.control.request(Request::Splice(config.splice(), config.guards()));
         }
+    }
+
+    /// Whether chunks can follow each other so with this checkpoint.
+    pub fn check_execution(&self, execution: Execution) -> Result<(), String> {
+        self.setup.policy.check_execution(execution).map_err(|error| error.to_string())
     }
 
     /// Whether the model reads such a task.

@@ -443,7 +443,7 @@ mod tests {
         image(&mut intake, 0, -3);
         image(&mut intake, 0, -4);
         image(&mut intake, 1, 5);
-        intake.take_image(2, at(5), Err("no image"));
+        intake.take_image(2, at(5), Err::<RgbImage, _>("no image"));
         assert!(!joints(&mut intake, -1));
         assert!(!intake.take_joints(at(9), &["a"], &[0.0]));
         intake.refuse_joints(&"cut");
