@@ -10,6 +10,10 @@ use pi05_thor::control::{
 };
 use proptest::prelude::*;
 
+mod judge;
+
+use judge::{Judge, Ticked, start_of, ticked};
+
 /// 50 Hz policy.
 const STEP: i64 = 20_000_000;
 /// 100 Hz ticks.
@@ -45,11 +49,6 @@ fn chunk(id: u64, observed: i64, actions: Vec<Vec<f64>>) -> Chunk {
     Chunk { id, epoch: 0, observed: Steady(observed), period_ns: STEP, actions }
 }
 
-/// No bit may be lost to rounding in a promise, but `previous + step - previous` rounds.
-fn at_most(found: f64, bound: f64) -> bool {
-    found.abs() <= bound * (1.0 + 1e-9) + 1e-12
-}
-
 fn any_value() -> impl Strategy<Value = f64> {
     prop_oneof![
         8 => -3.0..3.0f64,
@@ -60,84 +59,17 @@ fn any_value() -> impl Strategy<Value = f64> {
 
 fn any_limit() -> impl Strategy<Value = JointLimit> {
     let mode = prop::sample::select(vec![ControlMode::Position, ControlMode::Velocity]);
-    (mode, -2.0..0.0f64, 0.1..2.0f64, 0.1..20.0f64, 0.5..50.0f64).prop_map(
-        |(mode, position_min, width, velocity_max, acceleration_max)| JointLimit {
+    let jerk = prop_oneof![1 => Just(f64::INFINITY), 1 => 2.0..5000.0f64];
+    (mode, -2.0..0.0f64, 0.1..2.0f64, 0.1..20.0f64, 0.5..50.0f64, jerk).prop_map(
+        |(mode, position_min, width, velocity_max, acceleration_max, jerk_max)| JointLimit {
             mode,
             position_min,
             position_max: position_min + width,
             velocity_max,
             acceleration_max,
-            jerk_max: f64::INFINITY,
+            jerk_max,
         },
     )
-}
-
-/// The limits of one tick: of the value, its step, and the step's change.
-struct Ticked {
-    low: f64,
-    high: f64,
-    step: f64,
-    bend: f64,
-}
-
-fn ticked(limit: &JointLimit) -> Ticked {
-    let (t, t2) = (TICK_S, TICK_S * TICK_S);
-    match limit.mode {
-        ControlMode::Position => Ticked {
-            low: limit.position_min,
-            high: limit.position_max,
-            step: limit.velocity_max * t,
-            bend: limit.acceleration_max * t2,
-        },
-        ControlMode::Velocity => Ticked {
-            low: -limit.velocity_max,
-            high: limit.velocity_max,
-            step: limit.acceleration_max * t,
-            bend: limit.jerk_max * t2,
-        },
-    }
-}
-
-/// The commands of one joint so far, judged from the outside.
-#[derive(Clone, Copy, Debug)]
-struct Judge {
-    value: f64,
-    step: f64,
-}
-
-impl Judge {
-    fn at(value: f64) -> Self {
-        Self { value, step: 0.0 }
-    }
-
-    /// The next command is permitted.
-    fn check(&mut self, limit: &JointLimit, found: f64) -> Result<(), TestCaseError> {
-        let Ticked { low, high, step: step_max, bend } = ticked(limit);
-        let step = found - self.value;
-        prop_assert!(found.is_finite());
-        prop_assert!(at_most(step, step_max), "speed: {step} of {step_max}");
-        prop_assert!(
-            at_most(step - self.step, bend),
-            "acceleration: {} to {step}, at most {bend}",
-            self.step
-        );
-        if (low..=high).contains(&self.value) {
-            prop_assert!((low..=high).contains(&found), "left the limits: {found}");
-        } else {
-            let outside = |v: f64| (v - high).max(low - v).max(0.0);
-            prop_assert!(
-                outside(found) <= outside(self.value) + 1e-12,
-                "further out: {} to {found}",
-                self.value
-            );
-        }
-        *self = Self { value: found, step };
-        Ok(())
-    }
-}
-
-fn start_of(limit: &JointLimit, value: f64) -> f64 {
-    if limit.mode == ControlMode::Velocity { 0.0 } else { value }
 }
 
 proptest! {
@@ -181,6 +113,9 @@ proptest! {
         let mut judge = Judge::at(start);
         // At a quarter of the speed, with a quarter of the acceleration.
         let seconds = 8.0 / (0.25 * limit.velocity_max) + limit.velocity_max / (0.25 * limit.acceleration_max);
+        // And with a limited jerk the time that a third of it would take.
+        let jerk_s = if limit.jerk_max.is_finite() { 3.0 * (8.0 / (limit.jerk_max / 32.0)).cbrt() } else { 0.0 };
+        let seconds = seconds + jerk_s + 2.0 * limit.acceleration_max.min((8.0 * limit.jerk_max).sqrt()) / limit.jerk_max;
         for _ in 0..(seconds / TICK_S) as usize {
             axis.follow(desired, 0.0);
             judge.check(&limit, axis.value())?;
@@ -194,8 +129,8 @@ proptest! {
         limit in any_limit(), start in 0.0..1.0f64,
         accelerations in prop::collection::vec((-1.0..1.0f64, 1..20usize), 1..40), hard in any::<bool>(),
     ) {
-        let limit = JointLimit { mode: ControlMode::Position, ..limit };
-        let Ticked { low, high, step: step_max, bend } = ticked(&limit);
+        let limit = JointLimit { mode: ControlMode::Position, jerk_max: f64::INFINITY, ..limit };
+        let Ticked { low, high, step: step_max, bend, .. } = ticked(&limit);
         // A random motion within 0.999 of the limits: where it would leave them it brakes instead.
         let stop = |step: f64| {
             let (mut left, mut distance) = (step.abs(), 0.0);

@@ -33,6 +33,7 @@ mod reference;
 pub mod scheduler;
 pub mod splice;
 pub mod state;
+mod stop;
 pub mod thread;
 
 pub use admission::{Accepted, Rejected};
