@@ -392,7 +392,9 @@ impl Session {
         // A thread that panicked has said so.
         thread::spawn(move || {
             threads.into_iter().for_each(|thread| drop(thread.join()));
-            flights.map(FlightLog::close);
+            if let Some(flights) = flights {
+                flights.close();
+            }
         })
     }
 }
