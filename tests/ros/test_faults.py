@@ -83,8 +83,7 @@ def test_a_joint_that_disappears_mid_run_brakes_and_its_return_resumes(world):
         return message
 
     robot.joint_state = without_elbow
-    status = policy.wait_for_control("braking", "holding")
-    assert "joint" in status.reason
+    policy.status.wait_until(lambda status: status.control in ("braking", "holding") and "joint" in status.reason, "the joints' brake")
     policy.wait_for_count("joints_dropped", "elbow")
     arm.wait_for_rest()
     robot.joint_state = whole
@@ -97,8 +96,7 @@ def test_joints_that_stop_brake_at_once_and_resume_when_they_return(world):
     policy.wait_for_control("running")
     arm.wait_for_motion()
     robot.silent = {"joints"}
-    status = policy.wait_for_control("braking", "holding", "fault")
-    assert "joint" in status.reason
+    policy.status.wait_until(lambda status: status.control in ("braking", "holding", "fault") and "joint" in status.reason, "why")
     arm.wait_for_rest()
     robot.silent = set()
 
