@@ -1,5 +1,6 @@
 //! From a checkpoint's name to a running network, and through its stages with the time of each.
 
+pub mod chunking;
 pub mod inference;
 pub mod setup;
 

@@ -12,8 +12,8 @@ use pi05_thor::control::thread::{
     monotonic,
 };
 use pi05_thor::control::{
-    Chunk, ControlConfig, ControlMode, JointLimit, JointLimits, Reason, Rejected, Scheduler, State,
-    Trajectory,
+    Chunk, ControlConfig, ControlMode, Guards, JointLimit, JointLimits, Reason, Rejected, Scheduler, Splice,
+    State, Trajectory,
 };
 
 const MS: i64 = 1_000_000;
@@ -28,11 +28,19 @@ fn scheduler() -> Scheduler {
         position_max: 1.0,
         velocity_max: 1.0,
         acceleration_max: 5.0,
+        jerk_max: f64::INFINITY,
     };
     let limits = JointLimits::new(vec![limit; 2]).unwrap();
     let measured_index = vec![Some(0), Some(1)];
-    Scheduler::new(ControlConfig { rate_hz: 100.0, blend_steps: 3, max_steps: 50, limits, measured_index })
-        .unwrap()
+    Scheduler::new(ControlConfig {
+        rate_hz: 100.0,
+        splice: Splice { blend_steps: 3, ..Splice::default() },
+        guards: Guards::default(),
+        max_steps: 50,
+        limits,
+        measured_index,
+    })
+    .unwrap()
 }
 
 fn options(clock: TickClock, form: Form) -> Options {

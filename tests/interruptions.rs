@@ -5,7 +5,8 @@
 
 use pi05_thor::clock::Steady;
 use pi05_thor::control::{
-    Chunk, ControlConfig, ControlMode, JointLimit, JointLimits, Reason, Rejected, Scheduler, State,
+    Chunk, ControlConfig, ControlMode, Guards, JointLimit, JointLimits, Reason, Rejected, Scheduler, Splice,
+    State,
 };
 use proptest::prelude::*;
 
@@ -23,14 +24,22 @@ fn limit(mode: ControlMode) -> JointLimit {
         position_max: 1.5,
         velocity_max: 2.0,
         acceleration_max: ACCELERATION,
+        jerk_max: f64::INFINITY,
     }
 }
 
 fn scheduler(limits: &[JointLimit], blend_steps: usize) -> Scheduler {
     let measured_index = (0..limits.len()).map(Some).collect();
     let limits = JointLimits::new(limits.to_vec()).unwrap();
-    Scheduler::new(ControlConfig { rate_hz: 100.0, blend_steps, max_steps: 50, limits, measured_index })
-        .unwrap()
+    Scheduler::new(ControlConfig {
+        rate_hz: 100.0,
+        splice: Splice { blend_steps, ..Splice::default() },
+        guards: Guards::default(),
+        max_steps: 50,
+        limits,
+        measured_index,
+    })
+    .unwrap()
 }
 
 fn chunk(id: u64, epoch: u64, observed: i64, actions: Vec<Vec<f64>>) -> Chunk {
@@ -98,6 +107,7 @@ proptest! {
         // The arm is where it was sent.
         let mut arm = vec![0.3, 0.0];
         let mut fresh = true;
+        let (mut step, mut last_due) = (0.0, None);
         let quiet = std::iter::repeat_n((TICK, vec![]), 300);
         for (id, (elapsed, events)) in run.into_iter().chain(quiet).enumerate() {
             now += elapsed;
@@ -137,18 +147,27 @@ proptest! {
             let Some((values, resting)) = sent else {
                 prop_assert!(matches!(after, State::Armed | State::Paused | State::Stopped | State::Fault), "{after}");
                 // Silence begins at rest: the velocity is 0.
-                prop_assert_eq!(arm[1], 0.0);
+                prop_assert_eq!((arm[1], step), (0.0, 0.0));
+                if last_due.is_none_or(|last| 2 * (now - last) >= TICK) {
+                    last_due = Some(now);
+                }
                 continue;
             };
             prop_assert_eq!(resting, after != State::Running, "{}", after);
-            let dt = if elapsed == 0 { 0.0 } else { elapsed.min(TICK) as f64 / 1e9 };
-            // The first tick of all has no tick before it.
-            let dt = if id == 0 { TICK_S } else { dt };
+            if last_due.is_some_and(|last| 2 * (now - last) < TICK) {
+                prop_assert_eq!(values, arm.clone(), "a tick that comes too early repeats the last command");
+                continue;
+            }
+            last_due = Some(now);
+            let new: Vec<f64> = values.iter().zip(&arm).map(|(value, before)| value - before).collect();
             prop_assert!(values.iter().all(|v| v.is_finite()));
-            prop_assert!((values[0] - arm[0]).abs() <= 2.0 * dt + 1e-9, "{} to {}", arm[0], values[0]);
+            prop_assert!(new[0].abs() <= 2.0 * TICK_S + 1e-9, "{} to {}", arm[0], values[0]);
+            let bend = ACCELERATION * TICK_S * TICK_S;
+            prop_assert!((new[0] - step).abs() <= bend + 1e-9, "{step} to {}", new[0]);
             prop_assert!((-1.0..=1.5).contains(&values[0]));
-            prop_assert!((values[1] - arm[1]).abs() <= ACCELERATION * dt + 1e-9, "{} to {}", arm[1], values[1]);
+            prop_assert!(new[1].abs() <= ACCELERATION * TICK_S + 1e-9, "{} to {}", arm[1], values[1]);
             prop_assert!(values[1].abs() <= 2.0);
+            step = new[0];
             arm = values;
         }
         // Three seconds after the last event: at rest, or silent after a stop.
@@ -311,7 +330,7 @@ fn after_a_stop_there_is_silence_until_reset_and_a_new_chunk() {
     scheduler.accept(&chunk(2, 1, now, level), Steady(now)).unwrap();
     now += TICK;
     let first = scheduler.tick(Steady(now), Some(&[0.7])).unwrap().values[0];
-    assert_eq!(first, 0.7 - 0.02, "from where the arm is now");
+    assert_eq!(first, 0.7 - ACCELERATION * TICK_S * TICK_S, "from where the arm is now");
 }
 
 #[test]
@@ -349,8 +368,14 @@ fn a_pause_holds_and_a_fault_outlasts_everything_but_a_reset() {
 #[test]
 fn a_robot_that_measures_nothing_never_has_stale_joints() {
     let limits = JointLimits::new(vec![limit(ControlMode::Position)]).unwrap();
-    let config =
-        ControlConfig { rate_hz: 100.0, blend_steps: 0, max_steps: 50, limits, measured_index: vec![None] };
+    let config = ControlConfig {
+        rate_hz: 100.0,
+        splice: Splice { blend_steps: 0, ..Splice::default() },
+        guards: Guards::default(),
+        max_steps: 50,
+        limits,
+        measured_index: vec![None],
+    };
     let mut scheduler = Scheduler::new(config).unwrap();
     scheduler.accept(&chunk(0, 0, 0, vec![vec![0.5]; 50]), Steady(0)).unwrap();
     for k in 0..50 {

@@ -9,7 +9,7 @@ use pi05_thor::clock::Steady;
 use pi05_thor::config::{Config, RobotKind};
 use pi05_thor::control::recorder::{Capacity, Recorder};
 use pi05_thor::control::thread::{ControlHandle, Due, Form, Options, Received, Request, TickClock};
-use pi05_thor::control::{Chunk, Reason, Scheduler, State};
+use pi05_thor::control::{Chunk, Guards, Reason, Scheduler, Splice, State};
 
 thread_local! {
     static CALLS: Cell<u64> = const { Cell::new(0) };
@@ -50,7 +50,8 @@ unsafe impl GlobalAlloc for Counting {
 fn ten_thousand_ticks_and_their_chunks_allocate_nothing() {
     const TICKS: i64 = 10_000;
     const TICK: i64 = 10_000_000;
-    let config = Config::builtin(RobotKind::Aloha).unwrap();
+    let mut config = Config::builtin(RobotKind::Aloha).unwrap();
+    config.control.first_step_max = 1e6;
     let mut scheduler = Scheduler::new(config.control_config(50).unwrap()).unwrap();
     let measured = vec![0.1; 14];
     // A chunk every 100 ms with a pause of 2 s now and then, so that plans fade, end and begin anew; every eighth is
@@ -109,7 +110,7 @@ fn the_control_threads_tick_and_its_hand_overs_allocate_nothing() {
         Request::Brake(why),
         Request::Pause,
         Request::Resume,
-        Request::BlendSteps(2),
+        Request::Splice(Splice { blend_steps: 2, ..Splice::default() }, Guards::default()),
         Request::Stop(why),
         Request::Reset,
         Request::Fault(why),

@@ -580,6 +580,7 @@ fn lerobot_checkpoint() -> Checkpoint {
         camera_aliases: Vec::new(),
         relative_actions: None,
         state_in_prompt: true,
+        trained_delay: 0,
         action_len: Some(7),
         notes: Vec::new(),
     }

@@ -1,7 +1,9 @@
 //! Parameters that are one of a few words, as enums. Each enum knows its words; the table takes them from here.
-//! The first word is the default. Those of the sampler are in [`crate::model::sampler`].
+//! The first word is the default. Those of the sampler are in [`crate::model::sampler`], those of control in
+//! [`crate::control::splice`].
 
 use crate::choices::choices;
+pub use crate::control::splice::Execution;
 
 choices! {
     /// Which robot adapter surrounds the network.
@@ -101,23 +103,6 @@ choices! {
         MeanStd = "mean_std",
         /// Minimum and maximum to ±1.
         MinMax = "min_max",
-    }
-}
-
-choices! {
-    /// How a new chunk takes over from the old one.
-    Execution {
-        /// The newest replaces the rest of the old.
-        #[default]
-        Latest = "latest",
-        /// Overlapping chunks averaged.
-        Ensemble = "ensemble",
-        /// Real-time chunking, guided while sampling.
-        Rtc = "rtc",
-        /// Real-time chunking for checkpoints trained for it.
-        RtcTrained = "rtc_trained",
-        /// Each chunk to its end, then hold.
-        OpenLoop = "open_loop",
     }
 }
 

@@ -12,23 +12,24 @@ use super::parameters::{
     nearest,
 };
 use super::ros_file::{self, Raw};
-use super::{Camera, Config, Control, Joints, Observe, Policy, Recorder, Replay, Sampler, builtin_yaml};
+use super::{Camera, Config, Control, Joints, Observe, Policy, Recorder, Replay, Rtc, Sampler, builtin_yaml};
 use crate::control::limits::LIMIT_MAX;
+use crate::model::sampler::rtc::PrefixSchedule;
 use crate::model::sampler::{Schedule, Solver};
 
 /// Words that are known, with those that this version runs. A later version shortens this list, and nothing else.
-const NOT_YET: &[(&str, &[&str])] =
-    &[("backend", &["auto", "cpu"]), ("dtype", &["auto", "f32"]), ("control.execution", &["latest"])];
+const NOT_YET: &[(&str, &[&str])] = &[("backend", &["auto", "cpu"]), ("dtype", &["auto", "f32"])];
 
 /// Naming one of these means another robot than the built-in one: none of the lists is taken from there.
 const NAMES_THE_ROBOT: [&str; 2] = ["joints.names", "joints.action_names"];
 /// The lists that have one entry per action.
-const PER_ACTION: [&str; 5] = [
+const PER_ACTION: [&str; 6] = [
     "joints.velocity_controlled",
     "joints.position_min",
     "joints.position_max",
     "joints.velocity_max",
     "joints.acceleration_max",
+    "joints.jerk_max",
 ];
 
 /// Seconds in which a joint without `acceleration_max` stops from full speed: what the shipped robots' limits amount to.
@@ -259,6 +260,9 @@ impl Layers<'_> {
                 rate_hz: self.double("control.rate_hz"),
                 execution: self.choice("control.execution", Execution::from_name, Execution::Latest),
                 blend_steps: self.count("control.blend_steps"),
+                ensemble_decay: self.double("control.ensemble_decay"),
+                open_loop_steps: self.count("control.open_loop_steps"),
+                first_step_max: self.double("control.first_step_max"),
                 command: self.choice(
                     "control.command",
                     CommandType::from_name,
@@ -272,6 +276,11 @@ impl Layers<'_> {
             recorder: Recorder {
                 seconds: Some(self.double("recorder.seconds")).filter(|&seconds| seconds > 0.0),
                 folder: Some(self.text("recorder.folder")).filter(|folder| !folder.is_empty()),
+            },
+            rtc: Rtc {
+                schedule: self.choice("rtc.schedule", PrefixSchedule::from_name, PrefixSchedule::Linear),
+                execution_horizon: self.count("rtc.execution_horizon"),
+                max_guidance_weight: self.double("rtc.max_guidance_weight"),
             },
             sampler: Sampler {
                 steps: self.count("sampler.steps"),
@@ -325,13 +334,20 @@ impl Layers<'_> {
         if acceleration_max.is_empty() {
             acceleration_max = velocity_max.iter().map(|v| (v / FULL_STOP_S).min(LIMIT_MAX)).collect();
         }
+        let mut jerk_max = self.doubles("joints.jerk_max");
+        let jerks = if jerk_max.is_empty() { actions } else { jerk_max.len() };
+        if jerk_max.is_empty() {
+            jerk_max = vec![f64::INFINITY; actions];
+        }
         let joints = Joints {
             topic: self.text("joints.topic"),
             max_age_ms: self.integer("joints.max_age_ms"),
+            fault_after_ms: self.integer("joints.fault_after_ms"),
             position_min: self.doubles("joints.position_min"),
             position_max: self.doubles("joints.position_max"),
             velocity_max,
             acceleration_max,
+            jerk_max,
             names,
             action_names,
             velocity_controlled,
@@ -342,6 +358,7 @@ impl Layers<'_> {
             joints.position_max.len(),
             joints.velocity_max.len(),
             accelerations,
+            jerks,
         ];
         for (name, length) in PER_ACTION.into_iter().zip(lengths) {
             self.check_length(name, actions, length);

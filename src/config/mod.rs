@@ -31,7 +31,11 @@ pub use choices::{
 pub use error::{ConfigError, Violation};
 pub use ros_file::FILE_MAX;
 
-use crate::control::{ControlConfig, ControlMode, JointLimit, JointLimits, limits::LimitsError};
+use crate::clock::NS_PER_MS;
+use crate::control::{
+    ControlConfig, ControlMode, Guards, JointLimit, JointLimits, Splice, limits::LimitsError,
+};
+use crate::model::sampler::rtc::PrefixSchedule;
 use crate::model::sampler::{self, Schedule, Solver, TimeRounding};
 use crate::policy::PolicyOptions;
 use crate::policy::prompt::PromptFormat;
@@ -57,6 +61,7 @@ pub struct Config {
     pub policy: Policy,
     pub control: Control,
     pub recorder: Recorder,
+    pub rtc: Rtc,
     pub sampler: Sampler,
     pub replay: Replay,
 }
@@ -84,6 +89,7 @@ pub struct Observe {
 pub struct Joints {
     pub topic: String,
     pub max_age_ms: i64,
+    pub fault_after_ms: i64,
     /// At least one, all different.
     pub names: Vec<String>,
     /// At least one, all different.
@@ -94,6 +100,8 @@ pub struct Joints {
     pub position_max: Vec<f64>,
     pub velocity_max: Vec<f64>,
     pub acceleration_max: Vec<f64>,
+    /// Infinite where it is not limited.
+    pub jerk_max: Vec<f64>,
 }
 
 /// `policy`: what surrounds the network, where the checkpoint's own word is not to be taken.
@@ -120,6 +128,9 @@ pub struct Control {
     pub rate_hz: f64,
     pub execution: Execution,
     pub blend_steps: usize,
+    pub ensemble_decay: f64,
+    pub open_loop_steps: usize,
+    pub first_step_max: f64,
     pub command: CommandType,
     pub command_topic: String,
     /// `None`: ordinary scheduling.
@@ -137,6 +148,15 @@ pub struct Recorder {
     pub seconds: Option<f64>,
     /// `None`: the default.
     pub folder: Option<String>,
+}
+
+/// `rtc`: how the old chunk steers the sampler of the next one.
+#[derive(Clone, Debug, PartialEq)]
+#[allow(missing_docs)]
+pub struct Rtc {
+    pub schedule: PrefixSchedule,
+    pub execution_horizon: usize,
+    pub max_guidance_weight: f64,
 }
 
 /// `sampler`: from noise to actions.
@@ -234,22 +254,37 @@ impl Config {
         }
     }
 
+    /// How chunks follow each other.
+    pub fn splice(&self) -> Splice {
+        let &Control { execution, blend_steps, ensemble_decay, open_loop_steps, .. } = &self.control;
+        Splice { execution, blend_steps, ensemble_decay, open_loop_steps }
+    }
+
+    /// What control does not believe.
+    pub fn guards(&self) -> Guards {
+        Guards {
+            first_step_max: self.control.first_step_max,
+            joints_fault_after_ns: self.joints.fault_after_ms * NS_PER_MS,
+        }
+    }
+
     /// What [`crate::control::Scheduler`] needs, for chunks of up to `horizon` steps.
     pub fn control_config(&self, horizon: usize) -> Result<ControlConfig, LimitsError> {
         let joints = &self.joints;
-        let limits = joints
-            .velocity_controlled
-            .iter()
-            .zip(joints.position_min.iter().zip(&joints.position_max))
-            .zip(joints.velocity_max.iter().zip(&joints.acceleration_max))
-            .map(|((&velocity, (&position_min, &position_max)), (&velocity_max, &acceleration_max))| {
-                let mode = if velocity { ControlMode::Velocity } else { ControlMode::Position };
-                JointLimit { mode, position_min, position_max, velocity_max, acceleration_max }
-            })
-            .collect();
+        let limit = |joint: usize, &velocity: &bool| JointLimit {
+            mode: if velocity { ControlMode::Velocity } else { ControlMode::Position },
+            position_min: joints.position_min[joint],
+            position_max: joints.position_max[joint],
+            velocity_max: joints.velocity_max[joint],
+            acceleration_max: joints.acceleration_max[joint],
+            jerk_max: joints.jerk_max[joint],
+        };
+        let limits =
+            joints.velocity_controlled.iter().enumerate().map(|(joint, mode)| limit(joint, mode)).collect();
         Ok(ControlConfig {
             rate_hz: self.control.rate_hz,
-            blend_steps: self.control.blend_steps,
+            splice: self.splice(),
+            guards: self.guards(),
             max_steps: horizon,
             limits: JointLimits::new(limits)?,
             measured_index: self.measured_index(),

@@ -4,6 +4,7 @@
 //! YAML files, the declarations of the ROS 2 node and the documentation are all made from [`TABLE`].
 
 use super::choices::*;
+use crate::model::sampler::rtc::PrefixSchedule;
 use crate::model::sampler::{Schedule, Solver};
 
 /// Most joints (state or action values) that a configuration may name. The largest humanoids have some seventy.
@@ -117,6 +118,10 @@ const fn integer(default: i64, min: i64, max: i64) -> (Kind, DefaultValue, Range
     (Kind::Integer, DefaultValue::Integer(default), Range::Integer(min, max))
 }
 
+const fn number(default: f64, min: f64, max: f64) -> (Kind, DefaultValue, Range) {
+    (Kind::Double, DefaultValue::Double(default), Range::Double(min, max))
+}
+
 const fn rate(default: f64) -> (Kind, DefaultValue, Range) {
     (Kind::Double, DefaultValue::Double(default), Range::Above(0.0, 1000.0))
 }
@@ -164,6 +169,9 @@ pub static TABLE: &[Parameter] = &[
         "Topic (sensor_msgs/JointState) of the measured positions."),
     parameter("joints.max_age_ms", integer(100, 1, AGE_MAX_MS), "ms", Live,
         "Older positions are not used."),
+    // Longer than a driver that is started anew takes, shorter than a person who comes to look.
+    parameter("joints.fault_after_ms", integer(5000, 1, 3_600_000), "ms", Live,
+        "Without positions the arm brakes at once; without them for so long it is a fault, until ~/reset."),
     parameter("joints.names", robot_list(Kind::StringArray, Range::NotEmpty), "", Structural,
         "Joint names in the order of the policy's state."),
     parameter("joints.action_names", (Kind::StringArray, DefaultValue::Empty, Range::NotEmpty), "", Structural,
@@ -178,6 +186,10 @@ pub static TABLE: &[Parameter] = &[
         "One per action: highest speed; of a velocity-controlled action, its highest magnitude."),
     parameter("joints.acceleration_max", (Kind::DoubleArray, DefaultValue::Empty, Range::Double(LIMIT_MIN, LIMIT_MAX)), "rad/s² or m/s²", Structural,
         "One per action: highest acceleration, with which motion comes to rest; empty: from full speed within 0.2 s."),
+    parameter("joints.jerk_max", (Kind::DoubleArray, DefaultValue::Empty, Range::Double(LIMIT_MIN, LIMIT_MAX)), "rad/s³ or m/s³", Structural,
+        "One per action: highest change of the acceleration per second; empty: not limited."),
+    parameter("joints.urdf", text(""), "", Structural,
+        "Path of the robot's URDF: of its limits and those above the tighter ones hold, by joint name; empty: none."),
     parameter("policy.resize", one_of("auto", ResizeChoice::NAMES), "", Structural,
         "How images are resized; auto as the checkpoint was trained (openpi: pillow, LeRobot: torch)."),
     parameter("policy.prompt_format", one_of("auto", PromptFormatChoice::NAMES), "", Structural,
@@ -197,10 +209,17 @@ pub static TABLE: &[Parameter] = &[
     parameter("control.rate_hz", rate(100.0), "Hz", Structural,
         "Control ticks, and so commands, per second."),
     parameter("control.execution", one_of("latest", Execution::NAMES), "", Live,
-        "How a new chunk takes over; latest replaces the rest of the old one from now on."),
+        "How a new chunk takes over: latest replaces the old one, ensemble averages, rtc steers by the old one, open_loop holds in between."),
     // 3 steps of 20 ms hide the seam between chunks and are over before the next one comes.
     parameter("control.blend_steps", integer(3, 0, 50), "policy steps", Live,
-        "Over so many steps commands fade from the old chunk to the new one; 0: at once."),
+        "Commands go over to a new chunk within so many steps, later only where limits need it; 0: by the limits alone."),
+    parameter("control.ensemble_decay", number(0.01, -1.0, 1.0), "", Live,
+        "ensemble: a chunk that is one step older has exp(-decay) of the weight; below 0 older ones have more."),
+    parameter("control.open_loop_steps", integer(0, 0, 10_000), "policy steps", Live,
+        "open_loop: steps of a chunk that are executed before the next one is computed; 0: all."),
+    // A gripper from closed to open is 1; a joint that is asked to go further at once does not know where it is.
+    parameter("control.first_step_max", (Kind::Double, DefaultValue::Double(1.5), Range::Above(0.0, LIMIT_MAX)), "rad or m", Live,
+        "A chunk whose first step is further than this from a measured position is discarded."),
     parameter("control.command", one_of("float64_multi_array", CommandType::NAMES), "", Structural,
         "Message type of the commands: the first two per tick, joint_trajectory per chunk."),
     parameter("control.command_topic", topic(DefaultValue::Text("commands")), "", Structural,
@@ -216,6 +235,12 @@ pub static TABLE: &[Parameter] = &[
         "Time that the flight recorder keeps in memory, to be written after a fault or by ~/record; 0: no recorder."),
     parameter("recorder.folder", text(""), "", Structural,
         "Folder of the flight recorder's files; empty: pi05_thor in $ROS_HOME (~/.ros)."),
+    parameter("rtc.schedule", one_of("linear", PrefixSchedule::NAMES), "", Live,
+        "rtc: how the pull towards the old chunk falls off along the steps."),
+    parameter("rtc.execution_horizon", integer(10, 1, 10_000), "policy steps", Live,
+        "rtc: steps of the old chunk that pull at most."),
+    parameter("rtc.max_guidance_weight", number(10.0, 0.0, 1000.0), "", Live,
+        "rtc: strongest pull."),
     parameter("sampler.steps", integer(10, 1, 50), "", Structural,
         "Denoising steps per chunk; 10 as the model was trained."),
     parameter("sampler.schedule", one_of("linear", Schedule::NAMES), "", Structural,

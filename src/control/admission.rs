@@ -6,6 +6,7 @@
 use crate::clock::{NS_PER_MS, Steady};
 
 use super::plan::{Chunk, Malformed, end_of};
+use super::splice::Execution;
 use super::state::State;
 
 /// A chunk that takes over.
@@ -69,6 +70,30 @@ pub enum Rejected {
         /// The running chunk.
         running: u64,
     },
+    /// Its first step is too far from where the robot is.
+    #[error(
+        "chunk {id}: expected joint {joint} to begin within {most} of its measured position {measured}, found {found}; discarded"
+    )]
+    TooFar {
+        /// The chunk.
+        id: u64,
+        /// Index of the joint.
+        joint: usize,
+        /// The bound (rad or m).
+        most: f64,
+        /// Where the robot is.
+        measured: f64,
+        /// Where the chunk begins.
+        found: f64,
+    },
+    /// Executing open loop, a chunk came while another is executed.
+    #[error("chunk {id}: expected none while chunk {running} is executed open loop; discarded")]
+    NotYet {
+        /// The chunk.
+        id: u64,
+        /// The running chunk.
+        running: u64,
+    },
     /// Its observation is more than one policy step ahead of now.
     #[error(
         "chunk {id}: expected an observation from before now, found one {ahead_ms} ms ahead; discarded, check the clocks"
@@ -89,6 +114,7 @@ pub(super) struct Gate {
     pub joints_fresh: bool,
     /// Id and observation of the chunk that is followed.
     pub running: Option<(u64, Steady)>,
+    pub execution: Execution,
 }
 
 impl Gate {
@@ -109,13 +135,20 @@ impl Gate {
         if ahead > chunk.period_ns {
             return Err(Rejected::FromFuture { id, ahead_ms: ahead / NS_PER_MS });
         }
-        if let Some(end) = end_of(chunk).filter(|&end| end <= now) {
+        let open_loop = self.execution == Execution::OpenLoop;
+        if let Some(end) = end_of(chunk).filter(|&end| end <= now && !open_loop) {
             return Err(Rejected::Late { id, late_ms: now.0.saturating_sub(end.0) / NS_PER_MS });
         }
         if let Some((running, observed)) = self.running
             && chunk.observed < observed
         {
             return Err(Rejected::Superseded { id, running });
+        }
+        if open_loop {
+            return match (self.state, self.running) {
+                (State::Running, Some((running, _))) => Err(Rejected::NotYet { id, running }),
+                _ => Ok(Accepted { dropped_steps: 0 }),
+            };
         }
         // The steps whose time is before now; fewer than the chunk has, for its end is after now.
         let elapsed = now.0.saturating_sub(chunk.observed.0).max(0);

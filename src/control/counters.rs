@@ -1,7 +1,7 @@
 //! What happened so far, counted.
 
 use super::admission::Rejected;
-use super::limits::Limited;
+use super::axis::Limited;
 
 /// What happened so far. Values are counted one by one, so that a tick can count several times.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -22,6 +22,8 @@ pub struct Counters {
     pub velocity_limited: u64,
     /// Values that an acceleration limit changed.
     pub acceleration_limited: u64,
+    /// Values that a jerk limit changed.
+    pub jerk_limited: u64,
     /// Desired values that were NaN or infinite.
     pub not_finite: u64,
     /// Chunks that took over.
@@ -32,17 +34,20 @@ pub struct Counters {
     pub chunks_late: u64,
     /// Chunks discarded because a newer one was running.
     pub chunks_superseded: u64,
+    /// Chunks discarded because they began too far from the measured position.
+    pub chunks_too_far: u64,
     /// Chunks discarded because their observation lay ahead of now.
     pub chunks_from_future: u64,
     /// Chunks discarded because they were begun before an interruption.
     pub chunks_of_old_epoch: u64,
-    /// Chunks discarded because none is taken: paused, stopped, a fault, or stale joint states.
+    /// Chunks discarded because none is taken: paused, stopped, a fault, stale joint states, or another one
+    /// is executed open loop.
     pub chunks_not_wanted: u64,
 }
 
 impl Counters {
     /// Name and count of each, for reports and diagnostics.
-    pub fn entries(&self) -> [(&'static str, u64); 16] {
+    pub fn entries(&self) -> [(&'static str, u64); 18] {
         [
             ("ticks", self.ticks),
             ("skipped_ticks", self.skipped_ticks),
@@ -52,11 +57,13 @@ impl Counters {
             ("position_limited", self.position_limited),
             ("velocity_limited", self.velocity_limited),
             ("acceleration_limited", self.acceleration_limited),
+            ("jerk_limited", self.jerk_limited),
             ("not_finite", self.not_finite),
             ("chunks_accepted", self.chunks_accepted),
             ("chunks_malformed", self.chunks_malformed),
             ("chunks_late", self.chunks_late),
             ("chunks_superseded", self.chunks_superseded),
+            ("chunks_too_far", self.chunks_too_far),
             ("chunks_from_future", self.chunks_from_future),
             ("chunks_of_old_epoch", self.chunks_of_old_epoch),
             ("chunks_not_wanted", self.chunks_not_wanted),
@@ -67,6 +74,7 @@ impl Counters {
         self.position_limited += u64::from(limited.position);
         self.velocity_limited += u64::from(limited.velocity);
         self.acceleration_limited += u64::from(limited.acceleration);
+        self.jerk_limited += u64::from(limited.jerk);
         self.not_finite += u64::from(limited.not_finite);
     }
 
@@ -77,7 +85,10 @@ impl Counters {
             Rejected::Superseded { .. } => &mut self.chunks_superseded,
             Rejected::FromFuture { .. } => &mut self.chunks_from_future,
             Rejected::OldEpoch { .. } => &mut self.chunks_of_old_epoch,
-            Rejected::NotWanted { .. } | Rejected::JointsStale { .. } => &mut self.chunks_not_wanted,
+            Rejected::TooFar { .. } => &mut self.chunks_too_far,
+            Rejected::NotWanted { .. } | Rejected::JointsStale { .. } | Rejected::NotYet { .. } => {
+                &mut self.chunks_not_wanted
+            }
         } += 1;
     }
 }

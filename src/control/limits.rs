@@ -1,9 +1,7 @@
-//! What a joint may do within one tick: position and velocity limits, or velocity and acceleration limits.
+//! What a joint may do: position, velocity, acceleration and, where it is given, jerk.
 //!
-//! Promises: for any desired value, NaN and infinity included, the limited value is finite, at most one tick's worth
-//! away from the value before it, and a value that was within limits is passed on unchanged, bit for bit.
-//! Called by the scheduler in every tick. Position-controlled joints are not yet limited in acceleration while they
-//! move along a chunk; the brake at a plan's end is.
+//! Promises: limits that were taken are finite (but for a jerk that is not limited) and can be kept: within them every
+//! motion can come to rest. [`super::axis`] keeps them, tick by tick.
 
 /// Largest magnitude of a position, velocity or acceleration limit (rad or m, per s, per s²): beyond it lies no robot,
 /// and below it nothing overflows.
@@ -31,73 +29,13 @@ pub struct JointLimit {
     pub position_max: f64,
     /// Highest speed: of a position's change per second, or of the value itself.
     pub velocity_max: f64,
-    /// Highest acceleration: of the brake, and of a velocity's change per second.
+    /// Highest acceleration: of a position, or of a velocity's change per second.
     pub acceleration_max: f64,
+    /// Highest change of the acceleration per second; infinite where it is not limited.
+    pub jerk_max: f64,
 }
 
-/// A value after the limits, and which of them changed it.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Limited {
-    /// The permitted value.
-    pub value: f64,
-    /// The desired value was NaN or infinite, and was replaced by holding (position) or by 0 (velocity).
-    pub not_finite: bool,
-    /// A position limit changed it.
-    pub position: bool,
-    /// The velocity limit changed it.
-    pub velocity: bool,
-    /// The acceleration limit changed it ([`ControlMode::Velocity`] only).
-    pub acceleration: bool,
-}
-
-impl Limited {
-    /// Any limit changed the value.
-    pub fn any(&self) -> bool {
-        self.not_finite || self.position || self.velocity || self.acceleration
-    }
-}
-
-impl JointLimit {
-    /// The permitted value nearest to `desired`, `dt` seconds after `previous`.
-    ///
-    /// Position: within the position limits, and at most `velocity_max * dt` from `previous`; a `previous` outside the
-    /// position limits is led back at no more than that speed.
-    /// Velocity: within ± `velocity_max`, and at most `acceleration_max * dt` from `previous`.
-    ///
-    /// `previous` is finite; a `dt` that is negative or NaN counts as 0.
-    pub fn limit(&self, previous: f64, desired: f64, dt: f64) -> Limited {
-        let not_finite = !desired.is_finite();
-        let dt = dt.max(0.0);
-        match self.mode {
-            ControlMode::Position => {
-                let wanted = if not_finite { previous } else { desired };
-                let inside = between(wanted, self.position_min, self.position_max);
-                let value = within(inside, previous, self.velocity_max * dt);
-                Limited {
-                    value,
-                    not_finite,
-                    position: inside != wanted,
-                    velocity: value != inside,
-                    acceleration: false,
-                }
-            }
-            ControlMode::Velocity => {
-                let wanted = if not_finite { 0.0 } else { desired };
-                let slow = between(wanted, -self.velocity_max, self.velocity_max);
-                let value = within(slow, previous, self.acceleration_max * dt);
-                Limited {
-                    value,
-                    not_finite,
-                    position: false,
-                    velocity: slow != wanted,
-                    acceleration: value != slow,
-                }
-            }
-        }
-    }
-}
-
-/// The limits of every command value, checked: finite, minimum below maximum, velocity and acceleration above 0.
+/// The limits of every command value, checked: minimum below maximum, the others above 0; finite but for the jerk.
 #[derive(Clone, Debug, PartialEq)]
 pub struct JointLimits(Vec<JointLimit>);
 
@@ -126,7 +64,7 @@ pub enum LimitsError {
     Rate {
         /// Index of the joint.
         joint: usize,
-        /// `velocity_max` or `acceleration_max`.
+        /// `velocity_max`, `acceleration_max` or `jerk_max`.
         limit: &'static str,
         /// What it was.
         found: f64,
@@ -144,12 +82,13 @@ impl JointLimits {
             if !(-LIMIT_MAX <= min && min < max && max <= LIMIT_MAX) {
                 return Err(LimitsError::Position { joint, min, max });
             }
-            for (name, found) in
-                [("velocity_max", limit.velocity_max), ("acceleration_max", limit.acceleration_max)]
-            {
-                if !(LIMIT_MIN..=LIMIT_MAX).contains(&found) {
-                    return Err(LimitsError::Rate { joint, limit: name, found });
-                }
+            let rates = [
+                ("velocity_max", limit.velocity_max),
+                ("acceleration_max", limit.acceleration_max),
+                ("jerk_max", if limit.jerk_max == f64::INFINITY { LIMIT_MAX } else { limit.jerk_max }),
+            ];
+            if let Some(&(name, found)) = rates.iter().find(|(_, v)| !(LIMIT_MIN..=LIMIT_MAX).contains(v)) {
+                return Err(LimitsError::Rate { joint, limit: name, found });
             }
         }
         Ok(Self(joints))
@@ -170,9 +109,4 @@ pub(super) fn between(value: f64, low: f64, high: f64) -> f64 {
     } else {
         value // as it is, down to the sign of a zero
     }
-}
-
-/// `value`, or the value at distance `reach` from `centre` on its side.
-fn within(value: f64, centre: f64, reach: f64) -> f64 {
-    between(value, centre - reach, centre + reach)
 }

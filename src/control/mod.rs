@@ -8,10 +8,12 @@
 //!
 //! | file | holds |
 //! |---|---|
-//! | [`limits`] | what a joint may do within one tick |
-//! | [`brake`] | from a moving value to standstill |
-//! | [`plan`] | a chunk as a function of time, ending at rest |
-//! | `motion` | the plan that is followed, the one that is left, the last command |
+//! | [`limits`] | what a joint may do |
+//! | [`axis`] | one joint's command from tick to tick, within its limits |
+//! | [`plan`] | a chunk as a function of time |
+//! | [`splice`] | how a new chunk takes over |
+//! | `reference` | the plans that are followed, and the way from the ones before |
+//! | `motion` | the axes follow the reference, or come to rest |
 //! | [`state`] | idle, armed, running, braking, holding, paused, stopped, fault: one table |
 //! | [`admission`] | whether a chunk may take over |
 //! | [`scheduler`] | state and motion together: the tick |
@@ -21,7 +23,7 @@
 //! | [`thread`] | the control thread: clocks, hand-over in, hand-over out |
 
 pub mod admission;
-pub mod brake;
+pub mod axis;
 pub mod counters;
 pub mod limits;
 mod motion;
@@ -29,8 +31,11 @@ pub mod plan;
 pub mod preview;
 pub mod reason;
 pub mod recorder;
+mod reference;
 pub mod scheduler;
+pub mod splice;
 pub mod state;
+mod stop;
 pub mod thread;
 
 pub use admission::{Accepted, Rejected};
@@ -39,6 +44,7 @@ pub use limits::{ControlMode, JointLimit, JointLimits};
 pub use plan::Chunk;
 pub use preview::Trajectory;
 pub use reason::Reason;
-pub use scheduler::{Command, ControlConfig, Scheduler};
+pub use scheduler::{Command, ControlConfig, Guards, Scheduler};
+pub use splice::{Execution, Splice};
 pub use state::State;
 pub use thread::ControlHandle;

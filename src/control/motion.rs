@@ -1,41 +1,44 @@
-//! The arm's motion: the plan that is followed, the one that is left, and the last command.
+//! The arm's motion: the reference that is followed, and the axes that follow it.
 //!
-//! Promises: each command is within the limits of the one before it, whatever plan begins or ends; a brake decelerates
-//! from the present command and its rate to rest, and forgets plan and fade. Called by the scheduler, which decides
-//! what may be followed. It knows no states and no reasons.
+//! Promises: each command is within the limits of the ones before it, whatever plan begins or ends; where a plan begins
+//! the way to it has no jump in speed; where it ends, or something brakes, every axis decelerates to rest. One tick
+//! moves for one period. Called by the scheduler, which decides what may be followed. It knows no states and no reasons.
 
 use crate::clock::Steady;
 
-use super::brake::Brake;
+use super::admission::Rejected;
+use super::axis::Axis;
 use super::counters::Counters;
 use super::limits::{ControlMode, JointLimits, between};
-use super::plan::{Chunk, Malformed, Plan, seconds};
+use super::plan::{Chunk, Malformed, seconds};
+use super::reference::Reference;
+use super::splice::{Offset, Sample, Splice};
 
-/// At most one running plan, at most one that is being left, and the last command.
+/// The reference, the axes, and how far the motion has come.
 #[derive(Clone, Debug)]
 pub(super) struct Motion {
     limits: JointLimits,
     measured_index: Vec<Option<usize>>,
-    blend_steps: i64,
+    period_ns: i64,
+    splice: Splice,
     phase: Phase,
-    running: Plan,
-    leaving: Plan,
-    /// Added to `leaving`, so that the fade begins where the commands were going.
-    offset: Vec<f64>,
-    fade: Fade,
-    /// The last command, and its change per second.
+    reference: Reference,
+    axes: Vec<Axis>,
+    /// The last command, and the tick that gave it.
     command: Vec<f64>,
-    rate: Vec<f64>,
+    commanded_at: Steady,
     /// There was a command at all.
     commanded: bool,
-    /// The last command is where the plan rests.
+    /// The last command is where it rests.
     at_rest: bool,
     silent_at_rest: bool,
+    too_far: bool,
     /// How often the way ahead changed.
     revision: u64,
-    /// What the plans want before limits; and room for the second of two plans.
-    desired: Vec<f64>,
-    arriving: Vec<f64>,
+    /// `[joints]`: what was followed, while that changes.
+    before: Vec<Sample>,
+    /// `[joints]`: the way to what is followed from then on.
+    offsets: Vec<Offset>,
 }
 
 /// How far the motion has come.
@@ -45,11 +48,9 @@ enum Phase {
     Silent,
     /// A plan, but no command yet: a measured position is missing.
     Ready(Source),
-    /// Commands follow the running plan.
+    /// Commands follow the reference.
     Following(Source),
-    /// Commands followed the running plan and brake from the next tick on.
-    BrakeDue(Source),
-    /// A tail that is fixed: of the running plan, or of a brake.
+    /// Commands decelerate, or rest: the plan has ended, or something braked.
     Resting(Source),
 }
 
@@ -60,23 +61,6 @@ struct Source {
     observed: Steady,
 }
 
-/// When commands go over from the plan that is left to the running one.
-#[derive(Clone, Copy, Debug)]
-struct Fade {
-    from: Steady,
-    duration_ns: i64,
-}
-
-impl Fade {
-    const DONE: Self = Self { from: Steady(i64::MIN), duration_ns: 0 };
-
-    /// Share of the running plan, 0 to 1.
-    fn share(&self, now: Steady) -> f64 {
-        let elapsed = now.0.saturating_sub(self.from.0);
-        if elapsed >= self.duration_ns { 1.0 } else { elapsed.max(0) as f64 / self.duration_ns as f64 }
-    }
-}
-
 /// What one step did.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Moved {
@@ -84,8 +68,6 @@ pub(super) struct Moved {
     pub chunk: u64,
     /// The plan's last step is reached or passed, or it brakes.
     pub resting: bool,
-    /// The command is where the plan rests.
-    pub at_rest: bool,
     /// A limit changed at least one value.
     pub limited: bool,
 }
@@ -94,35 +76,40 @@ impl Motion {
     pub fn new(
         limits: JointLimits,
         measured_index: Vec<Option<usize>>,
-        blend_steps: usize,
+        period_ns: i64,
+        splice: Splice,
         max_steps: usize,
     ) -> Self {
         let joints = limits.as_slice().len();
-        let mut motion = Self {
+        let axes = limits.as_slice().iter().map(|limit| Axis::new(limit, seconds(period_ns))).collect();
+        Self {
             limits,
             measured_index,
-            blend_steps: 0,
+            period_ns,
+            splice,
             phase: Phase::Silent,
-            running: Plan::new(joints, max_steps),
-            leaving: Plan::new(joints, max_steps),
-            offset: vec![0.0; joints],
-            fade: Fade::DONE,
+            reference: Reference::new(joints, max_steps),
+            axes,
             command: vec![0.0; joints],
-            rate: vec![0.0; joints],
+            commanded_at: Steady(0),
             commanded: false,
             at_rest: false,
             silent_at_rest: false,
+            too_far: false,
             revision: 0,
-            desired: vec![0.0; joints],
-            arriving: vec![0.0; joints],
-        };
-        motion.set_blend_steps(blend_steps);
-        motion
+            before: vec![Sample::default(); joints],
+            offsets: vec![Offset::NONE; joints],
+        }
     }
 
     /// From the next chunk on.
-    pub fn set_blend_steps(&mut self, steps: usize) {
-        self.blend_steps = steps.min(super::scheduler::STEPS_MAX) as i64;
+    pub fn set_splice(&mut self, splice: Splice) {
+        self.splice = splice;
+    }
+
+    /// How chunks follow each other.
+    pub fn splice(&self) -> &Splice {
+        &self.splice
     }
 
     /// The last command. Zeros before the first.
@@ -137,10 +124,15 @@ impl Motion {
 
     /// Each tick gives a command.
     pub fn is_sending(&self) -> bool {
-        !matches!(self.phase, Phase::Silent | Phase::Ready(_))
+        matches!(self.phase, Phase::Following(_) | Phase::Resting(_))
     }
 
-    /// The last command is where the plan rests.
+    /// Commands follow a plan that has not ended.
+    pub fn is_following(&self) -> bool {
+        matches!(self.phase, Phase::Following(_))
+    }
+
+    /// The last command is where it rests.
     pub fn is_at_rest(&self) -> bool {
         self.at_rest
     }
@@ -154,9 +146,7 @@ impl Motion {
     pub fn source(&self) -> Option<(u64, Steady)> {
         match self.phase {
             Phase::Silent => None,
-            Phase::Ready(of) | Phase::Following(of) | Phase::BrakeDue(of) | Phase::Resting(of) => {
-                Some((of.id, of.observed))
-            }
+            Phase::Ready(of) | Phase::Following(of) | Phase::Resting(of) => Some((of.id, of.observed)),
         }
     }
 
@@ -168,26 +158,53 @@ impl Motion {
 
     /// Whether `chunk` can become a plan.
     pub fn check(&self, chunk: &Chunk) -> Result<(), Malformed> {
-        self.running.check(chunk)
+        self.reference.check(chunk)
     }
 
-    /// The old plan becomes the one that is left, the chunk the running one.
+    /// Refuses a chunk whose first step is further than `most` from where a joint was measured.
+    pub fn check_first(
+        &self,
+        id: u64,
+        first: &[f64],
+        measured: &[Option<f64>],
+        most: f64,
+    ) -> Result<(), Rejected> {
+        for (joint, limit) in self.limits.as_slice().iter().enumerate() {
+            let (Some(&found), Some(&Some(measured))) = (first.get(joint), measured.get(joint)) else {
+                continue;
+            };
+            let reached = between(found, limit.position_min, limit.position_max);
+            if limit.mode == ControlMode::Position && (reached - measured).abs() > most {
+                return Err(Rejected::TooFar { id, joint, most, measured, found });
+            }
+        }
+        Ok(())
+    }
+
+    /// Each joint's measured position, where it has one; as they were if there are none.
+    pub fn locate(&self, measured: Option<&[f64]>, into: &mut [Option<f64>]) {
+        let Some(measured) = measured else { return };
+        for (joint, index) in into.iter_mut().zip(&self.measured_index) {
+            *joint = index.and_then(|index| measured.get(index).copied());
+        }
+    }
+
+    /// The chunk that waited to start began too far from the measured position, and was let go at the last tick.
+    pub fn was_too_far(&self) -> bool {
+        self.too_far
+    }
+
+    /// The chunk is followed from now on.
     pub fn take(&mut self, chunk: &Chunk, now: Steady) -> Result<(), Malformed> {
         let source = Source { id: chunk.id, observed: chunk.observed };
-        let sending = self.is_sending();
-        self.fade = if sending && self.blend_steps > 0 {
-            self.aim(now);
-            self.running.sample(now, &mut self.offset);
-            for (offset, desired) in self.offset.iter_mut().zip(&self.desired) {
-                *offset = desired - *offset; // 0, but in the middle of a fade
-            }
-            std::mem::swap(&mut self.running, &mut self.leaving);
-            Fade { from: now, duration_ns: self.blend_steps * chunk.period_ns }
+        let (sending, alone, splice) = (self.is_sending(), !self.is_following(), self.splice);
+        if sending {
+            self.change(now, |reference| reference.take(chunk, &splice, now, alone))?;
+            self.phase = Phase::Following(source);
         } else {
-            Fade::DONE
-        };
-        self.running.fill(chunk, &self.limits)?;
-        self.phase = if sending { Phase::Following(source) } else { Phase::Ready(source) };
+            self.reference.take(chunk, &splice, now, true)?;
+            self.phase = Phase::Ready(source);
+        }
         self.at_rest = false;
         self.revision += 1;
         Ok(())
@@ -198,10 +215,10 @@ impl Motion {
         match self.phase {
             Phase::Ready(_) => self.phase = Phase::Silent,
             Phase::Following(source) => {
-                self.phase = Phase::BrakeDue(source);
+                self.phase = Phase::Resting(source);
                 self.revision += 1;
             }
-            Phase::Silent | Phase::BrakeDue(_) | Phase::Resting(_) => {}
+            Phase::Silent | Phase::Resting(_) => {}
         }
     }
 
@@ -213,138 +230,147 @@ impl Motion {
         }
     }
 
-    /// The next command, if there is one: `now`, `elapsed_ns` after the one before it, moves for at most `dt_ns`.
+    /// The next command, if there is one: a period's movement after the one before it.
+    /// A chunk that begins further than `first_step_max` from where the robot is, is let go.
     pub fn step(
         &mut self,
         now: Steady,
-        elapsed_ns: i64,
-        dt_ns: i64,
         measured: Option<&[f64]>,
+        first_step_max: f64,
         counters: &mut Counters,
     ) -> Option<Moved> {
+        self.too_far = false;
         if let Phase::Ready(source) = self.phase
             && self.can_locate(measured)
         {
-            self.start(source, now, measured, counters);
+            self.start(source, now, measured, first_step_max, counters);
+        }
+        if let Phase::Following(source) = self.phase {
+            if now >= self.reference.end() {
+                self.phase = Phase::Resting(source);
+            } else if self.reference.has_expired(now) {
+                // Cannot fail: nothing is taken.
+                let _ = self.change(now, |reference| {
+                    reference.expire(now);
+                    Ok(())
+                });
+            }
         }
         let (chunk, _) = self.source().filter(|_| self.is_sending())?;
-        match self.phase {
-            Phase::BrakeDue(source) => {
-                self.begin_brake(now, dt_ns);
-                self.phase = Phase::Resting(source);
-            }
-            Phase::Following(source) if now >= self.running.end() => {
-                self.begin_rest(now, dt_ns);
-                self.phase = Phase::Resting(source);
-            }
-            // A brake takes its time: what an overrun missed is not caught up with.
-            Phase::Resting(_) => self.running.delay_tails(elapsed_ns - dt_ns),
-            _ => {}
-        }
-        self.aim(now);
-        let limited = self.move_by_limits(seconds(dt_ns), counters);
         let resting = matches!(self.phase, Phase::Resting(_));
-        self.at_rest = resting && !limited && self.running.is_at_rest(now);
+        let limited = if resting { self.brake_axes(counters) } else { self.follow(now, counters) };
+        self.commanded_at = now;
+        self.commanded = true;
+        self.at_rest = resting && self.axes.iter().all(Axis::is_at_rest);
         if self.at_rest && self.silent_at_rest {
             self.phase = Phase::Silent; // after this command
         }
-        Some(Moved { chunk, resting, at_rest: self.at_rest, limited })
+        Some(Moved { chunk, resting, limited })
     }
 
-    /// Where and when the running plan rests, if it is not before `now`.
+    /// The last command once more: a tick that came too early.
+    pub fn stay(&self) -> Option<Moved> {
+        let (chunk, _) = self.source().filter(|_| self.is_sending())?;
+        Some(Moved { chunk, resting: matches!(self.phase, Phase::Resting(_)), limited: false })
+    }
+
+    /// Where and about when it would rest, if it braked at `now`.
     pub fn rest(&self, now: Steady) -> (Steady, Vec<f64>) {
-        let end = self.running.rest_time().max(now);
-        let mut values = vec![0.0; self.command.len()];
-        self.running.sample(end, &mut values);
-        for (value, limit) in values.iter_mut().zip(self.limits.as_slice()) {
-            if limit.mode == ControlMode::Position {
-                *value = between(*value, limit.position_min, limit.position_max);
-            }
-        }
-        (end, values)
+        let ticks = self.axes.iter().map(|axis| axis.rest().1).fold(0.0, f64::max);
+        let end = Steady(now.0.saturating_add((ticks.ceil() * self.period_ns as f64) as i64)); // saturates
+        (end, self.axes.iter().map(|axis| axis.rest().0).collect())
     }
 
     /// Sets out from the measured positions; on a plan that has ended by now, not at all.
-    fn start(&mut self, source: Source, now: Steady, measured: Option<&[f64]>, counters: &mut Counters) {
-        if now >= self.running.end() {
+    fn start(
+        &mut self,
+        source: Source,
+        now: Steady,
+        measured: Option<&[f64]>,
+        first_step_max: f64,
+        counters: &mut Counters,
+    ) {
+        if now >= self.reference.end() {
             counters.chunks_late += 1;
             self.phase = Phase::Silent;
             return;
         }
-        self.running.sample(now, &mut self.desired);
+        let view = self.reference.at(now);
         for (joint, limit) in self.limits.as_slice().iter().enumerate() {
             let measured = self.measured_index[joint].and_then(|index| measured?.get(index).copied());
-            self.command[joint] = match (limit.mode, measured) {
+            let begins = between(view.plans(joint).value, limit.position_min, limit.position_max);
+            self.too_far |= limit.mode == ControlMode::Position
+                && measured.is_some_and(|measured| (begins - measured).abs() > first_step_max);
+            self.axes[joint].place(match (limit.mode, measured) {
                 (ControlMode::Velocity, _) => 0.0,
                 (ControlMode::Position, Some(measured)) => measured,
                 // Not measured: where it was last sent, else where the plan is.
                 (ControlMode::Position, None) if self.commanded => self.command[joint],
-                (ControlMode::Position, None) => {
-                    between(self.desired[joint], limit.position_min, limit.position_max)
-                }
-            };
-            self.rate[joint] = 0.0;
+                (ControlMode::Position, None) => begins,
+            });
         }
-        self.leaving.hold(&self.command, now);
-        self.offset.fill(0.0);
-        self.fade = Fade { from: now, duration_ns: self.blend_steps * self.running.period_ns() };
-        self.phase = Phase::Following(source);
-        self.commanded = true;
-    }
-
-    /// Every joint brakes from where it is.
-    fn begin_brake(&mut self, now: Steady, dt_ns: i64) {
-        let from = Steady(now.0.saturating_sub(dt_ns));
-        self.running.hold(&self.command, from);
-        for (joint, limit) in self.limits.as_slice().iter().enumerate() {
-            self.running.set_tail(joint, from, Brake::new(limit, self.command[joint], self.rate[joint]));
-        }
-        self.fade = Fade::DONE;
-    }
-
-    /// A joint that is not on the plan as it ends, or cannot follow it into its tail, brakes from where it is: held back
-    /// by a limit, still fading over, or late.
-    fn begin_rest(&mut self, now: Steady, dt_ns: i64) {
-        let from = Steady(now.0.saturating_sub(dt_ns));
-        self.running.sample(from, &mut self.desired);
-        self.running.sample(now, &mut self.arriving);
-        for (joint, limit) in self.limits.as_slice().iter().enumerate() {
-            let command = self.command[joint];
-            let on_plan = command == self.desired[joint];
-            if !on_plan || limit.limit(command, self.arriving[joint], seconds(dt_ns)).any() {
-                self.running.set_tail(joint, from, Brake::new(limit, command, self.rate[joint]));
-            }
-        }
-        self.fade = Fade::DONE;
-    }
-
-    /// What the plans want at `now`, into `desired`.
-    fn aim(&mut self, now: Steady) {
-        let share = self.fade.share(now);
-        if share >= 1.0 {
-            self.running.sample(now, &mut self.desired);
+        if self.too_far {
+            counters.chunks_too_far += 1;
+            self.phase = Phase::Silent;
             return;
         }
-        self.leaving.sample(now, &mut self.desired);
-        self.running.sample(now, &mut self.arriving);
-        for ((desired, offset), arriving) in self.desired.iter_mut().zip(&self.offset).zip(&self.arriving) {
-            *desired += offset;
-            *desired += (arriving - *desired) * share;
-        }
+        self.commanded_at = Steady(now.0.saturating_sub(self.period_ns));
+        let _ = self.change(now, |_| Ok(())); // cannot fail: nothing is taken
+        self.phase = Phase::Following(source);
     }
 
-    /// The next command: as near to `desired` as the limits allow. Whether they changed anything.
-    fn move_by_limits(&mut self, dt: f64, counters: &mut Counters) -> bool {
+    /// Lets the reference become another, and leads the axes from what they do to what it says.
+    fn change(
+        &mut self,
+        now: Steady,
+        change: impl FnOnce(&mut Reference) -> Result<(), Malformed>,
+    ) -> Result<(), Malformed> {
+        // Where the axes are known: at the last command, or a period ago if ticks were missed.
+        let at = self.commanded_at.max(Steady(now.0.saturating_sub(self.period_ns)));
+        let (view, period) = (self.reference.at(at), seconds(self.period_ns));
+        for (joint, (before, axis)) in self.before.iter_mut().zip(&self.axes).enumerate() {
+            *before = if axis.follows() && at == self.commanded_at {
+                Sample { value: axis.value(), ..view.sample(joint) }
+            } else {
+                Sample { value: axis.value(), rate: axis.rate() / period, acceleration: 0.0 }
+            };
+        }
+        change(&mut self.reference)?;
+        let blend_ticks =
+            self.splice.blend_steps as f64 * self.reference.period_ns() as f64 / self.period_ns as f64;
+        let (view, before) = (self.reference.at(at), &self.before);
+        for (joint, (offset, axis)) in self.offsets.iter_mut().zip(&self.axes).enumerate() {
+            let gap = before[joint].minus(view.plans(joint));
+            let needed = axis.ticks_to_close(gap.value, gap.rate * period);
+            let ticks = if blend_ticks > 0.0 { needed.max(blend_ticks) } else { 0.0 };
+            *offset = Offset::new(gap, ticks * period);
+        }
+        self.reference.join(at, &self.offsets);
+        Ok(())
+    }
+
+    /// One tick of every axis after the reference. Whether limits changed anything.
+    fn follow(&mut self, now: Steady, counters: &mut Counters) -> bool {
+        let (view, period) = (self.reference.at(now), seconds(self.period_ns));
         let mut any = false;
-        for (joint, limit) in self.limits.as_slice().iter().enumerate() {
-            let previous = self.command[joint];
-            let limited = limit.limit(previous, self.desired[joint], dt);
+        for (joint, (axis, command)) in self.axes.iter_mut().zip(&mut self.command).enumerate() {
+            let desired = view.sample(joint);
+            let limited = axis.follow(desired.value, desired.rate * period);
             counters.count_limits(&limited);
             any |= limited.any();
-            self.command[joint] = limited.value;
-            if dt > 0.0 {
-                self.rate[joint] = (limited.value - previous) / dt;
-            }
+            *command = axis.value();
+        }
+        any
+    }
+
+    /// One tick of every axis to its rest.
+    fn brake_axes(&mut self, counters: &mut Counters) -> bool {
+        let mut any = false;
+        for (axis, command) in self.axes.iter_mut().zip(&mut self.command) {
+            let limited = axis.brake();
+            counters.count_limits(&limited);
+            any |= limited.any();
+            *command = axis.value();
         }
         any
     }

@@ -1,13 +1,15 @@
-//! A chunk as a function of time: its steps, linearly between them, and a tail that ends at rest.
+//! A chunk as a function of time: through its steps, with a continuous velocity, from its first to its last.
 //!
 //! Promises: the storage is allocated once, for a known number of steps and joints; a chunk with a hole, a NaN or a
-//! wrong shape is refused whole. Called by the scheduler. It knows nothing of "now": a plan does not change by being
-//! sampled.
+//! wrong shape is refused whole. Called by the motion, which brakes where the plan ends. It knows nothing of "now": a
+//! plan does not change by being sampled.
+//!
+//! Between two steps it is a cubic Hermite polynomial; the velocity at a step is half the way between its neighbours
+//! per period (Catmull and Rom, 1974), at the first and the last step that of the way to the only neighbour.
 
 use crate::clock::{NS_PER_S, Steady};
 
-use super::brake::Brake;
-use super::limits::JointLimits;
+use super::splice::Sample;
 
 /// Longest time between two steps of a chunk: ten minutes, far above any policy, far below any overflow.
 const PERIOD_MAX_NS: i64 = 600 * NS_PER_S;
@@ -81,22 +83,28 @@ pub struct Plan {
     steps: usize,
     /// `[steps][joints]`, of which the first `steps` rows are in use.
     values: Vec<f64>,
-    /// `[joints]`: each tail and when it begins.
-    tails: Vec<(Steady, Brake)>,
+}
+
+/// A time within a plan.
+#[derive(Clone, Copy, Debug)]
+pub struct Place {
+    step: usize,
+    /// From `step` (0) to the next one (1).
+    fraction: f64,
+    /// 1 within the plan; 0 before its start and after its end, where it stands still.
+    moving: f64,
+}
+
+impl Place {
+    /// The first step.
+    pub const START: Self = Self { step: 0, fraction: 0.0, moving: 0.0 };
 }
 
 impl Plan {
-    /// Room for chunks of up to `max_steps` steps; at rest at 0 until filled.
+    /// Room for chunks of up to `max_steps` steps; at 0 until filled.
     pub fn new(joints: usize, max_steps: usize) -> Self {
-        Self {
-            joints,
-            max_steps,
-            start: Steady(0),
-            period_ns: 1,
-            steps: 1,
-            values: vec![0.0; joints * max_steps],
-            tails: vec![(Steady(0), Brake::at_rest(0.0)); joints],
-        }
+        let values = vec![0.0; joints * max_steps];
+        Self { joints, max_steps, start: Steady(0), period_ns: 1, steps: 1, values }
     }
 
     /// Whether `chunk` can become this plan: its shape, its values and its times.
@@ -122,68 +130,23 @@ impl Plan {
         Ok(())
     }
 
-    /// Becomes `chunk`, with a tail that brakes from the last step's velocity. Refuses what [`Plan::check`] refuses,
-    /// and is then unchanged.
-    pub fn fill(&mut self, chunk: &Chunk, limits: &JointLimits) -> Result<(), Malformed> {
+    /// Becomes `chunk`: its first `steps` steps, the first one at `start`. Refuses what [`Plan::check`] refuses, and is
+    /// then unchanged.
+    pub fn fill(&mut self, chunk: &Chunk, start: Steady, steps: usize) -> Result<(), Malformed> {
         self.check(chunk)?;
-        self.start = chunk.observed;
+        self.start = start;
         self.period_ns = chunk.period_ns;
-        self.steps = chunk.actions.len();
+        self.steps = steps.clamp(1, chunk.actions.len());
         for (row, actions) in self.values.chunks_exact_mut(self.joints).zip(&chunk.actions) {
             row.copy_from_slice(actions);
-        }
-        let end = self.end();
-        let last = (self.steps - 1) * self.joints;
-        for (joint, limit) in limits.as_slice().iter().enumerate() {
-            let value = self.values[last + joint];
-            let before = if self.steps > 1 { self.values[last - self.joints + joint] } else { value };
-            let rate = (value - before) / seconds(self.period_ns);
-            self.tails[joint] = (end, Brake::new(limit, value, rate));
         }
         Ok(())
     }
 
-    /// Becomes standing still at `values`.
-    pub fn hold(&mut self, values: &[f64], at: Steady) {
-        self.start = at;
-        self.period_ns = 1;
-        self.steps = 1;
-        for ((kept, tail), &value) in self.values.iter_mut().zip(&mut self.tails).zip(values) {
-            *kept = value;
-            *tail = (at, Brake::at_rest(value));
-        }
-    }
-
-    /// Replaces one joint's tail: as if it had begun at `from`.
-    pub fn set_tail(&mut self, joint: usize, from: Steady, brake: Brake) {
-        self.tails[joint] = (from, brake);
-    }
-
-    /// Puts all tails off by `ns`.
-    pub fn delay_tails(&mut self, ns: i64) {
-        for (from, _) in &mut self.tails {
-            from.0 = from.0.saturating_add(ns.max(0));
-        }
-    }
-
-    /// Whether every tail has come to its end by `time`.
-    pub fn is_at_rest(&self, time: Steady) -> bool {
-        let ended =
-            |(from, tail): &(Steady, Brake)| seconds(time.0.saturating_sub(from.0)) >= tail.duration();
-        time >= self.end() && self.tails.iter().all(ended)
-    }
-
-    /// When the last tail has come to its end.
-    pub fn rest_time(&self) -> Steady {
-        let end = |(from, tail): &(Steady, Brake)| {
-            Steady(from.0.saturating_add((tail.duration() * NS_PER_S as f64).ceil() as i64)) // saturates
-        };
-        self.tails.iter().map(end).max().map_or(self.end(), |rest| rest.max(self.end()))
-    }
-
-    /// The time of the last step, where the tail begins.
+    /// The time of the last step.
     pub fn end(&self) -> Steady {
-        Steady(self.start.0 + self.period_ns * (self.steps as i64 - 1)) // fits: checked in `check`
+        let length = self.period_ns.saturating_mul(self.steps as i64 - 1);
+        Steady(self.start.0.saturating_add(length))
     }
 
     /// Nanoseconds between two steps.
@@ -191,22 +154,46 @@ impl Plan {
         self.period_ns
     }
 
-    /// The values at `time`, into `out` `[joints]`: step 0 before the start, interpolated between the steps, the tail
-    /// after the last.
-    pub fn sample(&self, time: Steady, out: &mut [f64]) {
+    /// Where `time` is in it.
+    pub fn place(&self, time: Steady) -> Place {
         if time >= self.end() {
-            for (value, (from, tail)) in out.iter_mut().zip(&self.tails) {
-                *value = tail.value(seconds(time.0.saturating_sub(from.0)));
-            }
-            return;
+            return Place { step: self.steps - 1, fraction: 0.0, moving: 0.0 };
         }
-        let elapsed = time.0.saturating_sub(self.start.0).max(0);
+        let elapsed = time.0.saturating_sub(self.start.0);
+        if elapsed < 0 {
+            return Place::START;
+        }
         let step = (elapsed / self.period_ns) as usize; // below `steps - 1`, for `time` is before the end
         let fraction = (elapsed % self.period_ns) as f64 / self.period_ns as f64;
-        let (here, next) = self.values[step * self.joints..].split_at(self.joints);
-        for ((value, a), b) in out.iter_mut().zip(here).zip(next) {
-            *value = a + (b - a) * fraction;
+        Place { step, fraction, moving: 1.0 }
+    }
+
+    /// One joint there.
+    pub fn sample(&self, Place { step, fraction: u, moving }: Place, joint: usize) -> Sample {
+        let value = |step: usize| self.values[step * self.joints + joint];
+        if moving == 0.0 {
+            return Sample { value: value(step), ..Sample::default() };
         }
+        let Sample { value, rate, acceleration } = cubic(value, self.steps, step, u);
+        let period = seconds(self.period_ns);
+        Sample { value, rate: rate / period, acceleration: acceleration / (period * period) }
+    }
+}
+
+/// Between `step` (u = 0) and the next one (u = 1) of `steps` values; rate and acceleration are per step. `step + 1` is
+/// below `steps`.
+pub fn cubic(value: impl Fn(usize) -> f64, steps: usize, step: usize, u: f64) -> Sample {
+    let (here, next) = (value(step), value(step + 1));
+    let slope = next - here;
+    let leaving = if step == 0 { slope } else { 0.5 * (next - value(step - 1)) };
+    let arriving = if step + 2 < steps { 0.5 * (value(step + 2) - here) } else { slope };
+    // here + u (leaving + u (b + u a))
+    let a = leaving + arriving - 2.0 * slope;
+    let b = 3.0 * slope - 2.0 * leaving - arriving;
+    Sample {
+        value: here + u * (leaving + u * (b + u * a)),
+        rate: leaving + u * (2.0 * b + u * 3.0 * a),
+        acceleration: 2.0 * b + u * 6.0 * a,
     }
 }
 

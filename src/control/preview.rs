@@ -72,7 +72,7 @@ impl Preview {
                 trajectory.push(after_ns.max(end.0.saturating_sub(self.at.0)), &rest);
                 break;
             }
-            if self.motion.step(now, self.period_ns, self.period_ns, None, &mut counters).is_none() {
+            if self.motion.step(now, None, f64::INFINITY, &mut counters).is_none() {
                 break;
             }
             trajectory.push(after_ns, self.motion.command());

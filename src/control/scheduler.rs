@@ -1,13 +1,11 @@
 //! Which plan is followed, and the tick that turns it into commands.
 //!
 //! Promises: no command before there are a chunk and a measured position to start from; from then on one command per
-//! tick, each within the limits of the one before it. A new chunk takes over from now on (`latest`): its elapsed steps
-//! are dropped by time, never replayed, and over a few steps the commands fade from the old plan to the new one.
-//! If none comes, the commands brake and rest. They brake at once, too, when somebody asks for it or when the measured
-//! positions are stale; what was begun before that is never followed. [`State::after`] has the whole table.
+//! tick, each within the limits of the ones before it. A new chunk takes over from now on: its elapsed steps are dropped
+//! by time, never replayed (but `open_loop`, which begins a chunk as it comes), and the commands go over to it without a
+//! jump in speed. If none comes, the commands brake and rest. They brake at once, too, when somebody asks for it or when
+//! the measured positions are stale; what was begun before that is never followed. [`State::after`] has the whole table.
 //! Called by `replay` and by the control thread, which pass the time in.
-//!
-//! Not yet: a bound on the distance between a chunk's first step and the measured position.
 
 use crate::clock::{NS_PER_S, Steady};
 
@@ -15,17 +13,24 @@ use super::admission::{Accepted, Gate, Rejected};
 use super::counters::Counters;
 use super::limits::JointLimits;
 use super::motion::{Motion, Moved};
-use super::plan::Chunk;
+use super::plan::{Chunk, Malformed};
 use super::preview::Preview;
 use super::reason::Reason;
+use super::splice::{Execution, Splice};
 use super::state::{Event, State};
 
 /// Most steps that a chunk may have: what the storage is allocated for is bounded by it.
 pub const STEPS_MAX: usize = 10_000;
 
+/// So many chunks in a row with NaN or infinity are a fault: the model or what feeds it is broken.
+pub const NOT_FINITE_MAX: u32 = 3;
+
 const NO_CHUNK_YET: &str = "no chunk yet";
 const EXHAUSTED: &str = "the chunk has ended and no newer one came";
 const JOINTS_STALE: &str = "joint states are stale";
+const JOINTS_GONE: &str = "joint states were stale for longer than joints.fault_after_ms";
+const NOT_FINITE: &str = "three chunks in a row had NaN or infinity";
+const TOO_FAR: &str = "the chunk begins too far from the measured position";
 const NO_START: &str = "no fresh joint states to start from";
 
 /// What a scheduler needs to know of the robot and the policy.
@@ -33,14 +38,32 @@ const NO_START: &str = "no fresh joint states to start from";
 pub struct ControlConfig {
     /// Ticks per second.
     pub rate_hz: f64,
-    /// Policy steps over which a new chunk takes over; 0: at once.
-    pub blend_steps: usize,
+    /// How chunks follow each other.
+    pub splice: Splice,
+    /// What is not believed.
+    pub guards: Guards,
     /// Steps of the longest chunk.
     pub max_steps: usize,
     /// One per command value.
     pub limits: JointLimits,
     /// For each command value, its index in the measured positions, if it is measured.
     pub measured_index: Vec<Option<usize>>,
+}
+
+/// What is not believed: bounds on what comes in, beside those on what goes out.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Guards {
+    /// A chunk whose first step is further than this (rad or m) from a measured position is refused; infinite: none is.
+    pub first_step_max: f64,
+    /// Joint states that are stale for so long are a fault.
+    pub joints_fault_after_ns: i64,
+}
+
+impl Default for Guards {
+    /// None.
+    fn default() -> Self {
+        Self { first_step_max: f64::INFINITY, joints_fault_after_ns: i64::MAX }
+    }
 }
 
 /// Why a scheduler cannot be made.
@@ -88,13 +111,20 @@ pub struct Scheduler {
     epoch: u64,
     /// At the last tick. False before the first: positions that never came are not stale.
     joints_fresh: bool,
+    /// When they went stale, while commands are sent.
+    joints_stale_since: Option<Steady>,
+    /// At the last tick that had them, one per joint that is measured.
+    measured: Vec<Option<f64>>,
+    /// Chunks in a row with NaN or infinity.
+    not_finite: u32,
+    guards: Guards,
     counters: Counters,
 }
 
 impl Scheduler {
     /// Allocates everything that it will ever need.
     pub fn new(config: ControlConfig) -> Result<Self, ControlError> {
-        let ControlConfig { rate_hz, blend_steps, max_steps, limits, measured_index } = config;
+        let ControlConfig { rate_hz, splice, guards, max_steps, limits, measured_index } = config;
         let joints = limits.as_slice().len();
         if !(rate_hz > 0.0 && rate_hz <= 1000.0) {
             return Err(ControlError::Rate(rate_hz));
@@ -105,14 +135,19 @@ impl Scheduler {
         if measured_index.len() != joints {
             return Err(ControlError::Joints { expected: joints, found: measured_index.len() });
         }
+        let period_ns = (NS_PER_S as f64 / rate_hz).round() as i64;
         Ok(Self {
-            motion: Motion::new(limits, measured_index, blend_steps, max_steps),
-            period_ns: (NS_PER_S as f64 / rate_hz).round() as i64,
+            motion: Motion::new(limits, measured_index, period_ns, splice, max_steps),
+            period_ns,
             last_tick: None,
             state: State::Idle.after(Event::Arm),
             reason: Reason::new(NO_CHUNK_YET),
             epoch: 0,
             joints_fresh: false,
+            joints_stale_since: None,
+            measured: vec![None; joints],
+            not_finite: 0,
+            guards,
             counters: Counters::default(),
         })
     }
@@ -152,12 +187,29 @@ impl Scheduler {
         self.motion.is_silent()
     }
 
+    /// Whether an inference may begin now. Executing open loop, none does before the chunk is executed and the arm rests.
+    pub fn wants_chunk(&self) -> bool {
+        wants_chunk(self.motion.splice().execution, self.state)
+    }
+
     /// Takes a new chunk over from `now` on, or refuses it and goes on as before.
     pub fn accept(&mut self, chunk: &Chunk, now: Steady) -> Result<Accepted, Rejected> {
         let outcome = self.admit(chunk, now);
         match &outcome {
-            Ok(_) => self.counters.chunks_accepted += 1,
-            Err(rejected) => self.counters.count_rejected(rejected),
+            Ok(_) => {
+                self.counters.chunks_accepted += 1;
+                self.not_finite = 0;
+            }
+            Err(rejected) => {
+                self.counters.count_rejected(rejected);
+                if matches!(rejected, Rejected::Malformed(Malformed::NotFinite { .. })) {
+                    self.not_finite += 1;
+                    if self.not_finite >= NOT_FINITE_MAX {
+                        self.not_finite = 0;
+                        self.fault(Reason::new(NOT_FINITE));
+                    }
+                }
+            }
         }
         outcome
     }
@@ -167,32 +219,39 @@ impl Scheduler {
     /// `measured` are the robot's positions in the order of the configured state; `None` if they are stale. They are
     /// needed to start: the first command is at most one tick's movement away from them. A position that is not measured
     /// starts where it was last sent, or where the plan is; velocities start at 0. Once they were there, their absence
-    /// is a brake.
+    /// is a brake, and after a while a fault.
     ///
-    /// Ticks that come late count as skipped. Then the plan has gone on and the command follows it, but never by more
-    /// than one period's worth of movement per tick: what an overrun missed is not caught up with a jump.
+    /// A tick moves for one period, whenever it comes. Ticks that should have come before it count as skipped: then the
+    /// plan has gone on, and the command follows within the limits; what an overrun missed is not caught up with a jump.
+    /// One that comes less than half a period after the last one gives the last command again.
     pub fn tick(&mut self, now: Steady, measured: Option<&[f64]>) -> Option<Command<'_>> {
         self.tick_with_state(now, measured).map(|(command, _)| command)
     }
 
     /// [`Scheduler::tick`], and the state after it.
     pub fn tick_with_state(&mut self, now: Steady, measured: Option<&[f64]>) -> Option<(Command<'_>, State)> {
-        let (elapsed_ns, dt_ns) = self.time_since_last_tick(now);
+        let is_due = self.is_due(now);
         self.counters.ticks += 1;
-        self.watch_joints(self.motion.can_locate(measured));
-        let moved = self.motion.step(now, elapsed_ns, dt_ns, measured, &mut self.counters);
+        self.watch_joints(measured, now);
+        let moved = match is_due {
+            true => self.motion.step(now, measured, self.guards.first_step_max, &mut self.counters),
+            false => self.motion.stay(),
+        };
         let Some(moved) = moved else {
             self.counters.idle_ticks += 1;
             self.settle();
             if self.state == State::Armed && !self.motion.is_silent() {
                 self.reason = Reason::new(NO_START);
+            } else if self.motion.was_too_far() {
+                self.reason = Reason::new(TOO_FAR);
             }
             return None;
         };
-        self.happened(
-            if moved.resting { Event::Exhausted } else { Event::Follow },
-            if moved.resting { Reason::new(EXHAUSTED) } else { Reason::NONE },
-        );
+        if !moved.resting {
+            self.happened(Event::Follow, Reason::NONE);
+        } else if self.state == State::Running {
+            self.happened(Event::Exhausted, Reason::new(EXHAUSTED));
+        }
         self.settle();
         let Moved { chunk, resting, limited, .. } = moved;
         Some((Command { values: self.motion.command(), chunk, resting, limited }, self.state))
@@ -241,9 +300,14 @@ impl Scheduler {
         self.interrupt(Event::Disarm, Reason::NONE);
     }
 
-    /// From the next chunk on, fade over so many steps.
-    pub fn set_blend_steps(&mut self, steps: usize) {
-        self.motion.set_blend_steps(steps);
+    /// From the next chunk on, chunks follow each other so.
+    pub fn set_splice(&mut self, splice: Splice) {
+        self.motion.set_splice(splice);
+    }
+
+    /// What is not believed from now on.
+    pub fn set_guards(&mut self, guards: Guards) {
+        self.guards = guards;
     }
 
     /// The way from the last tick to rest, if each tick gives a command.
@@ -265,19 +329,35 @@ impl Scheduler {
             epoch: self.epoch,
             joints_fresh: self.joints_fresh,
             running: self.motion.source(),
+            execution: self.motion.splice().execution,
         };
         let accepted = gate.admit(chunk, now)?;
+        if let Some(first) = chunk.actions.get(accepted.dropped_steps) {
+            self.motion.check_first(chunk.id, first, &self.measured, self.guards.first_step_max)?;
+        }
         self.motion.take(chunk, now)?; // cannot fail: checked
         Ok(accepted)
     }
 
-    /// Brakes when measured positions that were there are there no longer. A chunk that waits to start goes on waiting.
-    fn watch_joints(&mut self, fresh: bool) {
+    /// Brakes when measured positions that were there are there no longer, and gives up when they stay away. A chunk that
+    /// waits to start goes on waiting.
+    fn watch_joints(&mut self, measured: Option<&[f64]>, now: Steady) {
+        let fresh = self.motion.can_locate(measured);
+        self.motion.locate(measured.filter(|_| fresh), &mut self.measured);
         if self.joints_fresh && !fresh && self.motion.is_sending() {
             self.counters.joints_stale += 1;
+            self.joints_stale_since = Some(now);
             self.interrupt(Event::Brake, Reason::new(JOINTS_STALE));
         }
         self.joints_fresh = fresh;
+        if fresh || !self.motion.is_sending() {
+            self.joints_stale_since = None;
+        }
+        let stale_ns = self.joints_stale_since.map_or(0, |since| now.0.saturating_sub(since.0));
+        if stale_ns > self.guards.joints_fault_after_ns && !self.state.is_latched() {
+            self.joints_stale_since = None;
+            self.fault(Reason::new(JOINTS_GONE));
+        }
     }
 
     /// Brakes, for whatever reason. What was begun before it is of an older epoch from now on.
@@ -314,16 +394,26 @@ impl Scheduler {
         }
     }
 
-    /// Nanoseconds since the last tick, and those that this tick may move for: at most a period. Counts the skipped.
-    fn time_since_last_tick(&mut self, now: Steady) -> (i64, i64) {
+    /// Whether a period has passed since the last tick that was due, more or less. Counts the skipped.
+    fn is_due(&mut self, now: Steady) -> bool {
         let Some(last) = self.last_tick else {
             self.last_tick = Some(now);
-            return (self.period_ns, self.period_ns);
+            return true;
         };
         let elapsed = now.0.saturating_sub(last.0).max(0);
-        self.last_tick = Some(last.max(now));
         let periods = elapsed.saturating_add(self.period_ns / 2) / self.period_ns;
-        self.counters.skipped_ticks += (periods - 1).max(0) as u64;
-        (elapsed, elapsed.min(self.period_ns))
+        if periods == 0 {
+            return false;
+        }
+        self.last_tick = Some(now);
+        self.counters.skipped_ticks += periods.unsigned_abs() - 1;
+        true
     }
+}
+
+/// Whether an inference may begin in this state. Executing open loop, none does before the chunk is executed and the arm
+/// rests.
+pub fn wants_chunk(execution: Execution, state: State) -> bool {
+    let moves = matches!(state, State::Running | State::Braking);
+    state.takes_chunks() && !(execution == Execution::OpenLoop && moves)
 }

@@ -6,9 +6,11 @@ use r2r::PublisherUntyped;
 
 use super::shared::{Job, Shared};
 use crate::clock::{NS_PER_S, Stamp};
-use crate::control::Chunk;
+use crate::control::thread as control;
+use crate::control::{Chunk, Reason};
 use crate::messages::ActionChunkMessage;
 use crate::observe::{Observation, RgbImage};
+use crate::pipeline::chunking::{Chunking, TooLate};
 use crate::pipeline::inference::{Inference, InferenceError, Request, Response};
 
 /// How far the engine's threads step back: a tenth of the time that the others get, if all want it.
@@ -31,12 +33,15 @@ pub fn infer_until_closed(
 ) {
     step_back();
     let mut payload = Vec::new();
+    let mut chunking = Chunking::default();
     while let Some(job) = shared.next_job() {
-        let outcome = catch_unwind(AssertUnwindSafe(|| run(&mut inference, shared, &job)));
+        let outcome = catch_unwind(AssertUnwindSafe(|| run(&mut inference, &mut chunking, shared, &job)));
         match outcome {
+            Ok(Ok(response)) if !is_in_time(&mut chunking, &job, &response, shared, form) => {}
             Ok(Ok(response)) => {
                 // The chunk goes to the arm before anybody else.
                 hand_over(&job, &response, shared, form);
+                forget_refused(&mut chunking, shared, &job);
                 message(&job, &response, form).put(&mut payload);
                 if let (Some(recorder), Some(now)) = (&shared.recorder, shared.clock.now()) {
                     recorder.chunk(shared.clock.steady(now), &payload);
@@ -78,20 +83,50 @@ pub fn warm_up(
         image_stamps: vec![None; cameras.len()],
         joints_stamp: Stamp(0),
     };
-    let request = Request { id: 0, observation, resized: Vec::new(), prompt: "warm up".to_owned() };
+    let prompt = "warm up".to_owned();
+    let request = Request { id: 0, observation, resized: Vec::new(), prompt, steering: None };
     inference.run(request).map(|_| ())
 }
 
-fn run(inference: &mut Inference, shared: &Shared, job: &Job) -> Result<Response, InferenceError> {
-    if let Some(seed) = shared.config().sampler.seed {
+fn run(
+    inference: &mut Inference,
+    chunking: &mut Chunking,
+    shared: &Shared,
+    job: &Job,
+) -> Result<Response, InferenceError> {
+    let config = shared.config();
+    if let Some(seed) = config.sampler.seed {
         inference.seed = seed;
     }
+    forget_refused(chunking, shared, job);
+    let steering = chunking.begin(job.id, job.epoch, job.observation.stamp, &config, &inference.policy);
     inference.run(Request {
         id: job.id,
         observation: job.observation.clone(),
         resized: shared.resized(&job.observation),
         prompt: job.prompt.to_string(),
+        steering,
     })
+}
+
+/// The chunk is there. False if it is too late for what it was conditioned for: then it goes nowhere.
+fn is_in_time(
+    chunking: &mut Chunking,
+    job: &Job,
+    response: &Response,
+    shared: &Shared,
+    form: &ChunkForm,
+) -> bool {
+    let (observed, rate) = (job.observation.stamp, form.policy_rate_hz);
+    let now = shared.clock.now().unwrap_or(observed);
+    let Err(late) = chunking.finish(job.id, job.epoch, observed, now, response.model.clone(), rate) else {
+        return true;
+    };
+    shared.count("chunk_rejected", "it came later than it was conditioned for");
+    if matches!(late, TooLate::Always { .. }) {
+        let _ended = job.control.request(control::Request::Fault(Reason::new(&late.to_string())));
+    }
+    false
 }
 
 /// Gives the chunk to control, and counts what control says of earlier ones.
@@ -99,9 +134,13 @@ fn hand_over(job: &Job, response: &Response, shared: &Shared, form: &ChunkForm) 
     if job.control.send_chunk(chunk(job, response, shared, form)).is_err() {
         shared.count("chunk_rejected", "control does not tick");
     }
-    // Control counts what it refuses, by kind; here it is told and freed.
+}
+
+/// Control counts what it refuses, by kind; here it is told and freed.
+fn forget_refused(chunking: &mut Chunking, shared: &Shared, job: &Job) {
     for outcome in job.control.outcomes() {
         if let Err(rejected) = outcome.result {
+            chunking.refused(outcome.chunk.id);
             tracing::debug!("{rejected}");
             if let Some(recorder) = &shared.recorder {
                 recorder.remark(outcome.at, rejected.to_string());

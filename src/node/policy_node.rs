@@ -20,6 +20,7 @@ use super::parameters::{ParameterServices, overrides};
 use super::service::{Service, answer, drain};
 use super::session::{Loaded, Session, load};
 use crate::clock::Stamp;
+use crate::config::Execution;
 use crate::config::live::{Given, Parameters};
 use crate::config::parameters::Value;
 use crate::messages::{CLOCK, DiagnosticArrayMessage, PolicyStatusMessage, decode_clock};
@@ -228,6 +229,11 @@ impl PolicyNode {
                 for (name, given) in changes {
                     if let ("prompt", Given::Value(Value::String(prompt))) = (name.as_str(), given) {
                         session.check_prompt(prompt)?;
+                    }
+                    if let ("control.execution", Given::Value(Value::String(name))) = (name.as_str(), given)
+                        && let Some(execution) = Execution::from_name(name)
+                    {
+                        session.check_execution(execution)?;
                     }
                 }
             }

@@ -15,7 +15,7 @@ use super::names::Names;
 use super::shared::Shared;
 use super::statistics::InferenceStatistics;
 use crate::clock::{NS_PER_MS, Stamp};
-use crate::config::{CommandType, Config};
+use crate::config::{CommandType, Config, Execution};
 use crate::control::thread::{Form, Options, RealTime, Request};
 use crate::control::{ControlHandle, Reason, Scheduler, State};
 use crate::messages::{
@@ -178,8 +178,13 @@ impl Session {
         self.shared.set_config(config.clone());
         if let Some(active) = &self.active {
             active.control.set_joints_max_age(config.joints.max_age_ms * NS_PER_MS);
-            let _ = active.control.request(Request::BlendSteps(config.control.blend_steps));
+            let _ = active.control.request(Request::Splice(config.splice(), config.guards()));
         }
+    }
+
+    /// Whether chunks can follow each other so with this checkpoint.
+    pub fn check_execution(&self, execution: Execution) -> Result<(), String> {
+        self.setup.policy.check_execution(execution).map_err(|error| error.to_string())
     }
 
     /// Whether the model reads such a task.

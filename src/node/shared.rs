@@ -14,6 +14,7 @@ use crate::clock::{NS_PER_MS, Stamp};
 use crate::config::Config;
 use crate::control::ControlHandle;
 use crate::control::recorder::{Capacity, Recorder};
+use crate::control::scheduler::wants_chunk;
 use crate::model::Pixels;
 use crate::observe::intake::{Intake, Next};
 use crate::observe::snapshot::NotReady;
@@ -242,7 +243,8 @@ impl Shared {
     fn accepting(&self) -> Option<(Arc<ControlHandle>, u64)> {
         let running = self.running.lock();
         let run = running.as_ref().filter(|run| run.heard)?;
-        Some((Arc::clone(&run.control), run.control.wants_chunks()?))
+        let (status, execution) = (run.control.status(), self.config.lock().control.execution);
+        wants_chunk(execution, status.state).then(|| (Arc::clone(&run.control), status.epoch))
     }
 
     fn take_id(&self) -> Option<u64> {

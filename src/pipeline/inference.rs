@@ -5,12 +5,13 @@ use std::time::Instant;
 
 use thiserror::Error;
 
+use super::chunking::{ModelActions, Steering};
 use super::infer;
 use crate::engine::EngineError;
 use crate::engine::cpu::CpuEngine;
 use crate::engine::probe::Tap;
 use crate::model::Pixels;
-use crate::model::sampler::rtc::Rtc;
+use crate::model::sampler::rtc::RtcError;
 use crate::model::sampler::{Sampler, noise};
 use crate::observe::Observation;
 use crate::policy::{Policy, PolicyError};
@@ -26,6 +27,8 @@ pub struct Request {
     pub resized: Vec<Option<Pixels>>,
     /// The task.
     pub prompt: String,
+    /// What the chunk before has to say.
+    pub steering: Option<Steering>,
 }
 
 /// What an inference gave.
@@ -33,6 +36,8 @@ pub struct Request {
 pub struct Response {
     /// `[steps][actions]`, robot space.
     pub actions: Vec<Vec<f64>>,
+    /// The same in model space.
+    pub model: ModelActions,
     /// What the network saw, by camera slot.
     pub images: Vec<Option<Pixels>>,
     /// Prompt tokens that the network read.
@@ -74,6 +79,9 @@ pub enum InferenceError {
     /// The engine is broken.
     #[error(transparent)]
     Engine(#[from] EngineError),
+    /// The chunk before cannot steer this one.
+    #[error(transparent)]
+    Steering(#[from] RtcError),
     /// Engine and policy do not belong together.
     #[error(transparent)]
     Decode(PolicyError),
@@ -98,18 +106,26 @@ impl Inference {
     /// Encode, run, decode.
     pub fn run(&mut self, request: Request) -> Result<Response, InferenceError> {
         let start = Instant::now();
-        let Request { id, observation, resized, prompt } = request;
+        let Request { id, observation, resized, prompt, steering } = request;
         let encoded = self.policy.encode_resized(&observation, &prompt, resized);
         let encoded = encoded.map_err(InferenceError::Observation)?;
+        let rtc = steering.map(|steering| steering.rtc(&self.policy, encoded.anchor())).transpose()?;
         let encode_ms = ms_since(start);
         let shape = self.policy.shape();
         let noise = noise(self.seed, id, shape.horizon * shape.action_dim);
-        let (actions, stages) =
-            infer(&mut self.engine, &encoded.input, &noise, &self.sampler, &Rtc::Off, &mut Tap::none())?;
+        let rtc = rtc.unwrap_or_default();
+        let (raw, stages) =
+            infer(&mut self.engine, &encoded.input, &noise, &self.sampler, &rtc, &mut Tap::none())?;
         let decoding = Instant::now();
-        let actions = self.policy.decode(&actions, &encoded).map_err(InferenceError::Decode)?;
+        let actions = self.policy.decode(&raw, &encoded).map_err(InferenceError::Decode)?;
         Ok(Response {
             actions,
+            model: ModelActions::new(
+                &raw,
+                shape.action_dim,
+                self.policy.action_names().len(),
+                encoded.anchor(),
+            ),
             tokens: encoded.input.tokens.len(),
             images: encoded.input.images,
             truncated: encoded.truncated,

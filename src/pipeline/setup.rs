@@ -33,6 +33,7 @@ impl Setup {
             Model::Synthetic(_) => Policy::synthetic(shape, options)?,
             Model::Folder(checkpoint) => Policy::new(checkpoint, shape, options)?,
         };
+        policy.check_execution(config.control.execution)?;
         Ok(Self { cameras: model.cameras(), policy: Arc::new(policy), model })
     }
 

@@ -119,6 +119,11 @@ pub enum PolicyError {
         /// Prompt slots.
         most: usize,
     },
+    /// A clean prefix that the network was never shown.
+    #[error(
+        "control.execution: expected another mode than rtc_trained, for this checkpoint was not trained for it (its config.json gives no rtc_training_max_delay above 0); use rtc"
+    )]
+    NotTrained,
     /// The engine's output is not of this policy's network.
     #[error("the model gave {found} action values, {expected} (horizon × action size) are expected")]
     ActionLength {

@@ -17,7 +17,7 @@ pub mod tokenizer;
 use std::{path::PathBuf, sync::Arc};
 
 use crate::{
-    config::RobotKind,
+    config::{Execution, RobotKind},
     model::{ModelInput, Pixels, dims::Dims},
     observe::{Observation, RgbImage},
 };
@@ -103,6 +103,13 @@ pub struct Encoded {
     anchor: Vec<f64>,
 }
 
+impl Encoded {
+    /// What relative actions are offsets from, for [`Policy::reanchor`].
+    pub fn anchor(&self) -> &[f64] {
+        &self.anchor
+    }
+}
+
 /// Turns observations into network inputs, and network outputs into robot actions.
 #[derive(Debug)]
 pub struct Policy {
@@ -114,6 +121,7 @@ pub struct Policy {
     state_len: usize,
     action_names: Vec<String>,
     delta_mask: Vec<bool>,
+    trained_delay: usize,
     resize: Resize,
     prompt_format: PromptFormat,
     tokenizer: Tokenizer,
@@ -140,6 +148,7 @@ impl Policy {
             statistics,
             relative: checkpoint.relative_actions.as_ref(),
             state_in_prompt: checkpoint.state_in_prompt,
+            trained_delay: checkpoint.trained_delay,
         };
         Self::build(source, tokenizer, shape, options)
     }
@@ -152,8 +161,13 @@ impl Policy {
             None => Tokenizer::builtin()?,
         };
         let statistics = Statistics::unit(options.state_len, options.action_names.len());
-        let source =
-            Source { layout: Layout::OpenPi, statistics: &statistics, relative: None, state_in_prompt: true };
+        let source = Source {
+            layout: Layout::OpenPi,
+            statistics: &statistics,
+            relative: None,
+            state_in_prompt: true,
+            trained_delay: 0,
+        };
         Self::build(source, tokenizer, shape, options)
     }
 
@@ -230,6 +244,42 @@ impl Policy {
             return Err(PolicyError::ActionLength { expected, found });
         }
         Ok(actions.chunks_exact(action_dim).map(|row| self.decode_row(row, &encoded.anchor)).collect())
+    }
+
+    /// Rows of model-space actions `[rows][action_names]` that were offsets from one state, in place, as offsets from
+    /// another: the same robot actions. What is absolute stays as it is, bit for bit.
+    pub fn reanchor(&self, rows: &mut [f32], from: &[f64], to: &[f64]) {
+        let width = self.action_names.len();
+        let moved = |joint: usize| {
+            let is_offset = self.delta_mask.get(joint).copied().unwrap_or(false);
+            is_offset && from.get(joint) != to.get(joint)
+        };
+        let moved: Vec<usize> =
+            (0..width.min(from.len()).min(to.len())).filter(|&joint| moved(joint)).collect();
+        if moved.is_empty() {
+            return;
+        }
+        for row in rows.chunks_exact_mut(width) {
+            let mut action = self.action.unnormalize_actions(row);
+            for &joint in &moved {
+                action[joint] += from[joint] - to[joint];
+            }
+            let normalized = self.action.normalize(&action);
+            moved.iter().for_each(|&joint| row[joint] = normalized[joint] as f32);
+        }
+    }
+
+    /// Refuses real-time chunking with a clean prefix (`rtc_trained`) where the network was not trained with one.
+    pub fn check_execution(&self, execution: Execution) -> Result<(), PolicyError> {
+        match execution {
+            Execution::RtcTrained if self.trained_delay == 0 => Err(PolicyError::NotTrained),
+            _ => Ok(()),
+        }
+    }
+
+    /// Most steps of a clean prefix that the network was trained with; 0: none.
+    pub fn trained_delay(&self) -> usize {
+        self.trained_delay
     }
 
     /// Names of the values of a decoded action.
@@ -313,6 +363,7 @@ impl Policy {
             action: normalizer(Feature::Action, source.statistics.action_mode, actions)?,
             state_len: states,
             delta_mask,
+            trained_delay: source.trained_delay,
             resize: options.resize.unwrap_or(default_resize),
             prompt_format: options.prompt_format.unwrap_or(default_format),
             tokenizer,
@@ -354,6 +405,7 @@ struct Source<'a> {
     statistics: &'a Statistics,
     relative: Option<&'a RelativeActions>,
     state_in_prompt: bool,
+    trained_delay: usize,
 }
 
 /// The adapter. LeRobot's checkpoints were trained on the robot's own numbers, whatever the robot.

@@ -23,12 +23,13 @@ use crate::clock::{NS_PER_MS, NS_PER_S, Stamp, Steady};
 use crate::config::Config;
 use crate::control::limits::LimitsError;
 use crate::control::scheduler::ControlError;
-use crate::control::{Chunk, Rejected, Scheduler};
+use crate::control::{Chunk, Reason, Rejected, Scheduler};
 use crate::messages::{CdrError, CompressedImageMessage, ImageMessage, JointStateMessage};
 use crate::model::Pixels;
 use crate::observe::image::{RawImage, decode_compressed, decode_raw};
 use crate::observe::intake::{Intake, Measured, Next};
 use crate::observe::joints::JointError;
+use crate::pipeline::chunking::{Chunking, TooLate};
 use crate::pipeline::inference::{Inference, InferenceError, Request, Response};
 use crate::policy::Policy;
 
@@ -126,6 +127,7 @@ struct Player<'a> {
     worker: Worker,
     pace: Pace,
     scheduler: Scheduler,
+    chunking: Chunking,
     prompt: String,
     /// Bag time; `None` before the first message.
     now: Option<Stamp>,
@@ -160,6 +162,7 @@ impl<'a> Player<'a> {
             worker,
             pace: Pace::new(speed),
             scheduler: Scheduler::new(control)?,
+            chunking: Chunking::default(),
             prompt: config.prompt.clone(),
             now: None,
             next_tick: Stamp(0),
@@ -304,6 +307,7 @@ impl<'a> Player<'a> {
     fn tick(&mut self, now: Stamp) {
         let measured = self.intake.measured(now).or(self.at_end.as_ref());
         let measured = measured.map(|measured| measured.positions.as_slice());
+        let wanted_chunk = self.scheduler.wants_chunk();
         if let Some(command) = self.scheduler.tick(Steady(now.0), measured) {
             self.recording.commands.push(CommandSample {
                 stamp: now,
@@ -312,6 +316,9 @@ impl<'a> Player<'a> {
                 resting: command.resting,
                 limited: command.limited,
             });
+        }
+        if self.scheduler.wants_chunk() && !wanted_chunk {
+            self.ask_at = Some(now);
         }
     }
 
@@ -331,14 +338,16 @@ impl<'a> Player<'a> {
                 Err(error) => return Err(error.into()),
             }
         }
-        if self.pending.is_none() && self.ask_at.is_some_and(|at| at <= now) {
+        if self.pending.is_none()
+            && self.ask_at.take_if(|at| *at <= now).is_some()
+            && self.scheduler.wants_chunk()
+        {
             self.begin_inference(now)?;
         }
         Ok(())
     }
 
     fn begin_inference(&mut self, now: Stamp) -> Result<(), ReplayError> {
-        self.ask_at = None;
         let observation = match self.intake.next_observation(now) {
             Next::Ready(observation) => observation,
             Next::NotYet { ask_again } => {
@@ -357,7 +366,10 @@ impl<'a> Player<'a> {
             image_age_ms: observation.image_stamps.iter().map(|stamp| stamp.map(age_ms)).collect(),
             outdated: false,
         });
-        let request = Request { id, observation, resized: Vec::new(), prompt: self.prompt.clone() };
+        let epoch = self.scheduler.epoch();
+        let steering = self.chunking.begin(id, epoch, observation.stamp, self.config, &self.policy);
+        let prompt = self.prompt.clone();
+        let request = Request { id, observation, resized: Vec::new(), prompt, steering };
         Ok(self.worker.begin(request, now)?)
     }
 
@@ -370,11 +382,18 @@ impl<'a> Player<'a> {
         if response.truncated {
             self.intake.count("prompt_truncated", "the prompt has more tokens than the model reads");
         }
+        let rate = self.config.control.policy_rate_hz;
+        if let Err(late) = self.chunking.finish(id, epoch, observed, now, response.model, rate) {
+            if matches!(late, TooLate::Always { .. }) {
+                self.scheduler.fault(Reason::new(&late.to_string()));
+            }
+            return self.intake.count("chunk_rejected", "it came later than it was conditioned for");
+        }
         let chunk = Chunk {
             id,
             epoch,
             observed: Steady(observed.0),
-            period_ns: (NS_PER_S as f64 / self.config.control.policy_rate_hz).round() as i64,
+            period_ns: (NS_PER_S as f64 / rate).round() as i64,
             actions: response.actions,
         };
         match self.scheduler.accept(&chunk, Steady(now.0)) {
@@ -394,7 +413,10 @@ impl<'a> Player<'a> {
                 });
                 self.thin_out_seen();
             }
-            Err(rejected) => self.intake.count("chunk_rejected", &reason(&rejected)),
+            Err(rejected) => {
+                self.chunking.refused(id);
+                self.intake.count("chunk_rejected", &reason(&rejected));
+            }
         }
     }
 
@@ -450,6 +472,10 @@ fn reason(rejected: &Rejected) -> String {
         Rejected::Superseded { .. } => "its observation was older than the running one's".to_owned(),
         Rejected::FromFuture { .. } => "its observation lay ahead of now".to_owned(),
         Rejected::OldEpoch { .. } => "the motion was interrupted since it was begun".to_owned(),
+        Rejected::TooFar { joint, .. } => {
+            format!("joint {joint} was to begin too far from its measured position")
+        }
+        Rejected::NotYet { .. } => "another one was executed open loop".to_owned(),
         Rejected::JointsStale { .. } => "joint states were stale".to_owned(),
         Rejected::NotWanted { state, .. } => format!("control was {state}"),
     }

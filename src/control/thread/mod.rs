@@ -43,7 +43,7 @@ pub use self::real_time::{Grant, Granted, RealTime};
 pub use self::status::{Status, Timing};
 pub use self::ticker::Ticker;
 use super::recorder::Recorder;
-use super::{Accepted, Chunk, Reason, Rejected, Scheduler, State};
+use super::{Accepted, Chunk, Guards, Reason, Rejected, Scheduler, Splice, State};
 use crate::clock::Steady;
 
 /// Chunks that may wait for a tick. One inference runs at a time: a second one waits only while ticks do not come.
@@ -103,8 +103,8 @@ pub enum Request {
     Brake(Reason),
     /// Brake and hold until reset. Something broke.
     Fault(Reason),
-    /// `control.blend_steps`, from the next chunk on.
-    BlendSteps(usize),
+    /// How chunks follow each other, from the next one on, and what is not believed.
+    Splice(Splice, Guards),
     /// Brake, then end the thread.
     Deactivate,
 }

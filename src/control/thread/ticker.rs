@@ -180,7 +180,10 @@ impl Ticker {
                 Request::Reset => scheduler.reset(),
                 Request::Brake(why) => scheduler.brake(why),
                 Request::Fault(why) => scheduler.fault(why),
-                Request::BlendSteps(steps) => scheduler.set_blend_steps(steps),
+                Request::Splice(splice, guards) => {
+                    scheduler.set_splice(splice);
+                    scheduler.set_guards(guards);
+                }
                 Request::Deactivate => {
                     scheduler.stop(Reason::new("deactivated"));
                     self.leaving = true;

@@ -46,6 +46,8 @@ pub(super) struct Config {
     pub(super) norm_modes: Option<NormModes>,
     /// LeRobot's `include_state_in_prompt`.
     pub(super) state_in_prompt: bool,
+    /// `rtc_training_max_delay`: 0 where the network was not trained with a clean prefix.
+    pub(super) trained_delay: usize,
     /// LeRobot's `use_relative_actions`.
     pub(super) use_relative_actions: bool,
     /// The relative actions as LeRobot's config describes them, whether used or not.
@@ -65,6 +67,7 @@ impl Config {
             action_len: None,
             norm_modes: None,
             state_in_prompt: true,
+            trained_delay: 0,
             use_relative_actions: false,
             relative_actions: RelativeActions { exclude_joints: vec!["gripper".into()], action_names: None },
             notes: Vec::new(),
@@ -88,6 +91,14 @@ impl Config {
                     return Err(tokenizer.wrong(&format!("\"{BUILTIN_TOKENIZER}\", or no such key")));
                 }
                 self.hints.builtin_tokenizer = true;
+            }
+        }
+        // LeRobot says it at the top, a converted checkpoint under our own key.
+        for place in [Some(root), root.get("pi05_thor")?.as_ref()].into_iter().flatten() {
+            if let Some(delay) = place.get("rtc_training_max_delay")?
+                && delay.number()? != 0.0
+            {
+                self.trained_delay = delay.count(MAX_HORIZON)?;
             }
         }
         match self.layout {

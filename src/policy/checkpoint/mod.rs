@@ -85,6 +85,8 @@ pub struct Checkpoint {
     pub relative_actions: Option<RelativeActions>,
     /// LeRobot: `false` where the prompt does not carry the state (`include_state_in_prompt`).
     pub state_in_prompt: bool,
+    /// Most steps of a clean prefix that the network was trained with (spec/PI05.md §12.3); 0: none.
+    pub trained_delay: usize,
     /// Length of the action feature (LeRobot's `output_features.action.shape`), if said.
     pub action_len: Option<usize>,
     /// What a person may want to know, one line each: tensors passed over, odd statistics, no config.json.
@@ -140,6 +142,7 @@ impl Checkpoint {
             camera_aliases: Vec::new(),
             relative_actions: None,
             state_in_prompt: config.state_in_prompt,
+            trained_delay: config.trained_delay,
             action_len: config.action_len,
             notes,
         };
