@@ -142,6 +142,28 @@ fn bench_prints_json() {
 }
 
 #[test]
+fn bench_control_measures_idle_and_loaded_and_finds_no_allocation() {
+    let output = pi05(&["bench", "control", "--seconds", "0.2", "--json"]);
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    let results: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    let rows = results["punctuality"].as_array().unwrap();
+    let periods: Vec<_> =
+        rows.iter().map(|row| (row["loaded"].as_bool(), row["period_ms"].as_i64())).collect();
+    let expected = [false, true].map(|loaded| [1, 2, 4, 20].map(|ms| (Some(loaded), Some(ms))));
+    assert_eq!(periods, expected.concat());
+    for row in rows {
+        // What was skipped counts as well: a loaded machine may be late, and says so.
+        let ticks = row["ticks"].as_i64().unwrap() + row["overruns"].as_i64().unwrap();
+        assert!(ticks >= 200 / row["period_ms"].as_i64().unwrap(), "{row}");
+        assert!(row["late_us"]["p999"].as_f64().unwrap() <= row["late_us"]["max"].as_f64().unwrap(), "{row}");
+    }
+    assert_eq!(results["tick"]["allocator_calls"], 0);
+    assert_eq!(results["tick"]["ticks"], 200_000);
+    let said = results["granted"].as_str().unwrap().contains("not permitted");
+    assert_eq!(results["warning"].is_string(), said, "{results}");
+}
+
+#[test]
 fn a_reader_that_leaves_is_no_error() {
     let mut child = Command::new(env!("CARGO_BIN_EXE_pi05"))
         .args(["inspect", "--checkpoint", "synth:tiny"])
