@@ -167,6 +167,59 @@ fn nan_or_infinity_anywhere_in_a_chunk_drops_all_of_it_and_the_old_one_goes_on()
 }
 
 #[test]
+fn three_chunks_in_a_row_with_nan_are_a_fault_until_reset() {
+    let mut arm = Arm::running();
+    let bad = |arm: &mut Arm| {
+        let mut chunk = arm.chunk();
+        chunk.actions[49][13] = f64::NAN;
+        assert!(arm.give(chunk).is_err());
+    };
+    bad(&mut arm);
+    bad(&mut arm);
+    arm.runs_again(); // a good one in between: they were not in a row
+    bad(&mut arm);
+    bad(&mut arm);
+    assert_eq!(arm.state(), State::Running);
+    bad(&mut arm);
+    assert_eq!(arm.state(), State::Fault);
+    assert!(arm.status().reason.as_str().contains("NaN"), "{}", arm.status().reason);
+    assert_eq!(arm.ticks(100), 100, "it brakes and holds");
+    let chunk = arm.chunk();
+    assert!(matches!(arm.give(chunk), Err(Rejected::NotWanted { .. })));
+    arm.handle.ask(Request::Reset, SOON).unwrap();
+    arm.runs_again();
+}
+
+#[test]
+fn a_first_step_too_far_from_the_measured_position_rejects_the_chunk() {
+    let mut arm = Arm::running();
+    let mut chunk = arm.chunk();
+    chunk.actions.iter_mut().for_each(|row| row[3] += 1.6); // control.first_step_max is 1.5
+    assert!(matches!(arm.give(chunk), Err(Rejected::TooFar { joint: 3, .. })));
+    assert_eq!(arm.ticks(20), 20);
+    assert_eq!(arm.state(), State::Running, "the old one goes on");
+    arm.runs_again();
+}
+
+#[test]
+fn joints_that_stay_stale_are_a_fault_until_reset() {
+    let mut arm = Arm::running();
+    let seconds = Config::builtin(RobotKind::Aloha).unwrap().joints.fault_after_ms as usize / 1000;
+    let mut states = Vec::new();
+    for _ in 0..seconds * 100 + 20 {
+        assert!(arm.tick_without_joints(), "commands go on");
+        states.push(arm.state());
+    }
+    states.dedup();
+    assert_eq!(states, [State::Running, State::Braking, State::Holding, State::Fault]);
+    // Fresh again: only a person's word ends it.
+    assert_eq!(arm.ticks(20), 20);
+    assert_eq!(arm.state(), State::Fault);
+    arm.handle.ask(Request::Reset, SOON).unwrap();
+    arm.runs_again();
+}
+
+#[test]
 fn actions_out_of_limits_are_limited_and_counted() {
     let mut arm = Arm::running();
     let mut chunk = arm.chunk();

@@ -70,7 +70,7 @@ def test_without_anything_to_record_the_request_is_refused_with_the_reason(world
 
 
 def test_after_a_fault_the_brake_is_in_the_file(world, tmp_path):
-    robot, arm, policy = world.running(recording(tmp_path, joints__max_age_ms=200))
+    robot, arm, policy = world.running(recording(tmp_path, joints__max_age_ms=200, joints__fault_after_ms=1500))
     policy.wait_for_control("running")
     arm.wait_for_motion()
     robot.silent = {"joints"}
