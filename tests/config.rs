@@ -212,6 +212,40 @@ fn each_violation_is_one_line_with_parameter_expected_found_and_advice() {
 }
 
 #[test]
+fn of_the_limits_of_a_urdf_and_of_the_parameters_the_tighter_ones_hold() {
+    let folder = tempfile::tempdir().unwrap();
+    let urdf = |text: &str| {
+        let path = folder.path().join("robot.urdf");
+        std::fs::write(&path, text).unwrap();
+        format!("joints.urdf: {}", path.display())
+    };
+    let joints = "<joint name='left_waist' type='revolute'><limit lower='-1' upper='9' velocity='0.5'/></joint>
+        <joint name='left_gripper' type='prismatic'><limit lower='0' upper='1' velocity='99' acceleration='3' jerk='40'/>
+        </joint><joint name='unknown' type='revolute'><limit velocity='0'/></joint>";
+    let config = parse(&urdf(&format!("<robot name='r'>{joints}</robot>"))).unwrap();
+    let plain = Config::builtin(RobotKind::Aloha).unwrap();
+    let (found, given) = (&config.joints, &plain.joints);
+    assert_eq!((found.position_min[0], found.position_max[0]), (-1.0, given.position_max[0]));
+    assert_eq!((found.velocity_max[0], found.velocity_max[6]), (0.5, given.velocity_max[6]));
+    assert_eq!((found.acceleration_max[0], found.acceleration_max[6]), (given.acceleration_max[0], 3.0));
+    assert_eq!((found.jerk_max[0], found.jerk_max[6]), (f64::INFINITY, 40.0));
+    assert_eq!(found.position_max[1..6], given.position_max[1..6]);
+    for (text, says) in [
+        ("<robot/>", "which has none of joints.action_names"),
+        (
+            "<robot><joint name='left_waist'><limit velocity='0'/></joint></robot>",
+            "velocity 0 of joint left_waist",
+        ),
+        ("<robot><joint name='left_waist'><limit lower='5'/></joint></robot>", "found 5 for left_waist"),
+        ("no", "expected the path of a URDF"),
+    ] {
+        let refused = refusal(&urdf(text));
+        assert!(refused.contains(says) && refused.lines().count() == 1, "{refused}");
+    }
+    assert!(refusal("joints.urdf: /no/such.urdf").contains("joints.urdf: expected the path of a URDF"));
+}
+
+#[test]
 fn what_this_version_does_not_have_is_known_and_refused_in_one_line() {
     for (lines, only) in [
         ("backend: cuda", "auto or cpu"),

@@ -9,6 +9,7 @@ use pi05_thor::clock::Steady;
 use pi05_thor::config::{Config, RobotKind};
 use pi05_thor::control::recorder::{Capacity, Recorder};
 use pi05_thor::control::thread::{ControlHandle, Due, Form, Options, Received, Request, TickClock};
+use pi05_thor::control::workload::{MODES, Workload};
 use pi05_thor::control::{Chunk, Guards, Reason, Scheduler, Splice, State};
 
 thread_local! {
@@ -87,6 +88,21 @@ fn ten_thousand_ticks_and_their_chunks_allocate_nothing() {
     assert_eq!(commands, TICKS as u64 - 7);
     assert!(counters.chunks_accepted > 600 && counters.chunks_malformed > 90);
     assert!(counters.position_limited > 0 && counters.velocity_limited > 0);
+}
+
+#[test]
+fn a_tick_in_any_mode_allocates_nothing() {
+    for execution in MODES {
+        for jerk_max in [f64::INFINITY, 200.0] {
+            let mut workload = Workload::new(execution, 500.0, jerk_max).unwrap();
+            let before = CALLS.get();
+            (0..10_000).for_each(|_| workload.tick());
+            assert_eq!(CALLS.get() - before, 0, "{execution}: allocator calls");
+            let counters = workload.scheduler().counters();
+            assert!(counters.chunks_accepted > 30 && counters.acceleration_limited > 100, "{counters:?}");
+            assert!(jerk_max.is_infinite() || counters.jerk_limited > 100, "{counters:?}");
+        }
+    }
 }
 
 /// The control thread's tick, with another thread's work done in between and not counted: chunks of every fate, every

@@ -10,6 +10,7 @@ mod node;
 mod progress;
 mod replay;
 mod report;
+mod splice;
 mod steps;
 mod synth;
 mod verify;
@@ -41,6 +42,7 @@ enum Command {
     Synth(synth::Args),
     Bench(bench::Args),
     Steps(steps::Args),
+    Splice(splice::Args),
     #[cfg(feature = "ros")]
     Node(node::Args),
 }
@@ -113,6 +115,7 @@ pub fn main() -> ExitCode {
         Command::Synth(args) => synth::run(args),
         Command::Bench(args) => bench::run(args),
         Command::Steps(args) => steps::run(args),
+        Command::Splice(args) => splice::run(args),
         #[cfg(feature = "ros")]
         Command::Node(args) => node::run(args),
     };

@@ -4,6 +4,7 @@
 //! not yet there in this version is refused in [`NOT_YET`] alone.
 
 use std::collections::{BTreeMap, HashSet};
+use std::path::Path;
 
 use super::choices::*;
 use super::error::{ConfigError, LISTED_MAX, Violation, shortened};
@@ -12,8 +13,14 @@ use super::parameters::{
     nearest,
 };
 use super::ros_file::{self, Raw};
+<<<<<<< HEAD
 use super::{Camera, Config, Control, Joints, Observe, Policy, Recorder, Replay, Rtc, Sampler, builtin_yaml};
 use crate::control::limits::LIMIT_MAX;
+=======
+use super::urdf;
+use super::{Camera, Config, Control, Joints, Observe, Policy, Replay, Rtc, Sampler, builtin_yaml};
+use crate::control::limits::{LIMIT_MAX, LIMIT_MIN};
+>>>>>>> splice
 use crate::model::sampler::rtc::PrefixSchedule;
 use crate::model::sampler::{Schedule, Solver};
 
@@ -339,7 +346,7 @@ impl Layers<'_> {
         if jerk_max.is_empty() {
             jerk_max = vec![f64::INFINITY; actions];
         }
-        let joints = Joints {
+        let mut joints = Joints {
             topic: self.text("joints.topic"),
             max_age_ms: self.integer("joints.max_age_ms"),
             fault_after_ms: self.integer("joints.fault_after_ms"),
@@ -363,8 +370,59 @@ impl Layers<'_> {
         for (name, length) in PER_ACTION.into_iter().zip(lengths) {
             self.check_length(name, actions, length);
         }
+        let lengths_fit = lengths.iter().all(|&length| length == actions);
+        let urdf = self.text("joints.urdf");
+        if lengths_fit && !urdf.is_empty() {
+            self.tighten(&mut joints, &urdf);
+        }
         self.check_position_limits(&joints);
         joints
+    }
+
+    /// Of the limits of the parameters and those of the URDF the tighter ones hold.
+    fn tighten(&mut self, joints: &mut Joints, path: &str) {
+        let expected = || "the path of a URDF with limits of the joints above 0".to_owned();
+        let limits = match urdf::read(Path::new(path)) {
+            Ok(limits) => limits,
+            Err(found) => {
+                return self.refuse(
+                    "joints.urdf",
+                    expected(),
+                    format!("{}: {found}", shortened(path)),
+                    "correct it",
+                );
+            }
+        };
+        if !joints.action_names.iter().any(|name| limits.contains_key(name)) {
+            let found = format!("{}, which has none of joints.action_names", shortened(path));
+            return self.refuse("joints.urdf", expected(), found, "give the URDF of this robot, or none");
+        }
+        let mut wrong = None;
+        for (joint, name) in joints.action_names.iter().enumerate() {
+            let Some(limit) = limits.get(name) else { continue };
+            let rates = [
+                ("velocity", limit.velocity, &mut joints.velocity_max[joint]),
+                ("acceleration", limit.acceleration, &mut joints.acceleration_max[joint]),
+                ("jerk", limit.jerk, &mut joints.jerk_max[joint]),
+            ];
+            for (what, found, held) in rates {
+                match found {
+                    Some(found) if found < LIMIT_MIN => {
+                        wrong = Some(format!("{what} {found} of joint {name}"))
+                    }
+                    Some(found) => *held = held.min(found),
+                    None => {}
+                }
+            }
+            if !joints.velocity_controlled[joint] {
+                let (min, max) = (&mut joints.position_min[joint], &mut joints.position_max[joint]);
+                *min = limit.lower.map_or(*min, |lower| min.max(lower));
+                *max = limit.upper.map_or(*max, |upper| max.min(upper));
+            }
+        }
+        if let Some(wrong) = wrong {
+            self.refuse("joints.urdf", expected(), wrong, "correct it");
+        }
     }
 
     fn check_names(&mut self, parameter: &str, names: &[String]) {

@@ -11,6 +11,7 @@
 //! | [`live`] | the running node's parameters: what may change, and what is said when it may not |
 //! | `ros_file` | YAML to names and values |
 //! | `layers` | file over robot over table; what this version does not have |
+//! | [`urdf`] | the limits of a robot description |
 //! | `error` | what is said when it does not fit |
 
 pub mod choices;
@@ -19,6 +20,7 @@ mod layers;
 pub mod live;
 pub mod parameters;
 mod ros_file;
+pub mod urdf;
 
 use std::fs::File;
 use std::io::Read;

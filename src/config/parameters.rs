@@ -217,8 +217,8 @@ pub static TABLE: &[Parameter] = &[
         "ensemble: a chunk that is one step older has exp(-decay) of the weight; below 0 older ones have more."),
     parameter("control.open_loop_steps", integer(0, 0, 10_000), "policy steps", Live,
         "open_loop: steps of a chunk that are executed before the next one is computed; 0: all."),
-    // A gripper from closed to open is 1; a joint that is asked to go further at once does not know where it is.
-    parameter("control.first_step_max", (Kind::Double, DefaultValue::Double(1.5), Range::Above(0.0, LIMIT_MAX)), "rad or m", Live,
+    // A full turn, for a network with random weights goes anywhere; for a real arm docs/safety.md advises less.
+    parameter("control.first_step_max", (Kind::Double, DefaultValue::Double(6.3), Range::Above(0.0, LIMIT_MAX)), "rad or m", Live,
         "A chunk whose first step is further than this from a measured position is discarded."),
     parameter("control.command", one_of("float64_multi_array", CommandType::NAMES), "", Structural,
         "Message type of the commands: the first two per tick, joint_trajectory per chunk."),

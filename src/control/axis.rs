@@ -20,7 +20,7 @@ use super::stop::Stop;
 /// Rounding is no violation: an acceleration this much above its limit, as a fraction of it, is passed on.
 const ROUNDING: f64 = 1e-9;
 /// Halvings between what is desired and the way to rest, where what is desired has no way to rest of its own.
-const HALVINGS: usize = 4;
+const HALVINGS: usize = 3;
 
 /// What may be in one tick, in units of the value.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -182,8 +182,8 @@ impl Axis {
         let highest = slowest.max(fastest.min(step_max));
         let by_speed = between(by_bend, lowest, highest);
         // Position: so slow that it can stop before the limit; beyond it, no further.
-        let up = if self.value <= high { fastest_approach(high - self.value, bend_max) } else { 0.0 };
-        let down = if self.value >= low { fastest_approach(self.value - low, bend_max) } else { 0.0 };
+        let up = stoppable(by_speed, high - self.value, bend_max);
+        let down = stoppable(-by_speed, self.value - low, bend_max);
         let step = between(by_speed, fastest.min(lowest.max(-down)), slowest.max(highest.min(up)));
 
         let permitted = step;
@@ -315,6 +315,18 @@ fn stopping_distance(step: f64, bend: f64) -> f64 {
     }
     let ticks = (step / bend).floor();
     ticks * (step - 0.5 * bend * (ticks + 1.0))
+}
+
+/// `step`, or the largest one after which it is possible to stop within `room`; 0 if there is none.
+fn stoppable(step: f64, room: f64, bend: f64) -> f64 {
+    // In continuous time it would take no less room than in ticks: then the exact answer is not needed.
+    if step <= 0.0 && room >= 0.0 || room >= step && step * step <= 2.0 * bend * (room - step) {
+        step.max(0.0)
+    } else if room > 0.0 {
+        fastest_approach(room, bend)
+    } else {
+        0.0
+    }
 }
 
 /// The largest step after which it is possible to stop within `room`, the step included: the inverse of

@@ -18,6 +18,8 @@
 //! | [`admission`] | whether a chunk may take over |
 //! | [`scheduler`] | state and motion together: the tick |
 //! | [`preview`] | the way to rest as one trajectory |
+//! | `stop` | a way to rest with limited jerk |
+//! | [`workload`] | a scheduler with everything to do, for benchmarks |
 //! | [`counters`], [`reason`] | what happened, and why |
 //! | [`recorder`] | the last seconds of all that, in memory |
 //! | [`thread`] | the control thread: clocks, hand-over in, hand-over out |
@@ -37,6 +39,7 @@ pub mod splice;
 pub mod state;
 mod stop;
 pub mod thread;
+pub mod workload;
 
 pub use admission::{Accepted, Rejected};
 pub use counters::Counters;

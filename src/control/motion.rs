@@ -194,20 +194,19 @@ impl Motion {
         self.too_far
     }
 
-    /// The chunk is followed from now on.
-    pub fn take(&mut self, chunk: &Chunk, now: Steady) -> Result<(), Malformed> {
+    /// The chunk, which was checked, is followed from now on.
+    pub fn take(&mut self, chunk: &Chunk, now: Steady) {
         let source = Source { id: chunk.id, observed: chunk.observed };
         let (sending, alone, splice) = (self.is_sending(), !self.is_following(), self.splice);
         if sending {
-            self.change(now, |reference| reference.take(chunk, &splice, now, alone))?;
+            self.change(now, |reference| reference.take(chunk, &splice, now, alone));
             self.phase = Phase::Following(source);
         } else {
-            self.reference.take(chunk, &splice, now, true)?;
+            self.reference.take(chunk, &splice, now, true);
             self.phase = Phase::Ready(source);
         }
         self.at_rest = false;
         self.revision += 1;
-        Ok(())
     }
 
     /// From the next tick on: to rest. What rests or comes to rest already goes on doing so.
@@ -249,10 +248,8 @@ impl Motion {
             if now >= self.reference.end() {
                 self.phase = Phase::Resting(source);
             } else if self.reference.has_expired(now) {
-                // Cannot fail: nothing is taken.
-                let _ = self.change(now, |reference| {
+                self.change(now, |reference| {
                     reference.expire(now);
-                    Ok(())
                 });
             }
         }
@@ -315,16 +312,12 @@ impl Motion {
             return;
         }
         self.commanded_at = Steady(now.0.saturating_sub(self.period_ns));
-        let _ = self.change(now, |_| Ok(())); // cannot fail: nothing is taken
+        self.change(now, |_| ());
         self.phase = Phase::Following(source);
     }
 
     /// Lets the reference become another, and leads the axes from what they do to what it says.
-    fn change(
-        &mut self,
-        now: Steady,
-        change: impl FnOnce(&mut Reference) -> Result<(), Malformed>,
-    ) -> Result<(), Malformed> {
+    fn change(&mut self, now: Steady, change: impl FnOnce(&mut Reference)) {
         // Where the axes are known: at the last command, or a period ago if ticks were missed.
         let at = self.commanded_at.max(Steady(now.0.saturating_sub(self.period_ns)));
         let (view, period) = (self.reference.at(at), seconds(self.period_ns));
@@ -335,7 +328,7 @@ impl Motion {
                 Sample { value: axis.value(), rate: axis.rate() / period, acceleration: 0.0 }
             };
         }
-        change(&mut self.reference)?;
+        change(&mut self.reference);
         let blend_ticks =
             self.splice.blend_steps as f64 * self.reference.period_ns() as f64 / self.period_ns as f64;
         let (view, before) = (self.reference.at(at), &self.before);
@@ -346,7 +339,6 @@ impl Motion {
             *offset = Offset::new(gap, ticks * period);
         }
         self.reference.join(at, &self.offsets);
-        Ok(())
     }
 
     /// One tick of every axis after the reference. Whether limits changed anything.

@@ -130,17 +130,14 @@ impl Plan {
         Ok(())
     }
 
-    /// Becomes `chunk`: its first `steps` steps, the first one at `start`. Refuses what [`Plan::check`] refuses, and is
-    /// then unchanged.
-    pub fn fill(&mut self, chunk: &Chunk, start: Steady, steps: usize) -> Result<(), Malformed> {
-        self.check(chunk)?;
+    /// Becomes `chunk`, which [`Plan::check`] has checked: its first `steps` steps, the first one at `start`.
+    pub fn fill(&mut self, chunk: &Chunk, start: Steady, steps: usize) {
         self.start = start;
         self.period_ns = chunk.period_ns;
         self.steps = steps.clamp(1, chunk.actions.len());
         for (row, actions) in self.values.chunks_exact_mut(self.joints).zip(&chunk.actions) {
-            row.copy_from_slice(actions);
+            row.iter_mut().zip(actions).for_each(|(value, &action)| *value = action);
         }
-        Ok(())
     }
 
     /// The time of the last step.

@@ -75,15 +75,8 @@ impl Reference {
         self.plans[0].plan.check(chunk)
     }
 
-    /// From now on `chunk`; with the ones before it, if they are averaged and go on beyond `now`.
-    pub fn take(
-        &mut self,
-        chunk: &Chunk,
-        splice: &Splice,
-        now: Steady,
-        alone: bool,
-    ) -> Result<(), Malformed> {
-        self.check(chunk)?;
+    /// From now on `chunk`, which was checked; with the ones before it, if they are averaged and go on beyond `now`.
+    pub fn take(&mut self, chunk: &Chunk, splice: &Splice, now: Steady, alone: bool) {
         let (start, steps) = match splice.execution {
             Execution::OpenLoop if splice.open_loop_steps > 0 => (now, splice.open_loop_steps),
             Execution::OpenLoop => (now, chunk.actions.len()),
@@ -101,9 +94,8 @@ impl Reference {
         }
         let newest = &mut self.plans[self.active - 1];
         newest.observed = chunk.observed;
-        newest.plan.fill(chunk, start, steps)?;
+        newest.plan.fill(chunk, start, steps);
         self.weigh(chunk, splice.ensemble_decay);
-        Ok(())
     }
 
     /// Lets go of the plans that have ended, but for the newest. Whether there were any.

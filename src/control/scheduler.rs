@@ -335,7 +335,7 @@ impl Scheduler {
         if let Some(first) = chunk.actions.get(accepted.dropped_steps) {
             self.motion.check_first(chunk.id, first, &self.measured, self.guards.first_step_max)?;
         }
-        self.motion.take(chunk, now)?; // cannot fail: checked
+        self.motion.take(chunk, now);
         Ok(accepted)
     }
 

@@ -51,12 +51,13 @@ impl Stop {
             return Some((Self::REST, Reach::NOWHERE));
         }
         // The speed that would be left if the acceleration were let go: against it the plateau stands.
-        let let_go = step + bend * 0.5 * ((bend.abs() / twist_max).ceil() - 1.0);
+        let per_twist = 1.0 / twist_max;
+        let let_go = step + bend * 0.5 * ((bend.abs() * per_twist).ceil() - 1.0);
         let sign = if let_go < 0.0 || (let_go == 0.0 && bend > 0.0) { -1.0 } else { 1.0 };
         let (d, c) = (sign * step, sign * bend);
         let highest = (twist_max * d + 0.5 * c * c).max(0.0).sqrt().min(bend_max);
-        let rise = ((highest + c) / twist_max).ceil().max(1.0);
-        let fall = (highest / twist_max).ceil().max(1.0);
+        let rise = ((highest + c) * per_twist).ceil().max(1.0);
+        let fall = (highest * per_twist).ceil().max(1.0);
         let needed = d + 0.5 * c * (rise - 1.0);
         let hold = if highest > 0.0 { (needed / highest - 0.5 * (rise + fall)).ceil().max(0.0) } else { 0.0 };
         let plateau = needed / (hold + 0.5 * (rise + fall));

@@ -12,6 +12,7 @@ pub mod player;
 pub mod recording;
 pub mod report;
 pub mod summary;
+pub mod switches;
 pub mod topics;
 pub mod worker;
 

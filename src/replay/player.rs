@@ -278,6 +278,8 @@ impl<'a> Player<'a> {
             let ticks = until.since(self.next_tick) / period;
             self.next_tick = Stamp(self.next_tick.0.saturating_add(ticks.saturating_mul(period)));
             self.pace.skip_to(until.min(self.next_tick));
+            // That the recording paused is no fault of the robot; whoever took it up again had reset it.
+            self.scheduler.reset();
         }
         loop {
             // What is due at a tick comes before it.
