@@ -194,7 +194,8 @@ fn three_chunks_in_a_row_with_nan_are_a_fault_until_reset() {
 fn a_first_step_too_far_from_the_measured_position_rejects_the_chunk() {
     let mut arm = Arm::running();
     let mut chunk = arm.chunk();
-    chunk.actions.iter_mut().for_each(|row| row[3] += 1.6); // control.first_step_max is 1.5
+    let most = Config::builtin(RobotKind::Aloha).unwrap().control.first_step_max;
+    chunk.actions.iter_mut().for_each(|row| row[3] += most + 0.1);
     assert!(matches!(arm.give(chunk), Err(Rejected::TooFar { joint: 3, .. })));
     assert_eq!(arm.ticks(20), 20);
     assert_eq!(arm.state(), State::Running, "the old one goes on");

@@ -13,14 +13,9 @@ use super::parameters::{
     nearest,
 };
 use super::ros_file::{self, Raw};
-<<<<<<< HEAD
-use super::{Camera, Config, Control, Joints, Observe, Policy, Recorder, Replay, Rtc, Sampler, builtin_yaml};
-use crate::control::limits::LIMIT_MAX;
-=======
 use super::urdf;
-use super::{Camera, Config, Control, Joints, Observe, Policy, Replay, Rtc, Sampler, builtin_yaml};
+use super::{Camera, Config, Control, Joints, Observe, Policy, Recorder, Replay, Rtc, Sampler, builtin_yaml};
 use crate::control::limits::{LIMIT_MAX, LIMIT_MIN};
->>>>>>> splice
 use crate::model::sampler::rtc::PrefixSchedule;
 use crate::model::sampler::{Schedule, Solver};
 
