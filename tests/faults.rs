@@ -27,6 +27,8 @@ use pi05_thor::replay::flight::{Labels, write_flight};
 const MS: i64 = 1_000_000;
 const TICK: i64 = 10 * MS;
 const SOON: Duration = Duration::from_secs(10);
+/// As one would set it for a real arm.
+const FIRST_STEP_MAX: f64 = 1.0;
 /// Both ALOHA arms, where they begin.
 const HOME: f64 = 0.2;
 
@@ -45,7 +47,9 @@ struct Arm {
 impl Arm {
     /// Armed.
     fn new() -> Self {
-        let config = Config::builtin(RobotKind::Aloha).unwrap().control_config(50).unwrap();
+        let mut robot = Config::builtin(RobotKind::Aloha).unwrap();
+        robot.control.first_step_max = FIRST_STEP_MAX;
+        let config = robot.control_config(50).unwrap();
         let limits = config.limits.clone();
         let joints = limits.as_slice().len();
         let time = Arc::new(SimulatedTime::new());
@@ -194,8 +198,7 @@ fn three_chunks_in_a_row_with_nan_are_a_fault_until_reset() {
 fn a_first_step_too_far_from_the_measured_position_rejects_the_chunk() {
     let mut arm = Arm::running();
     let mut chunk = arm.chunk();
-    let most = Config::builtin(RobotKind::Aloha).unwrap().control.first_step_max;
-    chunk.actions.iter_mut().for_each(|row| row[3] += most + 0.1);
+    chunk.actions.iter_mut().for_each(|row| row[3] += FIRST_STEP_MAX + 0.1);
     assert!(matches!(arm.give(chunk), Err(Rejected::TooFar { joint: 3, .. })));
     assert_eq!(arm.ticks(20), 20);
     assert_eq!(arm.state(), State::Running, "the old one goes on");
