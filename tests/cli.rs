@@ -157,8 +157,11 @@ fn bench_control_measures_idle_and_loaded_and_finds_no_allocation() {
         assert!(ticks >= 200 / row["period_ms"].as_i64().unwrap(), "{row}");
         assert!(row["late_us"]["p999"].as_f64().unwrap() <= row["late_us"]["max"].as_f64().unwrap(), "{row}");
     }
-    assert_eq!(results["tick"]["allocator_calls"], 0);
-    assert_eq!(results["tick"]["ticks"], 200_000);
+    let modes = results["tick"].as_array().unwrap();
+    assert_eq!(modes.len(), 5, "{modes:?}");
+    for mode in modes {
+        assert!(mode["allocator_calls"] == 0 && mode["ticks"] == 100_000, "{mode}");
+    }
     let said = results["granted"].as_str().unwrap().contains("not permitted");
     assert_eq!(results["warning"].is_string(), said, "{results}");
 }

@@ -27,6 +27,8 @@ use pi05_thor::replay::flight::{Labels, write_flight};
 const MS: i64 = 1_000_000;
 const TICK: i64 = 10 * MS;
 const SOON: Duration = Duration::from_secs(10);
+/// As one would set it for a real arm.
+const FIRST_STEP_MAX: f64 = 1.0;
 /// Both ALOHA arms, where they begin.
 const HOME: f64 = 0.2;
 
@@ -45,7 +47,9 @@ struct Arm {
 impl Arm {
     /// Armed.
     fn new() -> Self {
-        let config = Config::builtin(RobotKind::Aloha).unwrap().control_config(50).unwrap();
+        let mut robot = Config::builtin(RobotKind::Aloha).unwrap();
+        robot.control.first_step_max = FIRST_STEP_MAX;
+        let config = robot.control_config(50).unwrap();
         let limits = config.limits.clone();
         let joints = limits.as_slice().len();
         let time = Arc::new(SimulatedTime::new());
@@ -164,6 +168,59 @@ fn nan_or_infinity_anywhere_in_a_chunk_drops_all_of_it_and_the_old_one_goes_on()
             arm.runs_again();
         }
     }
+}
+
+#[test]
+fn three_chunks_in_a_row_with_nan_are_a_fault_until_reset() {
+    let mut arm = Arm::running();
+    let bad = |arm: &mut Arm| {
+        let mut chunk = arm.chunk();
+        chunk.actions[49][13] = f64::NAN;
+        assert!(arm.give(chunk).is_err());
+    };
+    bad(&mut arm);
+    bad(&mut arm);
+    arm.runs_again(); // a good one in between: they were not in a row
+    bad(&mut arm);
+    bad(&mut arm);
+    assert_eq!(arm.state(), State::Running);
+    bad(&mut arm);
+    assert_eq!(arm.state(), State::Fault);
+    assert!(arm.status().reason.as_str().contains("NaN"), "{}", arm.status().reason);
+    assert_eq!(arm.ticks(100), 100, "it brakes and holds");
+    let chunk = arm.chunk();
+    assert!(matches!(arm.give(chunk), Err(Rejected::NotWanted { .. })));
+    arm.handle.ask(Request::Reset, SOON).unwrap();
+    arm.runs_again();
+}
+
+#[test]
+fn a_first_step_too_far_from_the_measured_position_rejects_the_chunk() {
+    let mut arm = Arm::running();
+    let mut chunk = arm.chunk();
+    chunk.actions.iter_mut().for_each(|row| row[3] += FIRST_STEP_MAX + 0.1);
+    assert!(matches!(arm.give(chunk), Err(Rejected::TooFar { joint: 3, .. })));
+    assert_eq!(arm.ticks(20), 20);
+    assert_eq!(arm.state(), State::Running, "the old one goes on");
+    arm.runs_again();
+}
+
+#[test]
+fn joints_that_stay_stale_are_a_fault_until_reset() {
+    let mut arm = Arm::running();
+    let seconds = Config::builtin(RobotKind::Aloha).unwrap().joints.fault_after_ms as usize / 1000;
+    let mut states = Vec::new();
+    for _ in 0..seconds * 100 + 20 {
+        assert!(arm.tick_without_joints(), "commands go on");
+        states.push(arm.state());
+    }
+    states.dedup();
+    assert_eq!(states, [State::Running, State::Braking, State::Holding, State::Fault]);
+    // Fresh again: only a person's word ends it.
+    assert_eq!(arm.ticks(20), 20);
+    assert_eq!(arm.state(), State::Fault);
+    arm.handle.ask(Request::Reset, SOON).unwrap();
+    arm.runs_again();
 }
 
 #[test]

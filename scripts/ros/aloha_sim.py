@@ -174,7 +174,8 @@ class AlohaSim:
                     message.header.stamp, message.header.frame_id = stamp, name
                     self._last_pictures[name] = message
                 publisher.publish(self._last_pictures[name])  # a frozen one sends the same again, stamp and all
-            self._waiting_for = None if self.frozen else self.now
+            if not self.frozen:  # with a frozen camera there may be no chunk; one that is under way is waited for
+                self._waiting_for = self.now
         positions = self.aloha.positions()
         self.measured.append((self.now, positions))
         message = JointState(name=JOINTS, position=positions)
@@ -197,7 +198,7 @@ class AlohaSim:
         self._commanding = in_time
         if self._waiting_for is not None and self.now >= self._waiting_for + self.latency_ns:
             asked, self._waiting_for = self._waiting_for, None
-            if not self._wait(lambda: asked in self._chunk_stamps, 3.0):
+            if not self._wait(lambda: asked in self._chunk_stamps, 10.0):
                 self.missed_chunks += 1
         if in_time:
             self.aloha.command(self.commands[-1][1])

@@ -13,7 +13,7 @@ use stats_alloc::INSTRUMENTED_SYSTEM;
 
 use super::{Failure, Verdict, progress};
 use crate::clock::{NS_PER_MS, NS_PER_S, Steady};
-use crate::config::{Config, RobotKind};
+use crate::config::{Config, Execution, RobotKind};
 use crate::control::recorder::{Capacity, Recorder};
 use crate::control::thread::{
     ControlHandle, Distribution, Due, Form, Granted, Options, Outlet, RealTime, Received, Status, TickClock,
@@ -47,7 +47,11 @@ pub struct Args {
 /// Periods measured, ms.
 const PERIODS_MS: [i64; 4] = [1, 2, 4, 20];
 /// Ticks measured one after the other, without a clock.
-const TICKS: i64 = 200_000;
+const TICKS: i64 = 100_000;
+/// Between two such runs: the system stops a thread that computes under SCHED_FIFO for most of a second.
+const BREATH: Duration = Duration::from_millis(500);
+/// Steps of a chunk.
+const STEPS: usize = 50;
 /// Between two chunks, as from a policy on a GPU.
 const CHUNK_NS: i64 = 100 * NS_PER_MS;
 /// Between two measured states.
@@ -66,7 +70,7 @@ struct Results {
     cores: usize,
     joints: usize,
     punctuality: Vec<Punctuality>,
-    tick: TickCost,
+    tick: Vec<TickCost>,
 }
 
 /// One load, one period.
@@ -83,6 +87,7 @@ struct Punctuality {
 /// One tick after the other.
 #[derive(Serialize)]
 struct TickCost {
+    execution: &'static str,
     ticks: u64,
     work_us: Percentiles,
     allocator_calls: usize,
@@ -117,13 +122,8 @@ pub fn run(args: &Args) -> Result<Verdict, Failure> {
     let bar = progress::bar("control");
     let all = (2 * PERIODS_MS.len() + 1) as u64;
     progress::set(&bar, 0, all);
-    // A thread of its own that is not interrupted either; it is done long before the system would stop it.
-    let costing = thread::Builder::new().name("control".to_owned());
-    let costing = costing.spawn(move || {
-        real_time.ask();
-        tick_cost().map_err(|error| error.to_string())
-    });
-    let tick = costing?.join().map_err(|_| "the thread that ticks panicked")??;
+    let tick = Execution::NAMES.iter().filter_map(|name| Execution::from_name(name));
+    let tick = tick.map(|execution| tick_cost(execution, real_time)).collect::<Result<Vec<_>, _>>()?;
     let (mut granted, mut punctuality) = (Granted::default(), Vec::new());
     for loaded in [false, true] {
         let _load = if loaded { Load::start(cores)? } else { Load(Vec::new()) };
@@ -149,7 +149,8 @@ pub fn run(args: &Args) -> Result<Verdict, Failure> {
     } else {
         print(&mut out, &results)?;
     }
-    Ok(if results.tick.allocator_calls == 0 { Verdict::Ok } else { Verdict::Wanting })
+    let allocates = results.tick.iter().any(|tick| tick.allocator_calls > 0);
+    Ok(if allocates { Verdict::Wanting } else { Verdict::Ok })
 }
 
 fn print(out: &mut impl Write, results: &Results) -> io::Result<()> {
@@ -171,12 +172,19 @@ fn print(out: &mut impl Write, results: &Results) -> io::Result<()> {
         let (late, work) = (&row.late_us, &row.work_us);
         numbers(out, &[late.p50, late.p99, late.p999, late.max, work.p50, work.p999, work.max])?;
     }
-    let TickCost { ticks, work_us: work, allocator_calls } = &results.tick;
     writeln!(
         out,
-        "one tick after the other: p50 {:.2}, p99 {:.2}, p99.9 {:.2}, max {:.1} µs; {allocator_calls} allocator calls in {ticks} ticks",
-        work.p50, work.p99, work.p999, work.max
-    )
+        "{:<18} {:>8} {:>9} {:>9} {:>9} {:>9} {:>16}",
+        "one after another", "ticks", "p50", "p99", "p99.9", "max", "allocator calls"
+    )?;
+    for TickCost { execution, ticks, work_us: work, allocator_calls } in &results.tick {
+        let Percentiles { p50, p99, p999, max } = work;
+        writeln!(
+            out,
+            "{execution:<18} {ticks:>8} {p50:>9.2} {p99:>9.2} {p999:>9.2} {max:>9.1} {allocator_calls:>16}"
+        )?;
+    }
+    Ok(())
 }
 
 /// A thread that ticks by the clock for so long, fed and heard as by the node.
@@ -218,28 +226,36 @@ fn punctual(
     Ok((granted, measured))
 }
 
-/// Ticks one after the other on this thread: what they cost. No other thread allocates meanwhile.
-fn tick_cost() -> Result<TickCost, Failure> {
-    let rate_hz = 100.0;
-    let period_ns = (NS_PER_S as f64 / rate_hz) as i64;
-    let (mut ticker, handle, mut outlet) =
-        ControlHandle::without_thread(scheduler(rate_hz)?, options(rate_hz)?);
-    let mut allocator_calls = 0;
-    for tick in 0..TICKS {
-        let at = Steady(NS_PER_S + tick * period_ns);
-        if tick * period_ns % CHUNK_NS == 0 {
-            handle.put_joints(at, &[0.5; 14]);
-            let _ = handle.send_chunk(chunk(tick.unsigned_abs(), at)); // there is room: the last one was taken
-            handle.outcomes().for_each(drop);
+/// Ticks one after the other: what they cost. On a thread of its own that is not interrupted either; no other thread
+/// allocates meanwhile.
+fn tick_cost(execution: Execution, real_time: RealTime) -> Result<TickCost, Failure> {
+    let mut robot = robot()?;
+    robot.control.execution = execution;
+    let (rate_hz, period_ns) = (robot.control.rate_hz, (NS_PER_S as f64 / robot.control.rate_hz) as i64);
+    let scheduler = Scheduler::new(robot.control_config(STEPS)?)?;
+    let (mut ticker, handle, mut outlet) = ControlHandle::without_thread(scheduler, options(rate_hz)?);
+    thread::sleep(BREATH);
+    let run = move || {
+        real_time.ask();
+        let mut allocator_calls = 0;
+        for tick in 0..TICKS {
+            let at = Steady(NS_PER_S + tick * period_ns);
+            if tick * period_ns % CHUNK_NS == 0 {
+                handle.put_joints(at, &[0.5; 14]);
+                let _ = handle.send_chunk(chunk(tick.unsigned_abs(), at)); // there is room: the last one was taken
+                handle.outcomes().for_each(drop);
+            }
+            let before = allocator_calls_so_far();
+            ticker.step(Due { at, late_ns: 0, skipped: 0 });
+            allocator_calls += allocator_calls_so_far() - before;
+            outlet.receive(Duration::ZERO);
         }
-        let before = allocator_calls_so_far();
-        ticker.step(Due { at, late_ns: 0, skipped: 0 });
-        allocator_calls += allocator_calls_so_far() - before;
-        outlet.receive(Duration::ZERO);
-    }
-    let Status { timing, .. } = handle.status();
-    let work_us = Percentiles::of(&handle.work(), timing.work_max_ns);
-    Ok(TickCost { ticks: timing.ticks, work_us, allocator_calls })
+        let Status { timing, .. } = handle.status();
+        let work_us = Percentiles::of(&handle.work(), timing.work_max_ns);
+        TickCost { execution: execution.name(), ticks: timing.ticks, work_us, allocator_calls }
+    };
+    let thread = thread::Builder::new().name("control".to_owned()).spawn(run)?;
+    thread.join().map_err(|_| "the thread that ticks panicked".into())
 }
 
 fn allocator_calls_so_far() -> usize {
@@ -254,7 +270,7 @@ fn robot() -> Result<Config, Failure> {
 fn scheduler(rate_hz: f64) -> Result<Scheduler, Failure> {
     let mut robot = robot()?;
     robot.control.rate_hz = rate_hz;
-    Ok(Scheduler::new(robot.control_config(50)?)?)
+    Ok(Scheduler::new(robot.control_config(STEPS)?)?)
 }
 
 fn options(rate_hz: f64) -> Result<Options, Failure> {
@@ -272,7 +288,7 @@ fn options(rate_hz: f64) -> Result<Options, Failure> {
 /// A second of slow waves, each joint at its own pace, that goes on where the chunk before it does.
 fn chunk(id: u64, observed: Steady) -> Chunk {
     let step_ns = 20 * NS_PER_MS;
-    let actions = (0..50).map(|step| {
+    let actions = (0..STEPS as i64).map(|step| {
         let time = (observed.0 + step * step_ns) as f64 / NS_PER_S as f64;
         (0..14).map(|joint| 0.5 + 0.3 * (time * (0.5 + 0.1 * f64::from(joint))).sin()).collect()
     });
