@@ -89,15 +89,33 @@ pub struct Plan {
 #[derive(Clone, Copy, Debug)]
 pub struct Place {
     step: usize,
-    /// From `step` (0) to the next one (1).
-    fraction: f64,
-    /// 1 within the plan; 0 before its start and after its end, where it stands still.
-    moving: f64,
+    /// `None` before its start and after its end, where it stands still.
+    between: Option<Basis>,
+}
+
+/// What the way to the next step, the velocity here and the velocity there count, between two steps.
+#[derive(Clone, Copy, Debug)]
+struct Basis {
+    value: [f64; 3],
+    rate: [f64; 3],
+    acceleration: [f64; 3],
+}
+
+impl Basis {
+    /// At u from 0, the one step, to 1, the next, `period` seconds later.
+    fn at(u: f64, period: f64) -> Self {
+        let (first, second) = (1.0 / period, 1.0 / (period * period));
+        Self {
+            value: [u * u * (3.0 - 2.0 * u), u * (1.0 + u * (u - 2.0)), u * u * (u - 1.0)],
+            rate: [6.0 * u * (1.0 - u), 1.0 + u * (3.0 * u - 4.0), u * (3.0 * u - 2.0)].map(|x| x * first),
+            acceleration: [6.0 - 12.0 * u, 6.0 * u - 4.0, 6.0 * u - 2.0].map(|x| x * second),
+        }
+    }
 }
 
 impl Place {
     /// The first step.
-    pub const START: Self = Self { step: 0, fraction: 0.0, moving: 0.0 };
+    pub const START: Self = Self { step: 0, between: None };
 }
 
 impl Plan {
@@ -154,7 +172,7 @@ impl Plan {
     /// Where `time` is in it.
     pub fn place(&self, time: Steady) -> Place {
         if time >= self.end() {
-            return Place { step: self.steps - 1, fraction: 0.0, moving: 0.0 };
+            return Place { step: self.steps - 1, between: None };
         }
         let elapsed = time.0.saturating_sub(self.start.0);
         if elapsed < 0 {
@@ -162,36 +180,32 @@ impl Plan {
         }
         let step = (elapsed / self.period_ns) as usize; // below `steps - 1`, for `time` is before the end
         let fraction = (elapsed % self.period_ns) as f64 / self.period_ns as f64;
-        Place { step, fraction, moving: 1.0 }
+        Place { step, between: Some(Basis::at(fraction, seconds(self.period_ns))) }
     }
 
     /// One joint there.
-    pub fn sample(&self, Place { step, fraction: u, moving }: Place, joint: usize) -> Sample {
+    pub fn sample(&self, place: Place, joint: usize) -> Sample {
         let value = |step: usize| self.values[step * self.joints + joint];
-        if moving == 0.0 {
-            return Sample { value: value(step), ..Sample::default() };
+        match place.between {
+            None => Sample { value: value(place.step), ..Sample::default() },
+            Some(basis) => sample(value, self.steps, place.step, &basis),
         }
-        let Sample { value, rate, acceleration } = cubic(value, self.steps, step, u);
-        let period = seconds(self.period_ns);
-        Sample { value, rate: rate / period, acceleration: acceleration / (period * period) }
     }
 }
 
 /// Between `step` (u = 0) and the next one (u = 1) of `steps` values; rate and acceleration are per step. `step + 1` is
 /// below `steps`.
 pub fn cubic(value: impl Fn(usize) -> f64, steps: usize, step: usize, u: f64) -> Sample {
+    sample(value, steps, step, &Basis::at(u, 1.0))
+}
+
+fn sample(value: impl Fn(usize) -> f64, steps: usize, step: usize, basis: &Basis) -> Sample {
     let (here, next) = (value(step), value(step + 1));
-    let slope = next - here;
-    let leaving = if step == 0 { slope } else { 0.5 * (next - value(step - 1)) };
-    let arriving = if step + 2 < steps { 0.5 * (value(step + 2) - here) } else { slope };
-    // here + u (leaving + u (b + u a))
-    let a = leaving + arriving - 2.0 * slope;
-    let b = 3.0 * slope - 2.0 * leaving - arriving;
-    Sample {
-        value: here + u * (leaving + u * (b + u * a)),
-        rate: leaving + u * (2.0 * b + u * 3.0 * a),
-        acceleration: 2.0 * b + u * 6.0 * a,
-    }
+    let way = next - here;
+    let leaving = if step == 0 { way } else { 0.5 * (next - value(step - 1)) };
+    let arriving = if step + 2 < steps { 0.5 * (value(step + 2) - here) } else { way };
+    let of = |basis: &[f64; 3]| way * basis[0] + leaving * basis[1] + arriving * basis[2];
+    Sample { value: here + of(&basis.value), rate: of(&basis.rate), acceleration: of(&basis.acceleration) }
 }
 
 /// The time of the chunk's last step, if it can be said.

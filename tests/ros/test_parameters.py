@@ -124,7 +124,7 @@ def test_garbage_of_every_type_for_every_parameter_is_answered(policy):
     before = policy.get(*names)
     things = [None, True, -(2**63), 2**63 - 1, float("inf"), float("nan"), -1e308, "", "\u0007\u202e" * 50, "x" * 100_000]
     things += [[True] * 1000, list(range(-500, 500)), [float("nan")] * 1000, ["", "/", "a" * 10_000], b"\x00\xff" * 500, []]
-    live = {"prompt", "sampler.seed", "control.execution", "control.blend_steps", "observe.max_skew_ms", "joints.max_age_ms"}
+    live = {"prompt", "sampler.seed", "control.execution", "control.blend_steps", "control.ensemble_decay", "control.open_loop_steps", "control.first_step_max", "rtc.schedule", "rtc.execution_horizon", "rtc.max_guidance_weight", "joints.fault_after_ms", "observe.max_skew_ms", "joints.max_age_ms"}
     for thing in things:
         odd = value(thing)
         results = policy.set_list([(name, odd) for name in names])
