@@ -11,8 +11,8 @@
 //! jerk is limited too, no such sum is at hand: there each tick is taken only if a way to rest from behind it is found
 //! that keeps every limit ([`Stop`]); if none is, the next tick of the way that was found before is taken.
 //!
-//! A library for such trajectories, rsruckig, was looked at: it plans to a target state without position limits, takes
-//! tens of microseconds for 14 joints, and refuses states outside the limits; here each tick must be taken in one.
+//! A library for such trajectories, rsruckig, was looked at: it plans a way to a target state, and knows no position
+//! limits; here a moving target is followed tick by tick, within them.
 
 use super::limits::{ControlMode, JointLimit, between};
 use super::stop::Stop;
