@@ -1,17 +1,25 @@
 //! Parameter files from anywhere: no panic, no memory beyond a small multiple of the text, always an answer.
 
 use std::alloc::{GlobalAlloc, Layout, System};
-use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::cell::Cell;
 
 use pi05_thor::config::parameters::TABLE;
 use pi05_thor::config::{Config, FILE_MAX};
 use proptest::prelude::*;
 
-/// Counts the bytes in use and their peak, of all threads: the tests here take turns.
+/// Counts the bytes that each thread has in use, and their peak: other tests run beside.
 struct Metered;
 
-static IN_USE: AtomicUsize = AtomicUsize::new(0);
-static PEAK: AtomicUsize = AtomicUsize::new(0);
+thread_local! {
+    // What one thread allocates another may free: it may be below 0.
+    static IN_USE: Cell<isize> = const { Cell::new(0) };
+    static PEAK: Cell<isize> = const { Cell::new(0) };
+}
+
+fn count(bytes: isize) {
+    IN_USE.set(IN_USE.get() + bytes);
+    PEAK.set(PEAK.get().max(IN_USE.get()));
+}
 
 #[global_allocator]
 static ALLOCATOR: Metered = Metered;
@@ -20,27 +28,23 @@ static ALLOCATOR: Metered = Metered;
 unsafe impl GlobalAlloc for Metered {
     // SAFETY: the caller's promises are passed on unchanged.
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        let in_use = IN_USE.fetch_add(layout.size(), Relaxed) + layout.size();
-        PEAK.fetch_max(in_use, Relaxed);
+        count(layout.size() as isize);
         unsafe { System.alloc(layout) }
     }
 
     // SAFETY: as above.
     unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
-        IN_USE.fetch_sub(layout.size(), Relaxed);
+        count(-(layout.size() as isize));
         unsafe { System.dealloc(pointer, layout) }
     }
 }
 
-static TURN: std::sync::Mutex<()> = std::sync::Mutex::new(());
-
 /// Parses, and checks the answer and the memory that it took.
 fn parse(text: &str) -> Result<(), TestCaseError> {
-    let _turn = TURN.lock();
-    let before = IN_USE.load(Relaxed);
-    PEAK.store(before, Relaxed);
+    let before = IN_USE.get();
+    PEAK.set(before);
     let result = Config::from_yaml(text, "fuzz.yaml");
-    let peak = PEAK.load(Relaxed).saturating_sub(before);
+    let peak = (PEAK.get() - before).unsigned_abs();
     // A list of one-character numbers makes some 100 bytes of every two.
     prop_assert!(peak <= 512 * 1024 + 200 * text.len(), "{peak} bytes for a text of {}", text.len());
     if let Err(error) = result {
