@@ -1,0 +1,191 @@
+// What surrounds the matrix products in all three stages. Rows are tokens; x is the residual stream, always f32.
+
+// Images to patch rows: bytes stay bytes (exact in bf16), the product's scale and the position table do the rest:
+// W (p / 127.5 - 1) + b = W p / 127.5 + (b - sum W). grid: tokens of all images, block: any. ld >= 3 patch^2.
+extern "C" __global__ void patches_u8(const u8* images, T* rows, int side, int patch, int ld) {
+    int grid = side / patch, tokens = grid * grid, len = 3 * patch * patch;
+    int token = blockIdx.x, image = token / tokens, at = token % tokens;
+    int top = at / grid * patch, left = at % grid * patch;
+    const u8* from = images + (size_t)image * side * side * 3;
+    for (int e = threadIdx.x; e < ld; e += blockDim.x) {
+        int c = e / (patch * patch), i = e / patch % patch, j = e % patch;
+        float p = e < len ? (float)from[((top + i) * side + left + j) * 3 + c] : 0.0f;
+        rows[(size_t)token * ld + e] = store(p);
+    }
+}
+// The same for pixels in [-1, 1], brought to the scale of bytes.
+extern "C" __global__ void patches_f32(const float* images, T* rows, int side, int patch, int ld) {
+    int grid = side / patch, tokens = grid * grid, len = 3 * patch * patch;
+    int token = blockIdx.x, image = token / tokens, at = token % tokens;
+    int top = at / grid * patch, left = at % grid * patch;
+    const float* from = images + (size_t)image * side * side * 3;
+    for (int e = threadIdx.x; e < ld; e += blockDim.x) {
+        int c = e / (patch * patch), i = e / patch % patch, j = e % patch;
+        float p = e < len ? (from[((top + i) * side + left + j) * 3 + c] + 1.0f) * 127.5f : 0.0f;
+        rows[(size_t)token * ld + e] = store(p);
+    }
+}
+
+// grid: rows. LayerNorm, eps 1e-6.
+extern "C" __global__ void layer_norm(const float* x, const float* weight, const float* bias, T* out, int width) {
+    wait_for_previous();
+    const float* row = x + (size_t)blockIdx.x * width;
+    float sum = 0.0f;
+    for (int i = threadIdx.x; i < width; i += blockDim.x) sum += row[i];
+    float mean = block_sum(sum) / width;
+    float squares = 0.0f;
+    for (int i = threadIdx.x; i < width; i += blockDim.x) {
+        float d = row[i] - mean;
+        squares += d * d;
+    }
+    float scale = rsqrtf(block_sum(squares) / width + 1e-6f);
+    T* to = out + (size_t)blockIdx.x * width;
+    for (int i = threadIdx.x; i < width; i += blockDim.x)
+        to[i] = store((row[i] - mean) * scale * weight[i] + bias[i]);
+    let_next_start();
+}
+
+// grid: rows. RMSNorm with multipliers `scale` (1 + w, or adaRMS's 1 + scale) and, if not null, `shift`.
+extern "C" __global__ void rms_norm(const float* x, const float* scale, const float* shift, T* out, int width) {
+    wait_for_previous();
+    const float* row = x + (size_t)blockIdx.x * width;
+    float squares = 0.0f;
+    for (int i = threadIdx.x; i < width; i += blockDim.x) squares += row[i] * row[i];
+    float r = rsqrtf(block_sum(squares) / width + 1e-6f);
+    T* to = out + (size_t)blockIdx.x * width;
+    for (int i = threadIdx.x; i < width; i += blockDim.x)
+        to[i] = store(row[i] * r * scale[i] + (shift ? shift[i] : 0.0f));
+    let_next_start();
+}
+
+// x += gate * y, both [rows, width]; grid-stride.
+extern "C" __global__ void add_gated(float* x, const float* gate, const float* y, int width, int count) {
+    wait_for_previous();
+    for (int i = blockIdx.x * blockDim.x + threadIdx.x; i < count; i += gridDim.x * blockDim.x)
+        x[i] += gate[i % width] * y[i];
+    let_next_start();
+}
+
+// grid: prompt slots. x[row] = E[token] * sqrt(width).
+extern "C" __global__ void embed(const int* tokens, const T* table, float* x, int width, float scale) {
+    const T* row = table + (size_t)tokens[blockIdx.x] * width;
+    for (int i = threadIdx.x; i < width; i += blockDim.x)
+        x[(size_t)blockIdx.x * width + i] = load(row[i]) * scale;
+}
+
+// grid: tokens. qkv [tokens, (heads + 2) * dim] to q [tokens, heads * dim] and k after RoPE and v, written to rows
+// `first + token` of the cache: k [.., dim], v [.., dim], and v transposed [dim, keys] if vt is not null.
+// Token i stands at position `*valid * at_valid + i`. cos, sin: [positions, dim / 2].
+extern "C" __global__ void split_rope(const T* qkv, T* q, T* k, T* v, T* vt, const float* cos, const float* sin,
+                                      const int* valid, int at_valid, int heads, int dim, int first, int keys) {
+    wait_for_previous();
+    int token = blockIdx.x, half = dim / 2, row = first + token;
+    int position = token + (at_valid ? *valid : 0);
+    const T* from = qkv + (size_t)token * (heads + 2) * dim;
+    for (int e = threadIdx.x; e < (heads + 1) * half; e += blockDim.x) {
+        int head = e / half, j = e % half;
+        float c = cos[position * half + j], s = sin[position * half + j];
+        float a = load(from[head * dim + j]), b = load(from[head * dim + half + j]);
+        T* to = head < heads ? q + ((size_t)token * heads + head) * dim : k + (size_t)row * dim;
+        to[j] = store(a * c - b * s);
+        to[half + j] = store(b * c + a * s);
+    }
+    for (int e = threadIdx.x; e < dim; e += blockDim.x) {
+        T value = from[(heads + 1) * dim + e];
+        v[(size_t)row * dim + e] = value;
+        if (vt) vt[(size_t)e * keys + row] = value;
+    }
+    let_next_start();
+}
+
+// One warp per row of logits [rows, ld]: softmax(logits * scale) over the keys that count, 0 elsewhere, to T.
+// Keys below *valid (all below `prefix` if null) count, and those from `prefix` to `keys`.
+extern "C" __global__ void softmax(const float* logits, T* out, const int* valid, int rows, int prefix, int keys,
+                                   int ld, float scale) {
+    wait_for_previous();
+    int row = blockIdx.x * (blockDim.x / WARP) + threadIdx.x / WARP, lane = threadIdx.x % WARP;
+    if (row >= rows) return;
+    int end = valid ? *valid : prefix;
+    const float* from = logits + (size_t)row * ld;
+    T* to = out + (size_t)row * ld;
+    float top = -1e30f;
+    for (int j = lane; j < keys; j += WARP)
+        if (j < end || j >= prefix) top = fmaxf(top, from[j] * scale);
+    top = warp_max(top);
+    float sum = 0.0f;
+    for (int j = lane; j < keys; j += WARP)
+        if (j < end || j >= prefix) sum += expf(from[j] * scale - top);
+    float r = 1.0f / warp_sum(sum);
+    for (int j = lane; j < ld; j += WARP) {
+        bool counts = j < keys && (j < end || j >= prefix);
+        to[j] = store(counts ? expf(from[j] * scale - top) * r : 0.0f);
+    }
+    let_next_start();
+}
+
+// hidden[row][i] = GELU(gate) * up of gate_up [rows, 2 mlp]; grid: (mlp / block, rows).
+extern "C" __global__ void geglu(const T* gate_up, T* hidden, int mlp) {
+    wait_for_previous();
+    int i = blockIdx.x * blockDim.x + threadIdx.x;
+    const T* row = gate_up + (size_t)blockIdx.y * 2 * mlp;
+    if (i < mlp) hidden[(size_t)blockIdx.y * mlp + i] = store(gelu_tanh(load(row[i])) * load(row[mlp + i]));
+    let_next_start();
+}
+#ifdef BF16
+// The same, eight at a time; mlp is a multiple of 8.
+extern "C" __global__ void geglu_8(const uint4* gate_up, uint4* hidden, int mlp) {
+    wait_for_previous();
+    int i = blockIdx.x * blockDim.x + threadIdx.x;
+    const uint4* row = gate_up + (size_t)blockIdx.y * 2 * (mlp / 8);
+    if (i < mlp / 8) {
+        uint4 a = row[i], b = row[mlp / 8 + i], r;
+        const u32* g = &a.x; const u32* u = &b.x; u32* o = &r.x;
+#pragma unroll
+        for (int e = 0; e < 4; e++)
+            o[e] = pack_bf16(gelu_tanh(of_bf16(g[e] & 0xffff)) * of_bf16(u[e] & 0xffff),
+                             gelu_tanh(of_bf16(g[e] >> 16)) * of_bf16(u[e] >> 16));
+        hidden[(size_t)blockIdx.y * (mlp / 8) + i] = r;
+    }
+    let_next_start();
+}
+#endif
+
+// In place; grid-stride.
+extern "C" __global__ void gelu(T* x, int count) {
+    for (int i = blockIdx.x * blockDim.x + threadIdx.x; i < count; i += gridDim.x * blockDim.x)
+        x[i] = store(gelu_tanh(load(x[i])));
+}
+
+// grid: rows; block: any. x[row] = action[row] W^T + b, W [width, dim] f32.
+extern "C" __global__ void action_in(const float* action, const float* w, const float* b, float* x, int dim, int width) {
+    wait_for_previous();
+    for (int i = threadIdx.x; i < width; i += blockDim.x) {
+        float sum = b[i];
+        for (int j = 0; j < dim; j++) sum += action[blockIdx.x * dim + j] * w[i * dim + j];
+        x[(size_t)blockIdx.x * width + i] = sum;
+    }
+    let_next_start();
+}
+// grid: rows; block: 32 * any. v = norm(x) W^T + b, W [dim, width]; action += dt v. The last norm is adaRMS in f32.
+extern "C" __global__ void action_out(const float* x, const float* scale, const float* shift, const float* w,
+                                      const float* b, float* action, float* velocity, float dt, int dim, int width) {
+    extern __shared__ float h[];
+    wait_for_previous();
+    const float* row = x + (size_t)blockIdx.x * width;
+    float squares = 0.0f;
+    for (int i = threadIdx.x; i < width; i += blockDim.x) squares += row[i] * row[i];
+    float r = rsqrtf(block_sum(squares) / width + 1e-6f);
+    for (int i = threadIdx.x; i < width; i += blockDim.x) h[i] = row[i] * r * scale[i] + shift[i];
+    __syncthreads();
+    int lane = threadIdx.x % WARP;
+    for (int j = threadIdx.x / WARP; j < dim; j += blockDim.x / WARP) {
+        float sum = 0.0f;
+        for (int i = lane; i < width; i += WARP) sum += h[i] * w[j * width + i];
+        sum = warp_sum(sum) + b[j];
+        if (lane == 0) {
+            velocity[blockIdx.x * dim + j] = sum;
+            action[blockIdx.x * dim + j] += dt * sum;
+        }
+    }
+    let_next_start();
+}
