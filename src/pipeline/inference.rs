@@ -6,8 +6,7 @@ use std::time::Instant;
 use thiserror::Error;
 
 use super::infer;
-use crate::engine::EngineError;
-use crate::engine::cpu::CpuEngine;
+use crate::engine::{Engine, EngineError};
 use crate::engine::probe::Tap;
 use crate::model::Pixels;
 use crate::model::sampler::rtc::Rtc;
@@ -85,7 +84,7 @@ pub enum InferenceError {
 /// The policy around the engine.
 pub struct Inference {
     /// Network.
-    pub engine: CpuEngine,
+    pub engine: Engine,
     /// What surrounds it.
     pub policy: Arc<Policy>,
     /// From noise to actions.

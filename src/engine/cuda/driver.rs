@@ -102,19 +102,24 @@ impl Gpu {
             let mut value = 0;
             cu!(cuDeviceGetAttribute(&mut value, which, device)).map(|()| value)
         };
-        let mut stream = ptr::null_mut();
-        cu!(cuStreamCreate(&mut stream, sys::CUstream_flags::CU_STREAM_NON_BLOCKING as u32))?;
         Ok(Self {
             arch: attribute(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)? * 10
                 + attribute(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?,
             processors: attribute(Attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?,
             shared: attribute(Attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)?,
+            stream: new_stream()?,
             device,
             context,
-            stream,
             name,
             driver,
         })
+    }
+
+    /// The same GPU with a stream of its own.
+    pub fn another_stream(&self) -> Result<Self, EngineError> {
+        let mut context = ptr::null_mut();
+        cu!(cuDevicePrimaryCtxRetain(&mut context, self.device))?;
+        Ok(Self { context, stream: new_stream()?, name: self.name.clone(), ..*self })
     }
 
     /// Makes the context the calling thread's.
@@ -149,29 +154,27 @@ impl Gpu {
         Ok(buffer)
     }
 
-    /// Copies host values to `to` + `offset` bytes and waits for it.
-    pub fn upload<V: bytemuck::Pod>(&self, to: &Buffer, offset: usize, values: &[V]) -> Result<(), EngineError> {
-        let bytes = bytemuck::cast_slice::<V, u8>(values);
-        assert!(offset + bytes.len() <= to.bytes, "invariant of the engine: uploads fit their buffers");
-        cu!(cuMemcpyHtoDAsync_v2(to.address + offset as u64, bytes.as_ptr().cast::<c_void>(), bytes.len(), self.stream))?;
+    /// Copies host values to device memory and waits for it.
+    pub fn upload_to<V: bytemuck::Pod>(&self, to: u64, values: &[V]) -> Result<(), EngineError> {
+        cu!(cuMemcpyHtoDAsync_v2(to, values.as_ptr().cast::<c_void>(), size_of_val(values), self.stream))?;
         self.synchronize()
     }
 
     /// New device memory with these values.
     pub fn buffer<V: bytemuck::Pod>(&self, values: &[V]) -> Result<Buffer, EngineError> {
         let buffer = self.zeros(size_of_val(values))?;
-        self.upload(&buffer, 0, values)?;
+        self.upload_to(buffer.address, values)?;
         Ok(buffer)
     }
 
     /// Copies from pinned host memory without waiting: the caller leaves it alone until the stream has been waited for.
-    pub fn upload_later(&self, to: u64, from: &Pinned, offset: usize, bytes: usize) -> Result<(), EngineError> {
-        assert!(offset + bytes <= from.bytes, "invariant of the engine: staging is large enough");
-        cu!(cuMemcpyHtoDAsync_v2(to, from.address.wrapping_byte_add(offset), bytes, self.stream))
+    pub fn upload_later(&self, to: u64, from: &Pinned, bytes: usize) -> Result<(), EngineError> {
+        assert!(bytes <= from.bytes, "invariant of the engine: staging is large enough");
+        cu!(cuMemcpyHtoDAsync_v2(to, from.address, bytes, self.stream))
     }
 
     /// Copies to pinned host memory without waiting.
-    pub fn download_later(&self, to: &mut Pinned, from: u64, bytes: usize) -> Result<(), EngineError> {
+    pub fn download_later(&self, to: &Pinned, from: u64, bytes: usize) -> Result<(), EngineError> {
         assert!(bytes <= to.bytes, "invariant of the engine: staging is large enough");
         cu!(cuMemcpyDtoHAsync_v2(to.address, from, bytes, self.stream))
     }
@@ -200,7 +203,7 @@ impl Gpu {
     /// Launches a kernel. `overlap`: it may start before the kernel before it has ended, and waits for it inside.
     pub fn launch(
         &self,
-        kernel: sys::CUfunction,
+        kernel: Kernel,
         grid: [usize; 3],
         block: usize,
         shared: usize,
@@ -231,14 +234,17 @@ impl Gpu {
             attrs: &mut attribute,
             numAttrs: u32::from(overlap && self.arch >= 90),
         };
-        cu!(cuLaunchKernelEx(&config, kernel, values.as_mut_ptr(), ptr::null_mut()))
+        cu!(cuLaunchKernelEx(&config, kernel.0, values.as_mut_ptr(), ptr::null_mut()))
     }
 
-    /// Records what `work` puts on the stream, as a graph.
-    pub fn capture(&self, work: impl FnOnce() -> Result<(), EngineError>) -> Result<Graph, EngineError> {
+    /// From here on, what is put on the stream is recorded instead of run.
+    pub fn begin_capture(&self) -> Result<Capture, EngineError> {
         let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
-        cu!(cuStreamBeginCapture_v2(self.stream, mode))?;
-        let worked = work();
+        cu!(cuStreamBeginCapture_v2(self.stream, mode)).map(|()| Capture(()))
+    }
+
+    /// What was recorded since, as a graph. `worked`: how the recording went.
+    pub fn end_capture(&self, _capture: Capture, worked: Result<(), EngineError>) -> Result<Graph, EngineError> {
         let mut graph = ptr::null_mut();
         let ended = cu!(cuStreamEndCapture(self.stream, &mut graph));
         worked?;
@@ -260,6 +266,11 @@ impl Gpu {
         let flags = if captured { sys::CUevent_record_flags::CU_EVENT_RECORD_EXTERNAL as u32 } else { 0 };
         cu!(cuEventRecordWithFlags(event.0, self.stream, flags))
     }
+
+    /// What comes later on this stream waits for `event`, which another one has been told to mark.
+    pub fn wait_for(&self, event: &Event) -> Result<(), EngineError> {
+        cu!(cuStreamWaitEvent(self.stream, event.0, 0))
+    }
 }
 
 impl Drop for Gpu {
@@ -268,6 +279,11 @@ impl Drop for Gpu {
         let _ = cu!(cuStreamDestroy_v2(self.stream));
         let _ = cu!(cuDevicePrimaryCtxRelease_v2(self.device));
     }
+}
+
+fn new_stream() -> Result<sys::CUstream, EngineError> {
+    let mut stream = ptr::null_mut();
+    cu!(cuStreamCreate(&mut stream, sys::CUstream_flags::CU_STREAM_NON_BLOCKING as u32)).map(|()| stream)
 }
 
 /// An argument of a kernel.
@@ -351,9 +367,16 @@ impl Drop for Pinned {
 /// A loaded module; lives as long as the process.
 pub struct Module(sys::CUmodule);
 
+/// A kernel of a loaded module.
+#[derive(Clone, Copy)]
+pub struct Kernel(sys::CUfunction);
+
+// SAFETY: a handle that may be used from any thread.
+unsafe impl Send for Kernel {}
+
 impl Module {
     /// A kernel, allowed `shared` bytes of dynamic shared memory.
-    pub fn kernel(&self, name: &str, shared: usize) -> Result<sys::CUfunction, EngineError> {
+    pub fn kernel(&self, name: &str, shared: usize) -> Result<Kernel, EngineError> {
         let text = CString::new(name).map_err(|e| failed("cuModuleGetFunction", e))?;
         let mut function = ptr::null_mut();
         cu!(cuModuleGetFunction(&mut function, self.0, text.as_ptr()))
@@ -362,9 +385,13 @@ impl Module {
             let attribute = sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
             cu!(cuFuncSetAttribute(function, attribute, shared as i32))?;
         }
-        Ok(function)
+        Ok(Kernel(function))
     }
 }
+
+/// A recording under way.
+#[must_use]
+pub struct Capture(());
 
 /// A captured sequence of work.
 pub struct Graph {
@@ -379,14 +406,25 @@ impl Drop for Graph {
     }
 }
 
+// SAFETY: a handle that may be used from any thread, one at a time.
+unsafe impl Send for Graph {}
+
 /// A point in time on the stream.
 pub struct Event(sys::CUevent);
+
+// SAFETY: a handle that may be used from any thread.
+unsafe impl Send for Event {}
 
 impl Event {
     pub fn new() -> Result<Self, EngineError> {
         let mut event = ptr::null_mut();
         cu!(cuEventCreate(&mut event, 0))?;
         Ok(Self(event))
+    }
+
+    /// Waits until it has passed.
+    pub fn wait(&self) -> Result<(), EngineError> {
+        cu!(cuEventSynchronize(self.0))
     }
 
     /// Milliseconds from `start` to this, both of which have passed.

@@ -140,10 +140,16 @@ extern "C" __global__ __launch_bounds__(256, 2) void expert_down(const uint4* pa
 }
 
 // x += gate * sum of parts; h = x / rms(x) * scale + shift. grid: tokens, block: WIDTH / 4. shares = 0: only the norm.
+// The first `clean` rows' modulation is `to_clean` floats further on.
 extern "C" __global__ void expert_norm(float* x, const float* parts, int shares, const float* gate, const float* scale,
-                                       const float* shift, u16* h) {
+                                       const float* shift, int clean, int to_clean, u16* h) {
     int i = threadIdx.x;
     size_t at = (size_t)blockIdx.x * WIDTH / 4 + i;
+    if ((int)blockIdx.x < clean) {
+        gate += to_clean;
+        scale += to_clean;
+        shift += to_clean;
+    }
     float4 s = ((const float4*)scale)[i], t = ((const float4*)shift)[i], g = {};
     if (shares) g = ((const float4*)gate)[i];
     wait_for_previous();

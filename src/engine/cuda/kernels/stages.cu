@@ -45,9 +45,15 @@ extern "C" __global__ void layer_norm(const float* x, const float* weight, const
     let_next_start();
 }
 
-// grid: rows. RMSNorm with multipliers `scale` (1 + w, or adaRMS's 1 + scale) and, if not null, `shift`.
-extern "C" __global__ void rms_norm(const float* x, const float* scale, const float* shift, T* out, int width) {
+// grid: rows. RMSNorm with multipliers `scale` (1 + w, or adaRMS's 1 + scale) and, if not null, `shift`; the first
+// `clean` rows take theirs `to_clean` floats further on.
+extern "C" __global__ void rms_norm(const float* x, const float* scale, const float* shift, int clean, int to_clean,
+                                    T* out, int width) {
     wait_for_previous();
+    if ((int)blockIdx.x < clean) {
+        scale += to_clean;
+        shift += to_clean;
+    }
     const float* row = x + (size_t)blockIdx.x * width;
     float squares = 0.0f;
     for (int i = threadIdx.x; i < width; i += blockDim.x) squares += row[i] * row[i];
@@ -58,19 +64,43 @@ extern "C" __global__ void rms_norm(const float* x, const float* scale, const fl
     let_next_start();
 }
 
-// x += gate * y, both [rows, width]; grid-stride.
-extern "C" __global__ void add_gated(float* x, const float* gate, const float* y, int width, int count) {
+// x += gate * y, both [rows, width]; the first `clean` rows' gate is `to_clean` floats further on. grid-stride.
+extern "C" __global__ void add_gated(float* x, const float* gate, const float* y, int clean, int to_clean, int width, int count) {
     wait_for_previous();
     for (int i = blockIdx.x * blockDim.x + threadIdx.x; i < count; i += gridDim.x * blockDim.x)
-        x[i] += gate[i % width] * y[i];
+        x[i] += gate[i % width + (i / width < clean ? to_clean : 0)] * y[i];
     let_next_start();
 }
 
-// grid: prompt slots. x[row] = E[token] * sqrt(width).
-extern "C" __global__ void embed(const int* tokens, const T* table, float* x, int width, float scale) {
-    const T* row = table + (size_t)tokens[blockIdx.x] * width;
-    for (int i = threadIdx.x; i < width; i += blockDim.x)
-        x[(size_t)blockIdx.x * width + i] = load(row[i]) * scale;
+// x += scale * y; grid-stride.
+extern "C" __global__ void add_scaled(float* x, const float* y, float scale, int count) {
+    wait_for_previous();
+    for (int i = blockIdx.x * blockDim.x + threadIdx.x; i < count; i += gridDim.x * blockDim.x) x[i] += scale * y[i];
+    let_next_start();
+}
+
+// x *= y; grid-stride.
+extern "C" __global__ void multiply(float* x, const float* y, int count) {
+    wait_for_previous();
+    for (int i = blockIdx.x * blockDim.x + threadIdx.x; i < count; i += gridDim.x * blockDim.x) x[i] *= y[i];
+    let_next_start();
+}
+
+// The residual stream of the prefix: grid: image rows, then prompt slots. request: valid rows, which features, tokens.
+// features [2][slot_rows][width]; a prompt token's row is E[token] * sqrt(width).
+extern "C" __global__ void prefix_start(const int* request, const float* features, const T* table, float* x,
+                                        int image_rows, int slot_rows, int width, float scale) {
+    wait_for_previous();
+    int row = blockIdx.x;
+    float* to = x + (size_t)row * width;
+    if (row < image_rows) {
+        const float* from = features + ((size_t)request[1] * slot_rows + row) * width;
+        for (int i = threadIdx.x; i < width; i += blockDim.x) to[i] = from[i];
+    } else {
+        const T* from = table + (size_t)request[2 + row - image_rows] * width;
+        for (int i = threadIdx.x; i < width; i += blockDim.x) to[i] = load(from[i]) * scale;
+    }
+    let_next_start();
 }
 
 // grid: tokens. qkv [tokens, (heads + 2) * dim] to q [tokens, heads * dim] and k after RoPE and v, written to rows
@@ -152,25 +182,43 @@ extern "C" __global__ void geglu_8(const uint4* gate_up, uint4* hidden, int mlp)
 
 // In place; grid-stride.
 extern "C" __global__ void gelu(T* x, int count) {
+    wait_for_previous();
     for (int i = blockIdx.x * blockDim.x + threadIdx.x; i < count; i += gridDim.x * blockDim.x)
         x[i] = store(gelu_tanh(load(x[i])));
+    let_next_start();
 }
 
-// grid: rows; block: any. x[row] = action[row] W^T + b, W [width, dim] f32.
-extern "C" __global__ void action_in(const float* action, const float* w, const float* b, float* x, int dim, int width) {
+// grid: rows; block: any, at least dim. action += pending * velocity; x[row] = action[row] W^T + b, W [width, dim] f32.
+extern "C" __global__ void action_in(float* action, const float* velocity, float pending, const float* w, const float* b,
+                                     float* x, int dim, int width) {
+    extern __shared__ float a[];
     wait_for_previous();
+    for (int j = threadIdx.x; j < dim; j += blockDim.x) {
+        float value = action[blockIdx.x * dim + j];
+        if (pending != 0.0f) {
+            value += pending * velocity[blockIdx.x * dim + j];
+            action[blockIdx.x * dim + j] = value;
+        }
+        a[j] = value;
+    }
+    __syncthreads();
     for (int i = threadIdx.x; i < width; i += blockDim.x) {
         float sum = b[i];
-        for (int j = 0; j < dim; j++) sum += action[blockIdx.x * dim + j] * w[i * dim + j];
+        for (int j = 0; j < dim; j++) sum += a[j] * w[i * dim + j];
         x[(size_t)blockIdx.x * width + i] = sum;
     }
     let_next_start();
 }
-// grid: rows; block: 32 * any. v = norm(x) W^T + b, W [dim, width]; action += dt v. The last norm is adaRMS in f32.
-extern "C" __global__ void action_out(const float* x, const float* scale, const float* shift, const float* w,
-                                      const float* b, float* action, float* velocity, float dt, int dim, int width) {
+// grid: rows; block: a multiple of 32. velocity = norm(x) W^T + b, W [dim, width]. The last norm is adaRMS in f32; the
+// first `clean` rows' is `to_clean` floats further on.
+extern "C" __global__ void action_out(const float* x, const float* scale, const float* shift, int clean, int to_clean,
+                                      const float* w, const float* b, float* velocity, int dim, int width) {
     extern __shared__ float h[];
     wait_for_previous();
+    if ((int)blockIdx.x < clean) {
+        scale += to_clean;
+        shift += to_clean;
+    }
     const float* row = x + (size_t)blockIdx.x * width;
     float squares = 0.0f;
     for (int i = threadIdx.x; i < width; i += blockDim.x) squares += row[i] * row[i];
@@ -181,11 +229,8 @@ extern "C" __global__ void action_out(const float* x, const float* scale, const 
     for (int j = threadIdx.x / WARP; j < dim; j += blockDim.x / WARP) {
         float sum = 0.0f;
         for (int i = lane; i < width; i += WARP) sum += h[i] * w[j * width + i];
-        sum = warp_sum(sum) + b[j];
-        if (lane == 0) {
-            velocity[blockIdx.x * dim + j] = sum;
-            action[blockIdx.x * dim + j] += dt * sum;
-        }
+        sum = warp_sum(sum);
+        if (lane == 0) velocity[blockIdx.x * dim + j] = sum + b[j];
     }
     let_next_start();
 }
