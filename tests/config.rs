@@ -215,8 +215,6 @@ fn each_violation_is_one_line_with_parameter_expected_found_and_advice() {
 fn what_this_version_does_not_have_is_known_and_refused_in_one_line() {
     for (lines, only) in [
         ("control.execution: rtc", "latest"),
-        ("sampler.solver: heun", "euler"),
-        ("sampler.schedule: cosine", "linear"),
         ("backend: cuda", "auto or cpu"),
         ("backend: tensorrt", "auto or cpu"),
         ("dtype: bf16", "auto or f32"),

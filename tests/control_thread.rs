@@ -36,7 +36,7 @@ fn scheduler() -> Scheduler {
 }
 
 fn options(clock: TickClock, form: Form) -> Options {
-    Options { clock, form, joints_max_age_ns: 100 * MS }
+    Options::new(clock, form, 100 * MS)
 }
 
 /// A ramp of 0.5 per s for a second.

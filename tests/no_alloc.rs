@@ -2,10 +2,12 @@
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
+use std::sync::Arc;
 use std::time::Duration;
 
 use pi05_thor::clock::Steady;
 use pi05_thor::config::{Config, RobotKind};
+use pi05_thor::control::recorder::{Capacity, Recorder};
 use pi05_thor::control::thread::{ControlHandle, Due, Form, Options, Received, Request, TickClock};
 use pi05_thor::control::{Chunk, Reason, Scheduler, State};
 
@@ -94,8 +96,13 @@ fn the_control_threads_tick_and_its_hand_overs_allocate_nothing() {
     const TICK: i64 = 10_000_000;
     let config = Config::builtin(RobotKind::Aloha).unwrap();
     let scheduler = Scheduler::new(config.control_config(50).unwrap()).unwrap();
-    let options =
-        Options { clock: TickClock::Monotonic, form: Form::PerTick, joints_max_age_ns: 100_000_000 };
+    // Ten seconds, so that it comes round twenty times.
+    let capacity = Capacity { seconds: 10.0, rate_hz: 100.0, commands: 14, measured: 14 };
+    let recorder = Arc::new(Recorder::new(capacity));
+    let options = Options {
+        recorder: Some(Arc::clone(&recorder)),
+        ..Options::new(TickClock::Monotonic, Form::PerTick, 100_000_000)
+    };
     let (mut ticker, handle, mut outlet) = ControlHandle::without_thread(scheduler, options);
     let why = Reason::new("test");
     let requests = [
@@ -150,4 +157,7 @@ fn the_control_threads_tick_and_its_hand_overs_allocate_nothing() {
         counters.chunks_malformed > 0 && counters.chunks_of_old_epoch > 0 && counters.chunks_not_wanted > 0
     );
     assert!(counters.joints_stale > 0 && status.timing.lost > 0 && counters.chunks_accepted > 300);
+    let flight = recorder.flight();
+    assert_eq!(flight.ticks.len(), 1000);
+    assert!(flight.measured.len() > 900 && flight.changes.len() > 10, "{}", flight.changes.len());
 }

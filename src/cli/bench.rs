@@ -9,7 +9,7 @@ use serde::Serialize;
 
 #[cfg(feature = "ros")]
 use super::bench_ros;
-use super::{BackendArg, DtypeArg, Failure, Verdict, engine_choice, progress};
+use super::{BackendArg, DtypeArg, Failure, Verdict, bench_control, engine_choice, progress};
 use crate::engine::cpu::peak_flops;
 use crate::engine::cuda::CudaEngine;
 use crate::engine::probe::Tap;
@@ -28,9 +28,8 @@ use crate::replay::summary::percentile;
                         10 denoise steps, batch 1. The roofline is the work at the speed of one large matrix product,\n\
                         and on a GPU the weights at the speed of its memory, measured in the same run. On a GPU stages\n\
                         are timed by its own events, and totals from host memory to host memory.")]
-#[cfg_attr(feature = "ros", command(args_conflicts_with_subcommands = true))]
+#[command(args_conflicts_with_subcommands = true)]
 pub struct Args {
-    #[cfg(feature = "ros")]
     #[command(subcommand)]
     what: Option<What>,
     /// Engine
@@ -56,9 +55,10 @@ pub struct Args {
     json: bool,
 }
 
-#[cfg(feature = "ros")]
 #[derive(clap::Subcommand)]
 enum What {
+    Control(bench_control::Args),
+    #[cfg(feature = "ros")]
     Ros(bench_ros::Args),
 }
 
@@ -144,9 +144,11 @@ impl Latency {
 }
 
 pub fn run(args: Args) -> Result<Verdict, Failure> {
-    #[cfg(feature = "ros")]
-    if let Some(What::Ros(args)) = args.what {
-        return bench_ros::run(&args);
+    match args.what {
+        Some(What::Control(args)) => return bench_control::run(&args),
+        #[cfg(feature = "ros")]
+        Some(What::Ros(args)) => return bench_ros::run(&args),
+        None => {}
     }
     let choice = engine_choice(args.backend, args.dtype)?.resolved();
     let model = Model::open_network(&args.checkpoint)?;

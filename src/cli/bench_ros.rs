@@ -7,9 +7,12 @@ use crate::node::bench::{Percentiles, Plan, Results, run as measure};
 
 /// Measure the ROS 2 node from outside: latency around the engine, and the commands' period
 #[derive(clap::Args)]
-#[command(after_help = "Example:\n  pi05 bench ros --seconds 60\n\n\
+#[command(
+    after_help = "Example:\n  export FASTRTPS_DEFAULT_PROFILES_FILE=$PWD/config/fastdds.xml   # room for images in Fast DDS\n  \
+                        pi05 bench ros --seconds 60\n\n\
                         Starts the node in a process of its own on the built-in tiny model, feeds it three 640x480 rgb8\n\
-                        cameras and joint states, and measures at 50, 100 and 250 Hz.")]
+                        cameras and joint states, and measures at 50, 100 and 250 Hz."
+)]
 pub struct Args {
     /// Of each of the four measurements
     #[arg(long, value_name = "S", default_value_t = 60.0)]
@@ -36,7 +39,19 @@ pub fn run(args: &Args) -> Result<Verdict, Failure> {
 }
 
 fn print(out: &mut impl Write, results: &Results) -> io::Result<()> {
-    writeln!(out, "{} chunks, last message out to chunk in", results.chunks)?;
+    let lost = results.observations.saturating_sub(results.chunks);
+    writeln!(
+        out,
+        "{} chunks of {} observations, last message out to chunk in",
+        results.chunks, results.observations
+    )?;
+    if lost * 20 > results.observations {
+        writeln!(
+            out,
+            "{lost} observations came incomplete: the middleware lost images. With Fast DDS, set \
+             FASTRTPS_DEFAULT_PROFILES_FILE to config/fastdds.xml"
+        )?;
+    }
     writeln!(out, "{:<28} {:>9} {:>9} {:>9} {:>9} {:>9}", "ms", "min", "p50", "p99", "p99.9", "max")?;
     let mut row = |name: &str, p: &Percentiles| {
         let Percentiles { min, p50, p99, p999, max } = p;

@@ -1,6 +1,7 @@
 //! The command line `pi05`: one file per command. Exit codes: 0 ok, 1 found wanting, 2 wrong usage.
 
 mod bench;
+mod bench_control;
 #[cfg(feature = "ros")]
 mod bench_ros;
 mod inspect;

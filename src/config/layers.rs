@@ -12,7 +12,7 @@ use super::parameters::{
     nearest,
 };
 use super::ros_file::{self, Raw};
-use super::{Camera, Config, Control, Joints, Observe, Policy, Replay, Sampler, builtin_yaml};
+use super::{Camera, Config, Control, Joints, Observe, Policy, Recorder, Replay, Sampler, builtin_yaml};
 use crate::control::limits::LIMIT_MAX;
 use crate::model::sampler::{Schedule, Solver};
 
@@ -265,6 +265,13 @@ impl Layers<'_> {
                     CommandType::Float64MultiArray,
                 ),
                 command_topic: self.text("control.command_topic"),
+                priority: u8::try_from(self.integer("control.priority")).ok().filter(|&p| p > 0),
+                lock_memory: self.boolean("control.lock_memory"),
+                cpu: usize::try_from(self.integer("control.cpu")).ok(),
+            },
+            recorder: Recorder {
+                seconds: Some(self.double("recorder.seconds")).filter(|&seconds| seconds > 0.0),
+                folder: Some(self.text("recorder.folder")).filter(|folder| !folder.is_empty()),
             },
             sampler: Sampler {
                 steps: self.count("sampler.steps"),

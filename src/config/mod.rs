@@ -57,6 +57,7 @@ pub struct Config {
     pub joints: Joints,
     pub policy: Policy,
     pub control: Control,
+    pub recorder: Recorder,
     pub sampler: Sampler,
     pub replay: Replay,
 }
@@ -122,6 +123,21 @@ pub struct Control {
     pub blend_steps: usize,
     pub command: CommandType,
     pub command_topic: String,
+    /// `None`: ordinary scheduling.
+    pub priority: Option<u8>,
+    pub lock_memory: bool,
+    /// `None`: any.
+    pub cpu: Option<usize>,
+}
+
+/// `recorder`: the last seconds before a fault.
+#[derive(Clone, Debug, PartialEq)]
+#[allow(missing_docs)]
+pub struct Recorder {
+    /// `None`: no recorder.
+    pub seconds: Option<f64>,
+    /// `None`: the default.
+    pub folder: Option<String>,
 }
 
 /// `sampler`: from noise to actions.

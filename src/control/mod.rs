@@ -17,6 +17,7 @@
 //! | [`scheduler`] | state and motion together: the tick |
 //! | [`preview`] | the way to rest as one trajectory |
 //! | [`counters`], [`reason`] | what happened, and why |
+//! | [`recorder`] | the last seconds of all that, in memory |
 //! | [`thread`] | the control thread: clocks, hand-over in, hand-over out |
 
 pub mod admission;
@@ -27,6 +28,7 @@ mod motion;
 pub mod plan;
 pub mod preview;
 pub mod reason;
+pub mod recorder;
 pub mod scheduler;
 pub mod state;
 pub mod thread;

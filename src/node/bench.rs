@@ -6,7 +6,6 @@
 
 use std::env;
 use std::process::{Child, Command, Stdio};
-use std::thread;
 use std::time::{Duration, Instant};
 
 use futures::Stream;
@@ -27,7 +26,7 @@ const HEIGHT: u32 = 480;
 const OBSERVATIONS_HZ: f64 = 10.0;
 /// Between two images: no three cameras send at one instant, and the middleware's buffers hold less than one.
 const BETWEEN_IMAGES: Duration = Duration::from_millis(3);
-/// How long a chunk may take, on whatever machine.
+/// How long a chunk may take, on whatever machine; and how long none comes before the node counts as idle.
 const CHUNK_PATIENCE: Duration = Duration::from_secs(1);
 /// How long a node may take to be active, and a chunk to come.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -46,7 +45,9 @@ pub struct Plan {
 /// Latency and periods.
 #[derive(Debug, Serialize)]
 pub struct Results {
-    /// Chunks measured.
+    /// Observations sent.
+    pub observations: usize,
+    /// Chunks measured: fewer than observations where the middleware loses images.
     pub chunks: usize,
     /// Last message out to chunk in, ms.
     pub latency_ms: Percentiles,
@@ -97,7 +98,7 @@ pub fn run(plan: &Plan, mut progress: impl FnMut(f64, f64)) -> Result<Results, S
     let ros = Node::create(context, "bench", NAMESPACE).map_err(said)?;
     let mut peer = Peer::new(ros).map_err(said)?;
     let all = plan.seconds * (1 + plan.rates.len()) as f64;
-    let latency = peer.latency(plan.seconds, |done| progress(done, all))?;
+    let (observations, latency) = peer.latency(plan.seconds, |done| progress(done, all))?;
     let mut periods = Vec::new();
     for (index, rate_hz) in plan.rates.into_iter().enumerate() {
         let before = plan.seconds * (1 + index) as f64;
@@ -105,6 +106,7 @@ pub fn run(plan: &Plan, mut progress: impl FnMut(f64, f64)) -> Result<Results, S
     }
     let column = |f: fn(&Round) -> f64| Percentiles::of(latency.iter().map(f).collect());
     Ok(Results {
+        observations,
         chunks: latency.len(),
         latency_ms: column(|round| round.latency_ms),
         engine_ms: column(|round| round.engine_ms),
@@ -127,6 +129,8 @@ struct Peer {
     joints: PublisherUntyped,
     commands: Box<dyn Stream<Item = Vec<u8>> + Unpin>,
     chunks: Box<dyn Stream<Item = Vec<u8>> + Unpin>,
+    /// Of commands, with their stamps.
+    arrivals: Vec<(Instant, Stamp)>,
     joint_names: Vec<String>,
     pixels: Vec<u8>,
     payload: Vec<u8>,
@@ -154,6 +158,7 @@ impl Peer {
                 ActionChunkMessage::TYPE,
                 QosProfile::default(),
             )?),
+            arrivals: Vec::new(),
             joint_names: names,
             pixels: vec![0; (WIDTH * HEIGHT * 3) as usize],
             payload: Vec::new(),
@@ -161,22 +166,26 @@ impl Peer {
         })
     }
 
-    fn latency(&mut self, seconds: f64, mut progress: impl FnMut(f64)) -> Result<Vec<Round>, String> {
+    /// Observations sent, and those that gave a chunk.
+    fn latency(
+        &mut self,
+        seconds: f64,
+        mut progress: impl FnMut(f64),
+    ) -> Result<(usize, Vec<Round>), String> {
         let _node = NodeProcess::start(100.0)?;
-        let mut rounds = Vec::new();
+        let (mut observations, mut rounds) = (0, Vec::new());
         self.wait_until_active()?;
+        self.wait_until_idle();
         let start = Instant::now();
         while start.elapsed().as_secs_f64() < seconds {
             let next = Instant::now() + Duration::from_secs_f64(1.0 / OBSERVATIONS_HZ);
             let (stamp, sent) = self.observe()?;
-            rounds.extend(self.wait_for_chunk(stamp, sent, next.max(sent + CHUNK_PATIENCE))?);
-            while Instant::now() < next {
-                self.ros.spin_once(Duration::from_millis(1));
-                drain(&mut self.commands, |_| ());
-            }
+            observations += 1;
+            rounds.extend(self.wait_for_chunk(stamp, sent, next.max(sent + CHUNK_PATIENCE)));
+            self.turn_until(next);
             progress(start.elapsed().as_secs_f64());
         }
-        Ok(rounds)
+        Ok((observations, rounds))
     }
 
     fn period(
@@ -187,25 +196,17 @@ impl Peer {
     ) -> Result<Period, String> {
         let _node = NodeProcess::start(rate_hz)?;
         self.wait_until_active()?;
-        let mut arrivals: Vec<(Instant, Stamp)> = Vec::new();
+        self.arrivals.clear();
         let start = Instant::now();
         let mut next = start;
         while start.elapsed().as_secs_f64() < seconds {
-            if Instant::now() >= next {
-                next += Duration::from_secs_f64(1.0 / OBSERVATIONS_HZ);
-                self.observe()?;
-                progress(start.elapsed().as_secs_f64());
-            }
-            self.ros.spin_once(Duration::from_millis(1));
-            drain(&mut self.chunks, |_| ());
-            let now = Instant::now();
-            drain(&mut self.commands, |payload| {
-                if let Ok(command) = JointStateMessage::decode(&payload) {
-                    arrivals.push((now, command.stamp));
-                }
-            });
+            next += Duration::from_secs_f64(1.0 / OBSERVATIONS_HZ);
+            self.observe()?;
+            self.turn_until(next);
+            progress(start.elapsed().as_secs_f64());
         }
         let period_ns = NS_PER_S as f64 / rate_hz;
+        let arrivals = &self.arrivals;
         let ticks = match (arrivals.first(), arrivals.last()) {
             (Some((_, first)), Some((_, last))) => (last.since(*first) as f64 / period_ns).round() as u64 + 1,
             _ => return Err(format!("no commands came at {rate_hz} Hz")),
@@ -219,22 +220,53 @@ impl Peer {
         })
     }
 
-    /// Feeds the node until the first command comes.
+    /// Feeds the node until the first commands come.
     fn wait_until_active(&mut self) -> Result<(), String> {
         let deadline = Instant::now() + PATIENCE;
-        drain(&mut self.commands, |_| ());
-        let mut commands = 0;
-        while commands < 10 {
+        self.turn();
+        self.arrivals.clear();
+        while self.arrivals.len() < 10 {
             if Instant::now() > deadline {
                 return Err(format!("the node gave no commands within {} s", PATIENCE.as_secs()));
             }
             self.observe()?;
-            self.ros.spin_once(Duration::from_millis(1));
-            drain(&mut self.commands, |_| commands += 1);
-            drain(&mut self.chunks, |_| ());
-            thread::sleep(Duration::from_millis(20));
+            self.turn_until(Instant::now() + Duration::from_millis(20));
         }
         Ok(())
+    }
+
+    /// Until nothing is under way from what it was fed before.
+    fn wait_until_idle(&mut self) {
+        let mut last = Instant::now();
+        while last.elapsed() < CHUNK_PATIENCE {
+            if !self.turn().is_empty() {
+                last = Instant::now();
+            }
+        }
+    }
+
+    /// Takes what comes within a millisecond: keeps the commands' arrivals, gives the chunks: the stamp of each, and the engine's time, ms.
+    fn turn(&mut self) -> Vec<(Stamp, f64)> {
+        self.ros.spin_once(Duration::from_millis(1));
+        let now = Instant::now();
+        drain(&mut self.commands, |payload| {
+            if let Ok(command) = JointStateMessage::decode(&payload) {
+                self.arrivals.push((now, command.stamp));
+            }
+        });
+        let mut chunks = Vec::new();
+        drain(&mut self.chunks, |payload| {
+            if let Ok(chunk) = ActionChunkMessage::decode(&payload) {
+                chunks.push((chunk.stamp, chunk.vision_ms + chunk.prefix_ms + chunk.denoise_ms));
+            }
+        });
+        chunks
+    }
+
+    fn turn_until(&mut self, time: Instant) {
+        while Instant::now() < time {
+            self.turn();
+        }
     }
 
     /// Three images, then the joint state, all of one moment; gives it, and when the last was sent.
@@ -255,9 +287,9 @@ impl Peer {
         };
         image.put(&mut self.payload);
         let said = |error: r2r::Error| format!("ROS 2: {error}");
-        for camera in &self.cameras {
-            camera.publish_raw(&self.payload).map_err(said)?;
-            thread::sleep(BETWEEN_IMAGES);
+        for index in 0..self.cameras.len() {
+            self.cameras[index].publish_raw(&self.payload).map_err(said)?;
+            self.turn_until(Instant::now() + BETWEEN_IMAGES);
         }
         let joints = JointStateMessage {
             stamp,
@@ -272,29 +304,13 @@ impl Peer {
     }
 
     /// The chunk of the observation of `stamp`; none if it is not there by `deadline`.
-    fn wait_for_chunk(
-        &mut self,
-        stamp: Stamp,
-        sent: Instant,
-        deadline: Instant,
-    ) -> Result<Option<Round>, String> {
-        let mut round = None;
-        while round.is_none() && Instant::now() < deadline {
-            self.ros.spin_once(Duration::from_millis(1));
-            let arrived = Instant::now();
-            drain(&mut self.commands, |_| ());
-            drain(&mut self.chunks, |payload| {
-                if let Ok(chunk) = ActionChunkMessage::decode(&payload)
-                    && chunk.stamp == stamp
-                {
-                    round = Some(Round {
-                        latency_ms: (arrived - sent).as_secs_f64() * 1e3,
-                        engine_ms: chunk.vision_ms + chunk.prefix_ms + chunk.denoise_ms,
-                    });
-                }
-            });
+    fn wait_for_chunk(&mut self, stamp: Stamp, sent: Instant, deadline: Instant) -> Option<Round> {
+        while Instant::now() < deadline {
+            if let Some((_, engine_ms)) = self.turn().into_iter().find(|(of, _)| *of == stamp) {
+                return Some(Round { latency_ms: sent.elapsed().as_secs_f64() * 1e3, engine_ms });
+            }
         }
-        Ok(round)
+        None
     }
 }
 

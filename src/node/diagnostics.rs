@@ -7,15 +7,14 @@ use std::time::Instant;
 use super::lifecycle::State;
 use super::session::Session;
 use crate::clock::{NS_PER_MS, Stamp};
-use crate::control::State as ControlState;
-use crate::control::thread::Status;
+use crate::control::thread::Distribution;
+use crate::control::{ControlHandle, State as ControlState};
 use crate::messages::{DiagnosticArrayMessage, DiagnosticStatus, Level};
 use crate::observe::intake::{Intake, SourceStatistics};
+use crate::observe::snapshot::FROZEN_NS;
 
 /// A source that has been silent for so long is gone, whatever its `max_age_ms`.
 const OLD_NS: i64 = 1_000 * NS_PER_MS;
-/// Pixels that have not changed for so long are a frozen camera: real ones are never without noise.
-const FROZEN_NS: i64 = 1_000 * NS_PER_MS;
 
 /// One status for the node, one per source, one for inferences, one for control. `node` is its full name.
 pub fn report(
@@ -44,7 +43,7 @@ pub fn report(
             }
         });
         status.push(inference(name("inference"), session));
-        status.extend(session.control_status().map(|control| self::control(name("control"), &control)));
+        status.extend(session.control().map(|control| self::control(name("control"), control)));
     }
     status.insert(0, whole);
     DiagnosticArrayMessage { stamp: now, status }
@@ -117,7 +116,8 @@ fn inference(name: String, session: &Session) -> DiagnosticStatus {
     DiagnosticStatus { level, name, message, values, ..DiagnosticStatus::default() }
 }
 
-fn control(name: String, status: &Status) -> DiagnosticStatus {
+fn control(name: String, handle: &ControlHandle) -> DiagnosticStatus {
+    let status = handle.status();
     let level = match status.state {
         ControlState::Running | ControlState::Idle => Level::Ok,
         ControlState::Fault => Level::Error,
@@ -138,11 +138,21 @@ fn control(name: String, status: &Status) -> DiagnosticStatus {
             timing.late_total_ns / 1000 / i64::try_from(timing.ticks.max(1)).unwrap_or(i64::MAX),
         ),
         value("work_max_us", timing.work_max_ns / 1000),
+        value("real_time", handle.granted()),
         value("commands", timing.sent),
         value("commands_lost", timing.lost),
     ];
+    for (what, times) in [("late", handle.lateness()), ("work", handle.work())] {
+        let percentiles = [("p50", 0.5), ("p99", 0.99), ("p999", 0.999)];
+        let entry = |(key, share)| Some(value(&format!("{what}_{key}_us"), microseconds(&times, share)?));
+        values.extend(percentiles.into_iter().filter_map(entry));
+    }
     values.extend(status.counters.entries().map(|(key, count)| value(key, count)));
     DiagnosticStatus { level, name, message, values, ..DiagnosticStatus::default() }
+}
+
+fn microseconds(times: &Distribution, share: f64) -> Option<String> {
+    times.quantile_ns(share).map(|ns| format!("{:.1}", ns as f64 / 1e3))
 }
 
 fn value(key: &str, value: impl Display) -> (String, String) {

@@ -38,6 +38,9 @@ pub fn infer_until_closed(
                 // The chunk goes to the arm before anybody else.
                 hand_over(&job, &response, shared, form);
                 message(&job, &response, form).put(&mut payload);
+                if let (Some(recorder), Some(now)) = (&shared.recorder, shared.clock.now()) {
+                    recorder.chunk(shared.clock.steady(now), &payload);
+                }
                 if let Err(error) = chunks.publish_raw(&payload) {
                     shared.count("chunk_unpublished", &error.to_string());
                 }
@@ -100,6 +103,9 @@ fn hand_over(job: &Job, response: &Response, shared: &Shared, form: &ChunkForm) 
     for outcome in job.control.outcomes() {
         if let Err(rejected) = outcome.result {
             tracing::debug!("{rejected}");
+            if let Some(recorder) = &shared.recorder {
+                recorder.remark(outcome.at, rejected.to_string());
+            }
         }
     }
 }

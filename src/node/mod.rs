@@ -11,6 +11,7 @@
 //! | `inputs` | subscriptions and decode workers |
 //! | `inference` | the inference thread |
 //! | `commands` | from the control thread's hand-over to the commands' topic |
+//! | `flight` | when the flight recorder's memory becomes a file |
 //! | `parameters`, `lifecycle`, `lifecycle_services`, `service` | ROS 2's standard interfaces |
 //! | `diagnostics`, `statistics`, `log` | what the node tells |
 //! | `clock`, `names` | ROS time and topic names as the network knows them |
@@ -19,6 +20,7 @@ pub mod bench;
 mod clock;
 mod commands;
 mod diagnostics;
+mod flight;
 mod inference;
 mod inputs;
 mod lifecycle;

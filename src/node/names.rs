@@ -28,6 +28,11 @@ impl Names {
         names
     }
 
+    /// The node's full name.
+    pub fn node(&self) -> &str {
+        &self.node
+    }
+
     /// The final name of a topic.
     pub fn resolve(&self, topic: &str) -> String {
         let expanded = self.expand(topic);

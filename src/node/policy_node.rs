@@ -64,6 +64,7 @@ pub struct PolicyNode {
     pause: Service<SetBool::Service>,
     stop: Service<Trigger::Service>,
     reset: Service<Trigger::Service>,
+    record: Service<Trigger::Service>,
     status: PublisherUntyped,
     diagnostics: PublisherUntyped,
     state: State,
@@ -139,6 +140,7 @@ impl PolicyNode {
             pause: Service::new(&mut ros, "~/pause", QosProfile::services_default()).map_err(said)?,
             stop: Service::new(&mut ros, "~/stop", QosProfile::services_default()).map_err(said)?,
             reset: Service::new(&mut ros, "~/reset", QosProfile::services_default()).map_err(said)?,
+            record: Service::new(&mut ros, "~/record", QosProfile::services_default()).map_err(said)?,
             status: ros
                 .create_publisher_untyped("~/status", PolicyStatusMessage::TYPE, latched)
                 .map_err(said)?,
@@ -173,6 +175,7 @@ impl PolicyNode {
             tracing::error!("{why}; braking, then this process ends");
             self.broken = Some(why.to_owned());
             if let Some(session) = &mut self.session {
+                session.broke();
                 session.deactivate();
             }
         }
@@ -289,6 +292,19 @@ impl PolicyNode {
         self.reset.drain(|request| {
             let (success, message) = told(ask("reset", &Session::reset));
             answer(request, Trigger::Response { success, message });
+        });
+        let session = &mut self.session;
+        self.record.drain(|request| {
+            let refused = match session {
+                Some(session) => {
+                    session.record(request).map_err(|request| (request, "recorder.seconds is 0"))
+                }
+                None => Err((request, "the node is not configured")),
+            };
+            if let Err((request, why)) = refused {
+                let message = format!("record: expected a flight recorder, found none: {why}");
+                answer(request, Trigger::Response { success: false, message });
+            }
         });
     }
 
@@ -457,6 +473,9 @@ impl PolicyNode {
             if let Some(session) = &mut self.session {
                 session.follow_graph(&mut self.ros, &self.names);
             }
+        }
+        if let Some(session) = &mut self.session {
+            session.follow_flights();
         }
         let failure = self.session.as_ref().and_then(Session::failure);
         if let Some(why) = failure {

@@ -1,6 +1,6 @@
 //! What exists from `configure` to `cleanup`: the loaded policy, the inputs, the threads; and while active, control.
 
-use std::sync::Arc;
+use std::sync::{Arc, Once};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
@@ -8,6 +8,7 @@ use r2r::{Node, PublisherUntyped, QosProfile};
 
 use super::clock::RosClock;
 use super::commands::publish_commands;
+use super::flight::{FlightLog, Wish};
 use super::inference::{ChunkForm, infer_until_closed, warm_up};
 use super::inputs::Inputs;
 use super::names::Names;
@@ -15,7 +16,7 @@ use super::shared::Shared;
 use super::statistics::InferenceStatistics;
 use crate::clock::{NS_PER_MS, Stamp};
 use crate::config::{CommandType, Config};
-use crate::control::thread::{Form, Options, Request, Status};
+use crate::control::thread::{Form, Options, RealTime, Request};
 use crate::control::{ControlHandle, Reason, Scheduler, State};
 use crate::messages::{
     ActionChunkMessage, FLOAT64_MULTI_ARRAY, JointStateMessage, JointTrajectoryMessage, decode_string,
@@ -23,11 +24,17 @@ use crate::messages::{
 use crate::observe::intake::Intake;
 use crate::pipeline::inference::Inference;
 use crate::pipeline::setup::Setup;
+use crate::replay::flight::Labels;
 
 /// How long a service waits for the tick that carries its request out.
 const ASK_PATIENCE: Duration = Duration::from_millis(500);
+/// What computes: this version has one engine.
+const ENGINE: &str = "cpu f32";
 /// Why the arm rests while nobody is there to move it.
 const UNHEARD: &str = "nobody subscribes to the commands any more";
+
+/// What the system does not permit is said once, however often the node is activated.
+static REAL_TIME_WARNED: Once = Once::new();
 
 /// A policy that is ready to run. Made beside the spin thread, since it takes long.
 pub struct Loaded {
@@ -45,6 +52,7 @@ pub struct Session {
     commands: PublisherUntyped,
     chunks: PublisherUntyped,
     active: Option<Active>,
+    flights: Option<FlightLog>,
 }
 
 /// An active node's control.
@@ -114,7 +122,22 @@ impl Session {
             shared.close();
             ros(error)
         })?;
-        Ok(Self { shared, setup, inputs, inference: Some(inference), commands, chunks, active: None })
+        let labels = Labels {
+            node: names.node().to_owned(),
+            command_topic: names.resolve(&config.control.command_topic),
+            joints_topic: names.resolve(&config.joints.topic),
+            command: config.control.command,
+            action_names: config.joints.action_names.clone(),
+            state_names: config.joints.names.clone(),
+            checkpoint: config.checkpoint.clone(),
+            engine: ENGINE.to_owned(),
+            prompt: config.prompt.clone(),
+        };
+        let flights = shared.recorder.clone().map(|recorder| {
+            FlightLog::new(recorder, labels, config.recorder.folder.as_deref(), Arc::clone(&shared))
+        });
+        let (inference, active) = (Some(inference), None);
+        Ok(Self { shared, setup, inputs, inference, commands, chunks, active, flights })
     }
 }
 
@@ -193,9 +216,21 @@ impl Session {
             CommandType::Float64MultiArray | CommandType::JointState => Form::PerTick,
         };
         let joints_max_age_ns = config.joints.max_age_ms * NS_PER_MS;
-        let options = Options { clock: self.shared.clock.ticks(), form, joints_max_age_ns };
+        let settings = &config.control;
+        let real_time = match self.shared.clock.is_simulated() {
+            true => RealTime::default(), // simulated time is as punctual as who publishes it
+            false => {
+                RealTime { priority: settings.priority, lock_memory: settings.lock_memory, cpu: settings.cpu }
+            }
+        };
+        let recorder = self.shared.recorder.clone();
+        let clock = self.shared.clock.ticks();
+        let options = Options { real_time, recorder, ..Options::new(clock, form, joints_max_age_ns) };
         let started = ControlHandle::start(scheduler, options);
         let (control, outlet) = started.map_err(|error| format!("the control thread: {error}"))?;
+        if let Some(warning) = control.granted().warning() {
+            REAL_TIME_WARNED.call_once(|| tracing::warn!("{warning}"));
+        }
         let control = Arc::new(control);
         let publisher = publish_commands(
             outlet,
@@ -269,9 +304,35 @@ impl Session {
         }
     }
 
-    /// Control's counters and punctuality; `None` while it does not run.
-    pub fn control_status(&self) -> Option<Status> {
-        self.active.as_ref().map(|active| active.control.status())
+    /// Control, for its counters and punctuality; `None` while it does not run.
+    pub fn control(&self) -> Option<&ControlHandle> {
+        self.active.as_ref().map(|active| &*active.control)
+    }
+
+    /// `~/record`: a file of the last seconds. Gives the wish back if nothing is recorded.
+    pub fn record(&mut self, wish: Wish) -> Result<(), Wish> {
+        match &mut self.flights {
+            Some(flights) => {
+                flights.wish(wish);
+                Ok(())
+            }
+            None => Err(wish),
+        }
+    }
+
+    /// Writes down what is to be written down. To be called often.
+    pub fn follow_flights(&mut self) {
+        let state = self.control().map_or(State::Idle, |control| control.status().state);
+        if let Some(flights) = &mut self.flights {
+            flights.follow(state, &self.shared.config().prompt);
+        }
+    }
+
+    /// Something broke that control does not know of.
+    pub fn broke(&mut self) {
+        if let Some(flights) = &mut self.flights {
+            flights.fault();
+        }
     }
 
     fn ask(&self, what: &str, request: Request) -> Result<String, String> {
@@ -298,7 +359,7 @@ impl Session {
 
     /// Such as: cpu f32.
     pub fn engine(&self) -> &str {
-        "cpu f32"
+        ENGINE
     }
 
     /// The model's cameras.
@@ -323,13 +384,18 @@ impl Session {
 
     /// Ends the session: no more messages; the threads end in their own time, which the handle tells.
     pub fn close(self, node: &mut Node) -> JoinHandle<()> {
-        let Self { shared, inputs, inference, commands, chunks, .. } = self;
+        let Self { shared, inputs, inference, commands, chunks, flights, .. } = self;
         shared.close();
         node.destroy_publisher_untyped(commands);
         node.destroy_publisher_untyped(chunks);
         let threads: Vec<JoinHandle<()>> = inputs.into_workers().chain(inference).collect();
         // A thread that panicked has said so.
-        thread::spawn(move || threads.into_iter().for_each(|thread| drop(thread.join())))
+        thread::spawn(move || {
+            threads.into_iter().for_each(|thread| drop(thread.join()));
+            if let Some(flights) = flights {
+                flights.close();
+            }
+        })
     }
 }
 

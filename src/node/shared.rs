@@ -13,6 +13,7 @@ use super::statistics::InferenceStatistics;
 use crate::clock::{NS_PER_MS, Stamp};
 use crate::config::Config;
 use crate::control::ControlHandle;
+use crate::control::recorder::{Capacity, Recorder};
 use crate::model::Pixels;
 use crate::observe::intake::{Intake, Next};
 use crate::observe::snapshot::NotReady;
@@ -28,6 +29,8 @@ pub struct Shared {
     pub clock: Arc<RosClock>,
     /// Inferences so far.
     pub statistics: Mutex<InferenceStatistics>,
+    /// The last seconds, if they are recorded.
+    pub recorder: Option<Arc<Recorder>>,
     intake: Mutex<Intake>,
     /// Something arrived in `intake`, or `running` or `closed` changed.
     changed: Condvar,
@@ -81,9 +84,16 @@ impl Shared {
         intake: Intake,
         cameras: Vec<Option<usize>>,
     ) -> Self {
+        let capacity = config.recorder.seconds.map(|seconds| Capacity {
+            seconds,
+            rate_hz: config.control.rate_hz,
+            commands: config.joints.action_names.len(),
+            measured: config.joints.names.len(),
+        });
         Self {
             clock,
             statistics: Mutex::default(),
+            recorder: capacity.map(|capacity| Arc::new(Recorder::new(capacity))),
             intake: Mutex::new(intake),
             changed: Condvar::new(),
             running: Mutex::new(None),

@@ -432,8 +432,10 @@ mod tests {
         assert_eq!(counted(&intake, "no_observation: right_wrist_0_rgb: too far behind the others"), 1);
         joints(&mut intake, 201);
         assert!(matches!(intake.next_observation(at(201)), Next::NotReady(NotReady::TooOld { .. })));
-        image(&mut intake, 2, 202);
-        assert!(matches!(intake.next_observation(at(202)), Next::Ready(_)));
+        for (ms, back) in [(202, false), (210, false), (220, true)] {
+            image(&mut intake, 2, ms);
+            assert_eq!(matches!(intake.next_observation(at(ms)), Next::Ready(_)), back, "{ms}");
+        }
     }
 
     #[test]
@@ -443,7 +445,7 @@ mod tests {
         image(&mut intake, 0, -3);
         image(&mut intake, 0, -4);
         image(&mut intake, 1, 5);
-        intake.take_image(2, at(5), Err("no image"));
+        intake.take_image(2, at(5), Err::<RgbImage, _>("no image"));
         assert!(!joints(&mut intake, -1));
         assert!(!intake.take_joints(at(9), &["a"], &[0.0]));
         intake.refuse_joints(&"cut");

@@ -13,6 +13,12 @@ use crate::clock::{NS_PER_MS, Stamp};
 /// from a clock that is published at a coarse rate. Further ahead, a clock is wrong.
 pub const FUTURE_TOLERANCE_NS: i64 = 100 * NS_PER_MS;
 
+/// Pixels that have not changed for so long, or for the camera's maximum age if that is longer, are a frozen camera's:
+/// real ones are never without noise.
+pub const FROZEN_NS: i64 = 1_000 * NS_PER_MS;
+/// A camera that was lost is used again from this image on, if none of them came late.
+const FRESH_IMAGES: u32 = 3;
+
 /// A camera that the robot has.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Camera {
@@ -91,6 +97,27 @@ pub enum NotReady {
         /// The most allowed, nanoseconds.
         max_age_ns: i64,
     },
+    /// A camera goes on sending the same pixels.
+    #[error(
+        "{part}: frozen: the same pixels for {:.0} ms (at most {:.0} ms allowed)",
+        ms(*.same_ns), ms(*.max_ns)
+    )]
+    Frozen {
+        /// The camera's name.
+        part: String,
+        /// For how long, nanoseconds.
+        same_ns: i64,
+        /// The most allowed, nanoseconds.
+        max_ns: i64,
+    },
+    /// A camera that was lost has not sent enough images in a row since.
+    #[error("{part}: back, with {found} of {FRESH_IMAGES} fresh images in a row")]
+    Returning {
+        /// The camera's name.
+        part: String,
+        /// Images so far.
+        found: u32,
+    },
     /// The oldest and the newest part are not of the same moment.
     #[error(
         "{oldest} and {newest} are {:.3} ms apart (at most {:.3} ms allowed)",
@@ -115,6 +142,8 @@ impl NotReady {
             NotReady::Missing { part } => format!("{part}: nothing received"),
             NotReady::Future { part, .. } => format!("{part}: stamped in the future"),
             NotReady::TooOld { part, .. } => format!("{part}: too old"),
+            NotReady::Frozen { part, .. } => format!("{part}: frozen"),
+            NotReady::Returning { part, .. } => format!("{part}: back for less than {FRESH_IMAGES} images"),
             NotReady::Skewed { oldest, .. } => format!("{oldest}: too far behind the others"),
         }
     }
@@ -122,9 +151,11 @@ impl NotReady {
     /// The source that is to blame: the camera's name, or `joints`.
     pub fn part(&self) -> &str {
         match self {
-            NotReady::Missing { part } | NotReady::Future { part, .. } | NotReady::TooOld { part, .. } => {
-                part
-            }
+            NotReady::Missing { part }
+            | NotReady::Future { part, .. }
+            | NotReady::TooOld { part, .. }
+            | NotReady::Frozen { part, .. }
+            | NotReady::Returning { part, .. } => part,
             NotReady::Skewed { oldest, .. } => oldest,
         }
     }
@@ -175,11 +206,18 @@ impl Snapshots {
             return Err(Refused::NoCamera { slot });
         };
         camera.check_newer(stamp)?;
-        let same_since = match &camera.newest {
-            Some((_, old)) if old.image == image => old.same_since, // differing images differ early: cheap
-            _ => stamp,
+        let (same_since, fresh) = match &camera.newest {
+            None => (stamp, FRESH_IMAGES), // the first of all
+            Some((before, old)) => {
+                let same = old.image == image; // differing images differ early: cheap
+                let lost = stamp.since(*before) > camera.max_age_ns;
+                (
+                    if same { old.same_since } else { stamp },
+                    if lost { 1 } else { old.fresh.saturating_add(1) },
+                )
+            }
         };
-        camera.newest = Some((stamp, Picture { image, same_since }));
+        camera.newest = Some((stamp, Picture { image, same_since, fresh }));
         Ok(())
     }
 
@@ -210,6 +248,7 @@ impl Snapshots {
         for (slot, camera) in self.cameras.iter().enumerate() {
             let Some(camera) = camera else { continue };
             let (stamp, picture) = camera.fresh(now)?;
+            picture.check(stamp, camera)?;
             images[slot] = Some(Arc::clone(&picture.image));
             image_stamps[slot] = Some(stamp);
             if stamp < oldest.0 {
@@ -255,6 +294,23 @@ struct Picture {
     image: Arc<RgbImage>,
     /// Stamp of the first image of the unbroken run with these pixels.
     same_since: Stamp,
+    /// Images since the camera was lost, this one included, none of them late.
+    fresh: u32,
+}
+
+impl Picture {
+    /// Whether what is stamped `stamp` may be used: the camera is neither frozen nor only just back.
+    fn check(&self, stamp: Stamp, camera: &Source<Picture>) -> Result<(), NotReady> {
+        let part = || camera.name.clone();
+        let (same_ns, max_ns) = (stamp.since(self.same_since), camera.max_age_ns.max(FROZEN_NS));
+        if same_ns > max_ns {
+            return Err(NotReady::Frozen { part: part(), same_ns, max_ns });
+        }
+        if self.fresh < FRESH_IMAGES {
+            return Err(NotReady::Returning { part: part(), found: self.fresh });
+        }
+        Ok(())
+    }
 }
 
 impl<T> Source<T> {
@@ -351,14 +407,51 @@ mod tests {
     }
 
     #[test]
-    fn a_camera_that_drops_out_ends_the_observations_at_its_max_age() {
+    fn a_camera_that_drops_out_ends_the_observations_at_its_max_age_until_it_is_back_for_good() {
         let mut all = filled(0, 0, 0);
-        all.put_joints(at(150), vec![0.5]).unwrap();
-        all.put_image(0, at(150), image(3)).unwrap();
+        let others = |all: &mut Snapshots, now: i64| {
+            all.put_joints(at(now), vec![0.5]).unwrap();
+            all.put_image(0, at(now), image(now as u8)).unwrap();
+        };
+        others(&mut all, 150);
         assert!(all.snapshot(at(200)).is_ok());
         assert_eq!(why(&mut all, 201), "wrist: 201.000 ms old (at most 200.000 ms allowed)");
-        all.put_image(2, at(201), image(4)).unwrap();
-        assert!(all.snapshot(at(201)).is_ok());
+        let long = 10_000 * NS_PER_MS;
+        all.set_limits(|slot| if slot == 2 { 200 * NS_PER_MS } else { long }, long, long);
+        for (now, found) in [(201, 1), (234, 2), (500, 1), (533, 2)] {
+            others(&mut all, now);
+            all.put_image(2, at(now), image(now as u8)).unwrap();
+            assert_eq!(why(&mut all, now), format!("wrist: back, with {found} of 3 fresh images in a row"));
+        }
+        all.put_image(2, at(566), image(5)).unwrap();
+        assert!(all.snapshot(at(566)).is_ok());
+    }
+
+    #[test]
+    fn a_camera_that_sends_the_same_pixels_again_and_again_is_frozen() {
+        let mut all = snapshots();
+        for ms in (0..=1033).step_by(33) {
+            all.put_joints(at(ms), vec![0.5]).unwrap();
+            all.put_image(0, at(ms), image(ms as u8)).unwrap();
+            all.put_image(2, at(ms), image(7)).unwrap();
+            assert_eq!(all.snapshot(at(ms)).is_ok(), ms <= 1000, "{ms}");
+        }
+        assert_eq!(
+            why(&mut all, 1033),
+            "wrist: frozen: the same pixels for 1023 ms (at most 1000 ms allowed)"
+        );
+        all.put_image(2, at(1040), image(8)).unwrap();
+        assert!(all.snapshot(at(1040)).is_ok(), "it moves again");
+        // One that may be old may be still as long.
+        let mut all = snapshots();
+        all.set_limits(|_| 5_000 * NS_PER_MS, 5_000 * NS_PER_MS, 5_000 * NS_PER_MS);
+        all.put_joints(at(0), vec![0.5]).unwrap();
+        for (ms, usable) in [(0, true), (2_500, true), (5_000, true), (5_001, false)] {
+            for slot in [0, 2] {
+                all.put_image(slot, at(ms), image(7)).unwrap();
+            }
+            assert_eq!(all.snapshot(at(ms.min(5_000))).is_ok(), usable, "{ms}");
+        }
     }
 
     #[test]

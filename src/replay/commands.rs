@@ -1,7 +1,7 @@
 //! Writes `commands.mcap`: what a replay commanded, as rosbag2 would have recorded it.
 //!
-//! Opens in Foxglove, PlotJuggler and `ros2 bag`. Same recording, same bytes: no clock is read. The file appears under
-//! its name only when it is complete; a full disk or a kill leaves at most `NAME.partial`. Called by `replay`.
+//! Same recording, same bytes. The file is there when it is complete, or not at all ([`super::bag_writer`]). Called by
+//! `replay`.
 //!
 //! | topic | type | log time | content |
 //! |---|---|---|---|
@@ -9,17 +9,9 @@
 //! | `/joint_states` | `sensor_msgs/JointState` | the measurement | measured positions that were used |
 //! | `/chunks` | `trajectory_msgs/JointTrajectory` | the chunk's arrival | every step, counted from its observation |
 
-mod definitions;
+use std::path::Path;
 
-use std::collections::BTreeMap;
-use std::fs::{self, File};
-use std::io::{self, BufWriter, Write};
-use std::path::{Path, PathBuf};
-
-use mcap::records::{MessageHeader, Metadata};
-use mcap::{Compression, McapError, WriteOptions, Writer};
-
-use self::definitions::MessageType;
+use super::bag_writer::{BagWriteError, MessageType, write_bag};
 use super::recording::{ChunkRecord, CommandSample, Measured, Recording};
 use crate::clock::{NS_PER_S, Stamp};
 use crate::config::CommandType;
@@ -27,80 +19,27 @@ use crate::messages::{
     JointStateMessage, JointTrajectoryMessage, TrajectoryPoint, put_float64_multi_array, put_joint_state,
 };
 
-/// Why `commands.mcap` was not written.
-#[derive(Debug, thiserror::Error)]
-pub enum CommandsError {
-    /// The file system refused.
-    #[error("{}: cannot be written: {source}", path.display())]
-    Io {
-        /// File.
-        path: PathBuf,
-        /// What the system said.
-        source: io::Error,
-    },
-    /// The MCAP library refused.
-    #[error("{}: cannot be written: {source}", path.display())]
-    Mcap {
-        /// File.
-        path: PathBuf,
-        /// What the library said.
-        source: McapError,
-    },
-}
-
-/// rosbag2's chunk size.
-const CHUNK_BYTES: u64 = 768 << 10;
-
 /// Writes the commands, measurements and chunks of `recording` to an MCAP file at `path`, which is replaced.
-pub fn write_commands(recording: &Recording, command: CommandType, path: &Path) -> Result<(), CommandsError> {
-    let mut partial = path.as_os_str().to_owned();
-    partial.push(".partial");
-    let partial = PathBuf::from(partial);
-    let name = path.file_name().unwrap_or_default().to_string_lossy();
-    let io = |source| CommandsError::Io { path: path.to_owned(), source };
-    let written = File::create(&partial)
-        .map_err(|source| CommandsError::Io { path: partial.clone(), source })
-        .and_then(|file| {
-            let file = write(recording, command, &name, file)
-                .map_err(|source| CommandsError::Mcap { path: path.to_owned(), source })?;
-            file.sync_all().map_err(io)?; // a full disk is reported here at the latest
-            fs::rename(&partial, path).map_err(io)
-        });
-    if written.is_err() {
-        fs::remove_file(&partial).unwrap_or_default(); // the first error is the one to report
-    }
-    written
-}
-
-fn write(recording: &Recording, command: CommandType, name: &str, file: File) -> Result<File, McapError> {
-    let mut tracks = Tracks::new(recording, command);
-    let options = WriteOptions::new()
-        .profile("ros2")
-        .library(concat!("pi05_thor ", env!("CARGO_PKG_VERSION")))
-        .compression(Some(Compression::Zstd))
-        .compression_threads(0) // the compressed bytes must not depend on the machine
-        .chunk_size(Some(CHUNK_BYTES));
-    let mut writer = options.create(BufWriter::new(file))?;
-    for topic in &mut tracks.topics {
-        topic.declare(&mut writer)?;
-    }
-    for event in &tracks.events {
-        if let Some(topic) = tracks.topics.get_mut(event.topic) {
-            topic.write(&mut writer, event.time, &event.content.encode(&tracks.context))?;
-        }
-    }
-    let serialized = bag_metadata(name, &tracks);
-    let metadata = BTreeMap::from([("serialized_metadata".to_owned(), serialized)]);
-    writer.write_metadata(&Metadata { name: "rosbag2".to_owned(), metadata })?;
-    writer.finish()?;
-    let mut buffered = writer.into_inner();
-    buffered.flush()?;
-    buffered.into_inner().map_err(|e| McapError::Io(e.into_error()))
+pub fn write_commands(recording: &Recording, command: CommandType, path: &Path) -> Result<(), BagWriteError> {
+    let command_type = match command {
+        CommandType::Float64MultiArray => &MessageType::FLOAT64_MULTI_ARRAY,
+        CommandType::JointState => &MessageType::JOINT_STATE,
+        CommandType::JointTrajectory => &MessageType::JOINT_TRAJECTORY,
+    };
+    let topics = [
+        ("/commands", command_type),
+        ("/joint_states", &MessageType::JOINT_STATE),
+        ("/chunks", &MessageType::JOINT_TRAJECTORY),
+    ];
+    let Tracks { events, context } = Tracks::new(recording, command);
+    write_bag(path, &topics, |bag| {
+        let mut events = events.iter();
+        events.try_for_each(|event| bag.write(event.topic, event.time, &event.content.encode(&context)))
+    })
 }
 
 /// Everything that goes into the file, in time order.
 struct Tracks<'a> {
-    topics: Vec<TopicTrack>,
     events: Vec<Event<'a>>,
     context: Context<'a>,
 }
@@ -115,7 +54,7 @@ struct Context<'a> {
 
 struct Event<'a> {
     time: Stamp,
-    /// Index into [`Tracks::topics`].
+    /// Index of the topic.
     topic: usize,
     content: Content<'a>,
 }
@@ -129,16 +68,6 @@ enum Content<'a> {
 
 impl<'a> Tracks<'a> {
     fn new(recording: &'a Recording, command: CommandType) -> Self {
-        let command_type = match command {
-            CommandType::Float64MultiArray => &definitions::FLOAT64_MULTI_ARRAY,
-            CommandType::JointState => &definitions::JOINT_STATE,
-            CommandType::JointTrajectory => &definitions::JOINT_TRAJECTORY,
-        };
-        let topics = vec![
-            TopicTrack::new("/commands", command_type),
-            TopicTrack::new("/joint_states", &definitions::JOINT_STATE),
-            TopicTrack::new("/chunks", &definitions::JOINT_TRAJECTORY),
-        ];
         let together = |a: &CommandSample, b: &CommandSample| {
             command == CommandType::JointTrajectory && a.chunk == b.chunk
         };
@@ -157,7 +86,7 @@ impl<'a> Tracks<'a> {
             state_names: state_names(recording),
             policy_rate_hz: recording.policy_rate_hz,
         };
-        Self { topics, events, context }
+        Self { events, context }
     }
 }
 
@@ -231,95 +160,4 @@ fn state_names(recording: &Recording) -> Vec<String> {
         }
     };
     (0..length).map(name).collect()
-}
-
-/// A topic and what was written to it.
-struct TopicTrack {
-    name: &'static str,
-    message: &'static MessageType,
-    channel: u16,
-    count: u32,
-    span: Option<(u64, u64)>,
-}
-
-impl TopicTrack {
-    fn new(name: &'static str, message: &'static MessageType) -> Self {
-        Self { name, message, channel: 0, count: 0, span: None }
-    }
-
-    fn declare(&mut self, writer: &mut Writer<BufWriter<File>>) -> Result<(), McapError> {
-        let MessageType { name, hash, definition } = *self.message;
-        let schema = writer.add_schema(name, "ros2msg", definition.as_bytes())?; // the same one for the same type
-        let metadata = [("offered_qos_profiles", "[]"), ("topic_type_hash", hash)];
-        let metadata = metadata.map(|(key, value)| (key.to_owned(), value.to_owned())).into();
-        self.channel = writer.add_channel(schema, self.name, "cdr", &metadata)?;
-        Ok(())
-    }
-
-    fn write(
-        &mut self,
-        writer: &mut Writer<BufWriter<File>>,
-        time: Stamp,
-        payload: &[u8],
-    ) -> Result<(), McapError> {
-        let time = u64::try_from(time.0).unwrap_or(0); // MCAP knows no time before 1970
-        let (channel_id, sequence) = (self.channel, self.count);
-        writer.write_to_known_channel(
-            &MessageHeader { channel_id, sequence, log_time: time, publish_time: time },
-            payload,
-        )?;
-        self.count += 1;
-        self.span = Some(self.span.map_or((time, time), |(first, last)| (first.min(time), last.max(time))));
-        Ok(())
-    }
-}
-
-/// rosbag2's description of the bag (its `metadata.yaml`, version 9), which it also keeps inside an MCAP file.
-fn bag_metadata(name: &str, tracks: &Tracks<'_>) -> String {
-    let spans = || tracks.topics.iter().filter_map(|topic| topic.span);
-    let start = spans().map(|(start, _)| start).min().unwrap_or(0);
-    let duration = spans().map(|(_, end)| end).max().unwrap_or(start) - start;
-    let count: u64 = tracks.topics.iter().map(|topic| u64::from(topic.count)).sum();
-    let name = serde_json::Value::from(name); // a JSON string is a YAML string
-    let topics: String = tracks.topics.iter().map(topic_metadata).collect();
-    format!(
-        "\
-version: 9
-storage_identifier: mcap
-duration:
-  nanoseconds: {duration}
-starting_time:
-  nanoseconds_since_epoch: {start}
-message_count: {count}
-topics_with_message_count:
-{topics}compression_format: \"\"
-compression_mode: \"\"
-relative_file_paths:
-  - {name}
-files:
-  - path: {name}
-    starting_time:
-      nanoseconds_since_epoch: {start}
-    duration:
-      nanoseconds: {duration}
-    message_count: {count}
-custom_data: ~
-ros_distro: jazzy
-"
-    )
-}
-
-fn topic_metadata(topic: &TopicTrack) -> String {
-    let TopicTrack { name, message, count, .. } = topic;
-    format!(
-        "  - topic_metadata:
-      name: {name}
-      type: {}
-      serialization_format: cdr
-      offered_qos_profiles: []
-      type_description_hash: {}
-    message_count: {count}
-",
-        message.name, message.hash
-    )
 }

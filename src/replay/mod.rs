@@ -1,7 +1,9 @@
 //! A recorded bag instead of a robot: the same path, on the bag's clock, with a report at the end.
 pub mod bag;
 pub mod bag_clock;
+pub mod bag_writer;
 pub mod commands;
+pub mod flight;
 pub mod live;
 pub mod message;
 pub mod observations;

@@ -2,10 +2,12 @@
 
 import os
 import random
+from pathlib import Path
 
-# Before rclpy is loaded: nothing leaves this machine, and nobody else's nodes are met.
+# Before rclpy is loaded: nothing leaves this machine, nobody else's nodes are met, images find room.
 os.environ["ROS_DOMAIN_ID"] = str(random.randint(1, 100))
 os.environ["ROS_AUTOMATIC_DISCOVERY_RANGE"] = "LOCALHOST"
+os.environ.setdefault("FASTRTPS_DEFAULT_PROFILES_FILE", str(Path(__file__).parents[2] / "config/fastdds.xml"))
 if os.environ.get("ROS_DISTRO") == "humble":
     os.environ["ROS_LOCALHOST_ONLY"] = "1"
 

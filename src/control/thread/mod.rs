@@ -2,8 +2,8 @@
 //!
 //! Promises: nothing that others do makes a tick wait. Measured positions and commands pass through wait-free triple
 //! buffers, chunks and requests through bounded queues that the tick only tries; what it has used goes back to be freed
-//! by who made it. However the thread ends, everybody who waits for it hears of it. Called by the node. It knows no
-//! ROS; real-time scheduling is not its part yet.
+//! by who made it. However the thread ends, everybody who waits for it hears of it. Called by the node and by
+//! `pi05 bench control`. It knows no ROS.
 //!
 //! | file | holds |
 //! |---|---|
@@ -12,11 +12,15 @@
 //! | [`clock`] | when ticks are due |
 //! | [`outlet`] | commands and trajectories out |
 //! | [`status`] | state, reason, counters, punctuality |
+//! | [`real_time`] | real-time scheduling, locked memory, CPU |
+//! | [`histogram`] | how late, how long |
 //! | `bell` | waking without a lock |
 
 mod bell;
 pub mod clock;
+pub mod histogram;
 pub mod outlet;
+pub mod real_time;
 pub mod status;
 mod ticker;
 
@@ -32,9 +36,13 @@ use triple_buffer::{Input, Output, triple_buffer};
 
 use self::bell::Bell;
 pub use self::clock::{Due, SimulatedTime, TickClock, monotonic};
+pub use self::histogram::Distribution;
+use self::histogram::Histogram;
 pub use self::outlet::{Outlet, Received, Sent};
+pub use self::real_time::{Grant, Granted, RealTime};
 pub use self::status::{Status, Timing};
 pub use self::ticker::Ticker;
+use super::recorder::Recorder;
 use super::{Accepted, Chunk, Reason, Rejected, Scheduler, State};
 use crate::clock::Steady;
 
@@ -58,6 +66,17 @@ pub struct Options {
     pub form: Form,
     /// Older measured positions are stale (`joints.max_age_ms`).
     pub joints_max_age_ns: i64,
+    /// What it asks of the system.
+    pub real_time: RealTime,
+    /// Who records what it does, if anybody.
+    pub recorder: Option<Arc<Recorder>>,
+}
+
+impl Options {
+    /// At ordinary priority, with no recorder.
+    pub fn new(clock: TickClock, form: Form, joints_max_age_ns: i64) -> Self {
+        Self { clock, form, joints_max_age_ns, real_time: RealTime::default(), recorder: None }
+    }
 }
 
 /// What the thread gives to be published.
@@ -124,6 +143,7 @@ pub struct ControlHandle {
     requests: Sender<Request>,
     requests_made: Mutex<u64>,
     status: Mutex<Output<Status>>,
+    granted: Granted,
     has_thread: bool,
 }
 
@@ -133,6 +153,9 @@ struct Shared {
     alive: AtomicBool,
     given_up: AtomicBool,
     joints_max_age_ns: AtomicI64,
+    /// How much later than its time each tick began, and how long it computed.
+    lateness: Histogram,
+    work: Histogram,
     /// Something was handed to the outlet.
     sent: Bell,
     /// State, reason or number of requests taken have changed.
@@ -155,20 +178,27 @@ struct Joints {
 impl ControlHandle {
     /// Starts the thread: armed, ticking from now on (or from the first simulated time on).
     pub fn start(scheduler: Scheduler, options: Options) -> io::Result<(Self, Outlet)> {
-        let clock = options.clock.clone();
+        let (clock, real_time) = (options.clock.clone(), options.real_time);
         let (ticker, mut handle, outlet) = Self::without_thread(scheduler, options);
-        thread::Builder::new().name("control".to_owned()).spawn(move || ticker.run(clock))?;
+        let (told, granted) = bounded(1);
+        thread::Builder::new().name("control".to_owned()).spawn(move || {
+            let _ = told.send(real_time.ask()); // who starts it waits for it
+            ticker.run(clock);
+        })?;
         handle.has_thread = true;
+        handle.granted = granted.recv().unwrap_or_default();
         Ok((handle, outlet))
     }
 
     /// The same, but whoever has the [`Ticker`] ticks.
     pub fn without_thread(scheduler: Scheduler, options: Options) -> (Ticker, Self, Outlet) {
-        let Options { clock, form, joints_max_age_ns } = options;
+        let Options { clock, form, joints_max_age_ns, recorder, .. } = options;
         let shared = Arc::new(Shared {
             alive: AtomicBool::new(true),
             given_up: AtomicBool::new(false),
             joints_max_age_ns: AtomicI64::new(joints_max_age_ns),
+            lateness: Histogram::new(),
+            work: Histogram::new(),
             sent: Bell::default(),
             changed: Bell::default(),
         });
@@ -202,6 +232,8 @@ impl ControlHandle {
             shared: Arc::clone(&shared),
             timing: Timing::default(),
             last_tick: None,
+            recorder,
+            recorded_joints: Steady(i64::MIN),
             leaving: false,
         };
         let handle = Self {
@@ -213,6 +245,7 @@ impl ControlHandle {
             requests: requests_in,
             requests_made: Mutex::new(0),
             status: Mutex::new(status_out),
+            granted: Granted::default(),
             has_thread: false,
         };
         (ticker, handle, outlet)
@@ -290,6 +323,21 @@ impl ControlHandle {
             status.reason = Reason::new("the control thread has ended unexpectedly");
         }
         status
+    }
+
+    /// What the system granted the thread as it began.
+    pub fn granted(&self) -> &Granted {
+        &self.granted
+    }
+
+    /// How much later than their time ticks began.
+    pub fn lateness(&self) -> Distribution {
+        self.shared.lateness.distribution()
+    }
+
+    /// How long ticks computed, hand-over included.
+    pub fn work(&self) -> Distribution {
+        self.shared.work.distribution()
     }
 
     /// Waits up to `timeout` for a status that is `wanted`. It is looked at when state, reason or requests change.

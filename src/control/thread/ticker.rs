@@ -14,7 +14,8 @@ use super::outlet::Inlet;
 use super::status::{Status, Timing};
 use super::{Form, Joints, Outcome, Request, Shared};
 use crate::clock::Steady;
-use crate::control::{Chunk, Reason, Scheduler};
+use crate::control::recorder::{Recorder, TickCommand, TickRecord};
+use crate::control::{Chunk, Command, Reason, Scheduler};
 
 /// Owns the scheduler and ticks.
 #[derive(Debug)]
@@ -35,6 +36,9 @@ pub struct Ticker {
     pub(super) last_tick: Option<Steady>,
     /// Of the way to rest that was sent last.
     pub(super) sent_revision: u64,
+    pub(super) recorder: Option<Arc<Recorder>>,
+    /// Time of the measured positions that were recorded last.
+    pub(super) recorded_joints: Steady,
     pub(super) leaving: bool,
 }
 
@@ -76,11 +80,11 @@ impl Ticker {
             Form::PerTick => {
                 self.take_requests();
                 self.take_chunks(due.at);
-                self.tick(due.at);
+                self.tick(&due, begin);
             }
             // The command at this tick is a point of the trajectory that was sent before: what is new begins there.
             Form::Trajectory => {
-                self.tick(due.at);
+                self.tick(&due, begin);
                 self.take_requests();
                 self.take_chunks(due.at);
                 self.send_trajectory();
@@ -91,8 +95,12 @@ impl Ticker {
         timing.overruns += due.skipped;
         timing.late_max_ns = timing.late_max_ns.max(due.late_ns);
         timing.late_total_ns = timing.late_total_ns.saturating_add(due.late_ns);
-        timing.work_max_ns = timing.work_max_ns.max(monotonic().0 - begin.0);
-        self.finish()
+        let goes_on = self.finish();
+        let work_ns = monotonic().0 - begin.0;
+        self.timing.work_max_ns = self.timing.work_max_ns.max(work_ns); // told with the next tick
+        self.shared.lateness.count(due.late_ns);
+        self.shared.work.count(work_ns);
+        goes_on
     }
 
     /// No tick is due: requests change the state at once, the motion with the next tick.
@@ -105,18 +113,35 @@ impl Ticker {
         self.finish()
     }
 
-    fn tick(&mut self, now: Steady) {
+    fn tick(&mut self, due: &Due, begin: Steady) {
+        let now = due.at;
         let Joints { at, positions } = self.joints.read();
         let age_ns = now.0.saturating_sub(at.0);
         let fresh = age_ns <= self.shared.joints_max_age_ns.load(Ordering::Relaxed);
         let measured = fresh.then_some(positions.as_slice());
-        let inlet = &mut self.inlet;
-        let lost = match (self.form, self.scheduler.tick_with_state(now, measured)) {
-            (Form::PerTick, Some((command, state))) => inlet.put_command(now, &command, state),
-            _ => return,
-        };
-        self.timing.sent += 1;
-        self.timing.lost += u64::from(lost);
+        if let Some(recorder) = &self.recorder
+            && *at != self.recorded_joints
+        {
+            recorder.measured(*at, positions);
+            self.recorded_joints = *at;
+        }
+        let (before, epoch) = (self.scheduler.state(), self.scheduler.epoch());
+        let given = self.scheduler.tick_with_state(now, measured);
+        if let (Form::PerTick, Some((command, state))) = (self.form, &given) {
+            let lost = self.inlet.put_command(now, command, *state);
+            self.timing.sent += 1;
+            self.timing.lost += u64::from(lost);
+        }
+        if let Some(recorder) = &self.recorder {
+            recorder.tick(&TickRecord {
+                at: now,
+                late_ns: due.late_ns,
+                work_ns: monotonic().0 - begin.0,
+                state: given.as_ref().map_or(before, |(_, state)| *state),
+                epoch,
+                command: given.as_ref().map(|(command, _)| recorded(command)),
+            });
+        }
     }
 
     fn send_trajectory(&mut self) {
@@ -180,11 +205,22 @@ impl Ticker {
             requests_taken: self.requests_taken,
         };
         self.status.write(status);
-        let of_interest = |status: &Status| (status.state, status.reason, status.requests_taken);
-        if of_interest(&status) != of_interest(&self.told) {
+        let state = |status: &Status| (status.state, status.reason);
+        let changed = state(&status) != state(&self.told);
+        if changed || status.requests_taken != self.told.requests_taken {
             self.shared.changed.ring();
         }
         self.told = status;
+        if let (Some(recorder), Some(at)) = (&self.recorder, self.last_tick)
+            && (changed || self.timing.ticks == 1)
+        {
+            recorder.change(at, status.state, status.epoch, &status.reason);
+        }
         !ends
     }
+}
+
+fn recorded<'a>(command: &Command<'a>) -> TickCommand<'a> {
+    let Command { values, chunk, resting, limited } = *command;
+    TickCommand { values, chunk, resting, limited }
 }

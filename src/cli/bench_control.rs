@@ -1,0 +1,325 @@
+//! `pi05 bench control`: how punctual the control thread is, and what a tick costs.
+
+use std::env;
+use std::io::{self, Read, Write};
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use serde::Serialize;
+use stats_alloc::INSTRUMENTED_SYSTEM;
+
+use super::{Failure, Verdict, progress};
+use crate::clock::{NS_PER_MS, NS_PER_S, Steady};
+use crate::config::{Config, RobotKind};
+use crate::control::recorder::{Capacity, Recorder};
+use crate::control::thread::{
+    ControlHandle, Distribution, Due, Form, Granted, Options, Outlet, RealTime, Received, Status, TickClock,
+    monotonic,
+};
+use crate::control::{Chunk, Scheduler};
+
+/// Measure the control thread: how late its ticks come, idle and with all cores loaded, and what one costs
+#[derive(clap::Args)]
+#[command(after_help = "Example:\n  pi05 bench control --seconds 60\n\n\
+                        Both ALOHA arms (14 joints) follow chunks of 50 steps, ten per second, with the flight recorder on.\n\
+                        Loaded: a process per core that computes and writes memory without end.")]
+pub struct Args {
+    /// Of each of the eight measurements
+    #[arg(long, value_name = "S", default_value_t = 10.0)]
+    seconds: f64,
+    /// Of SCHED_FIFO; 0: ordinary scheduling
+    #[arg(long, value_name = "P", default_value_t = 40, value_parser = clap::value_parser!(u8).range(0..=99))]
+    priority: u8,
+    /// Run on this CPU alone
+    #[arg(long, value_name = "N")]
+    cpu: Option<usize>,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+    /// Compute until stdin ends: a part of the load
+    #[arg(long, hide = true)]
+    spin: bool,
+}
+
+/// Periods measured, ms.
+const PERIODS_MS: [i64; 4] = [1, 2, 4, 20];
+/// Ticks measured one after the other, without a clock.
+const TICKS: i64 = 200_000;
+/// Between two chunks, as from a policy on a GPU.
+const CHUNK_NS: i64 = 100 * NS_PER_MS;
+/// Between two measured states.
+const JOINTS: Duration = Duration::from_millis(10);
+/// A loaded machine feeds late; that is not what is measured here.
+const JOINTS_MAX_AGE_NS: i64 = 60 * NS_PER_S;
+/// The recorder's, as by default.
+const RECORDED_S: f64 = 30.0;
+/// What a loading process writes to, again and again: more than its share of any cache.
+const SPIN_BYTES: usize = 8 << 20;
+
+#[derive(Serialize)]
+struct Results {
+    granted: String,
+    warning: Option<String>,
+    cores: usize,
+    joints: usize,
+    punctuality: Vec<Punctuality>,
+    tick: TickCost,
+}
+
+/// One load, one period.
+#[derive(Serialize)]
+struct Punctuality {
+    loaded: bool,
+    period_ms: i64,
+    ticks: u64,
+    overruns: u64,
+    late_us: Percentiles,
+    work_us: Percentiles,
+}
+
+/// One tick after the other.
+#[derive(Serialize)]
+struct TickCost {
+    ticks: u64,
+    work_us: Percentiles,
+    allocator_calls: usize,
+}
+
+/// Each at most 6 % above the exact one; the longest is exact.
+#[derive(Serialize)]
+struct Percentiles {
+    p50: f64,
+    p99: f64,
+    p999: f64,
+    max: f64,
+}
+
+impl Percentiles {
+    fn of(times: &Distribution, max_ns: i64) -> Self {
+        let us = |ns: i64| ns as f64 / 1e3;
+        let at = |share| times.quantile_ns(share).map_or(f64::NAN, |ns| us(ns.min(max_ns)));
+        Self { p50: at(0.5), p99: at(0.99), p999: at(0.999), max: us(max_ns) }
+    }
+}
+
+pub fn run(args: &Args) -> Result<Verdict, Failure> {
+    if args.spin {
+        spin_until_stdin_ends();
+        return Ok(Verdict::Ok);
+    }
+    let seconds = args.seconds.clamp(0.1, 3600.0);
+    let priority = Some(args.priority).filter(|&priority| priority > 0);
+    let real_time = RealTime { priority, lock_memory: true, cpu: args.cpu };
+    let cores = thread::available_parallelism().map_or(1, usize::from);
+    let bar = progress::bar("control");
+    let all = (2 * PERIODS_MS.len() + 1) as u64;
+    progress::set(&bar, 0, all);
+    let tick = tick_cost()?;
+    let (mut granted, mut punctuality) = (Granted::default(), Vec::new());
+    for loaded in [false, true] {
+        let _load = if loaded { Load::start(cores)? } else { Load(Vec::new()) };
+        for period_ms in PERIODS_MS {
+            progress::set(&bar, punctuality.len() as u64 + 1, all);
+            let measured;
+            (granted, measured) = punctual(loaded, period_ms, seconds, real_time)?;
+            punctuality.push(measured);
+        }
+    }
+    bar.finish_and_clear();
+    let results = Results {
+        granted: granted.to_string(),
+        warning: granted.warning(),
+        cores,
+        joints: robot()?.joints.action_names.len(),
+        punctuality,
+        tick,
+    };
+    let mut out = io::stdout().lock();
+    if args.json {
+        writeln!(out, "{}", serde_json::to_string_pretty(&results)?)?;
+    } else {
+        print(&mut out, &results)?;
+    }
+    Ok(if results.tick.allocator_calls == 0 { Verdict::Ok } else { Verdict::Wanting })
+}
+
+fn print(out: &mut impl Write, results: &Results) -> io::Result<()> {
+    writeln!(out, "{} joints, {} cores; {}", results.joints, results.cores, results.granted)?;
+    if let Some(warning) = &results.warning {
+        writeln!(out, "{warning}")?;
+    }
+    let head = ["late p50", "p99", "p99.9", "max", "tick p50", "p99.9", "max"];
+    write!(out, "{:<18} {:>8} {:>9}", "µs", "ticks", "overruns")?;
+    head.iter().try_for_each(|name| write!(out, " {name:>9}"))?;
+    writeln!(out)?;
+    let numbers = |out: &mut dyn Write, values: &[f64]| {
+        values.iter().try_for_each(|value| write!(out, " {value:>9.1}"))?;
+        writeln!(out)
+    };
+    for row in &results.punctuality {
+        let name = format!("{}, {} ms", if row.loaded { "loaded" } else { "idle" }, row.period_ms);
+        write!(out, "{name:<18} {:>8} {:>9}", row.ticks, row.overruns)?;
+        let (late, work) = (&row.late_us, &row.work_us);
+        numbers(out, &[late.p50, late.p99, late.p999, late.max, work.p50, work.p999, work.max])?;
+    }
+    let TickCost { ticks, work_us: work, allocator_calls } = &results.tick;
+    writeln!(
+        out,
+        "one tick after the other: p50 {:.2}, p99 {:.2}, p99.9 {:.2}, max {:.1} µs; {allocator_calls} allocator calls in {ticks} ticks",
+        work.p50, work.p99, work.p999, work.max
+    )
+}
+
+/// A thread that ticks by the clock for so long, fed and heard as by the node.
+fn punctual(
+    loaded: bool,
+    period_ms: i64,
+    seconds: f64,
+    real_time: RealTime,
+) -> Result<(Granted, Punctuality), Failure> {
+    let rate_hz = 1e3 / period_ms as f64;
+    let options = Options { real_time, ..options(rate_hz)? };
+    let (handle, outlet) = ControlHandle::start(scheduler(rate_hz)?, options)?;
+    let publisher = thread::Builder::new().name("commands".to_owned()).spawn(move || hear(outlet))?;
+    let end = Instant::now() + Duration::from_secs_f64(seconds);
+    let mut chunks = (0..).map(|id| chunk(id, monotonic()));
+    let mut next = Instant::now();
+    while Instant::now() < end {
+        handle.put_joints(monotonic(), &[0.5; 14]);
+        handle.outcomes().for_each(drop);
+        if Instant::now() >= next {
+            next += Duration::from_nanos(CHUNK_NS.unsigned_abs());
+            // One that finds no room is as good as one that never came.
+            let _ = chunks.next().map(|chunk| handle.send_chunk(chunk));
+        }
+        thread::sleep(JOINTS);
+    }
+    let Status { timing, .. } = handle.status();
+    let measured = Punctuality {
+        loaded,
+        period_ms,
+        ticks: timing.ticks,
+        overruns: timing.overruns,
+        late_us: Percentiles::of(&handle.lateness(), timing.late_max_ns),
+        work_us: Percentiles::of(&handle.work(), timing.work_max_ns),
+    };
+    let granted = *handle.granted();
+    drop(handle); // brakes and ends
+    publisher.join().map_err(|_| "the thread that takes the commands panicked")?;
+    Ok((granted, measured))
+}
+
+/// Ticks one after the other on this thread: what they cost, with no other thread that allocates.
+fn tick_cost() -> Result<TickCost, Failure> {
+    let rate_hz = 100.0;
+    let period_ns = (NS_PER_S as f64 / rate_hz) as i64;
+    let (mut ticker, handle, mut outlet) =
+        ControlHandle::without_thread(scheduler(rate_hz)?, options(rate_hz)?);
+    let mut allocator_calls = 0;
+    for tick in 0..TICKS {
+        let at = Steady(NS_PER_S + tick * period_ns);
+        if tick * period_ns % CHUNK_NS == 0 {
+            handle.put_joints(at, &[0.5; 14]);
+            let _ = handle.send_chunk(chunk(tick.unsigned_abs(), at)); // there is room: the last one was taken
+            handle.outcomes().for_each(drop);
+        }
+        let before = allocator_calls_so_far();
+        ticker.step(Due { at, late_ns: 0, skipped: 0 });
+        allocator_calls += allocator_calls_so_far() - before;
+        outlet.receive(Duration::ZERO);
+    }
+    let Status { timing, .. } = handle.status();
+    let work_us = Percentiles::of(&handle.work(), timing.work_max_ns);
+    Ok(TickCost { ticks: timing.ticks, work_us, allocator_calls })
+}
+
+fn allocator_calls_so_far() -> usize {
+    let stats = INSTRUMENTED_SYSTEM.stats();
+    stats.allocations + stats.deallocations + stats.reallocations
+}
+
+fn robot() -> Result<Config, Failure> {
+    Ok(Config::builtin(RobotKind::Aloha)?)
+}
+
+fn scheduler(rate_hz: f64) -> Result<Scheduler, Failure> {
+    let mut robot = robot()?;
+    robot.control.rate_hz = rate_hz;
+    Ok(Scheduler::new(robot.control_config(50)?)?)
+}
+
+fn options(rate_hz: f64) -> Result<Options, Failure> {
+    let joints = robot()?.joints;
+    let capacity = Capacity {
+        seconds: RECORDED_S,
+        rate_hz,
+        commands: joints.action_names.len(),
+        measured: joints.names.len(),
+    };
+    let recorder = Some(Arc::new(Recorder::new(capacity)));
+    Ok(Options { recorder, ..Options::new(TickClock::Monotonic, Form::PerTick, JOINTS_MAX_AGE_NS) })
+}
+
+/// A second of slow waves, each joint at its own pace, that goes on where the chunk before it does.
+fn chunk(id: u64, observed: Steady) -> Chunk {
+    let step_ns = 20 * NS_PER_MS;
+    let actions = (0..50).map(|step| {
+        let time = (observed.0 + step * step_ns) as f64 / NS_PER_S as f64;
+        (0..14).map(|joint| 0.5 + 0.3 * (time * (0.5 + 0.1 * f64::from(joint))).sin()).collect()
+    });
+    Chunk { id, epoch: 0, observed, period_ns: step_ns, actions: actions.collect() }
+}
+
+/// Takes what is given, as the publisher does.
+fn hear(mut outlet: Outlet) {
+    while outlet.receive(Duration::from_secs(1)) != Received::Ended {}
+}
+
+/// Processes that compute without end, until this is dropped.
+struct Load(Vec<Child>);
+
+impl Load {
+    fn start(cores: usize) -> Result<Self, Failure> {
+        let program = env::current_exe()?;
+        let mut load = Self(Vec::new());
+        for _ in 0..cores {
+            let mut command = Command::new(&program);
+            command.args(["bench", "control", "--spin"]).stdin(Stdio::piped()).stdout(Stdio::null());
+            load.0.push(command.spawn()?);
+        }
+        thread::sleep(Duration::from_millis(300)); // until they are at it
+        Ok(load)
+    }
+}
+
+impl Drop for Load {
+    fn drop(&mut self) {
+        for child in &mut self.0 {
+            // Already gone is as good.
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+}
+
+/// One core's load. It ends with its stdin, and so with who started it, however that ends.
+fn spin_until_stdin_ends() {
+    let ended = Arc::new(AtomicBool::new(false));
+    let spinning = thread::spawn({
+        let ended = Arc::clone(&ended);
+        move || {
+            let mut bytes = vec![0u8; SPIN_BYTES];
+            while !ended.load(Ordering::Relaxed) {
+                bytes.iter_mut().for_each(|byte| *byte = byte.wrapping_mul(5).wrapping_add(3));
+                std::hint::black_box(&mut bytes);
+            }
+        }
+    });
+    // However it ends, it has ended.
+    let _ = io::stdin().lock().read_to_end(&mut Vec::new());
+    ended.store(true, Ordering::Relaxed);
+    let _ = spinning.join();
+}
