@@ -8,10 +8,10 @@ use std::time::Instant;
 
 use thiserror::Error;
 
-use crate::engine::{Choice, Engine, EngineError};
 use crate::engine::cuda::{CudaEngine, Measured};
 use crate::engine::probe::Tap;
 use crate::engine::weights::Weights;
+use crate::engine::{Choice, Engine, EngineError};
 use crate::model::ModelInput;
 use crate::model::dims::{Dims, DimsError, DimsHints};
 use crate::model::names;

@@ -8,8 +8,8 @@ use std::time::Instant;
 
 use serde::Serialize;
 
-use crate::engine::{Engine, EngineError, KvCache};
 use crate::engine::probe::Tap;
+use crate::engine::{Engine, EngineError, KvCache};
 use crate::model::ModelInput;
 use crate::model::sampler::rtc::Rtc;
 use crate::model::sampler::{Sampler, Schedule, Solver, TimeRounding};

@@ -10,8 +10,8 @@ use std::path::Path;
 
 use thiserror::Error;
 
-use crate::engine::{Engine, EngineError, Precision};
 use crate::engine::probe::{Probe, Tap};
+use crate::engine::{Engine, EngineError, Precision};
 use crate::model::dims::Dims;
 use crate::model::sampler::rtc::{Rtc, RtcError};
 use crate::model::sampler::{Sampler, TimeRounding};
@@ -461,9 +461,21 @@ impl Arithmetic {
         match self {
             Self::Reference => tight,
             _ if made_by_cpu || tight == 0.0 => tight,
-            Self::GpuF32 if is_chunk => if is_deep { 1e-3 } else { 2e-4 },
+            Self::GpuF32 if is_chunk => {
+                if is_deep {
+                    1e-3
+                } else {
+                    2e-4
+                }
+            }
             Self::GpuF32 => tight.max(2e-5 * largest) * if is_deep { 20.0 } else { 4.0 },
-            Self::Bf16 if is_chunk => if stage.ends_with("v_t") { 0.1 } else { 5e-2 },
+            Self::Bf16 if is_chunk => {
+                if stage.ends_with("v_t") {
+                    0.1
+                } else {
+                    5e-2
+                }
+            }
             Self::Bf16 => 5e-2 * largest,
         }
     }

@@ -182,9 +182,14 @@ pub fn run(args: Args) -> Result<Verdict, Failure> {
             pipelined(engine, &input, &noise, &sampler, warm_up + runs, progress)?
         }
         (Engine::Cpu(_), Streams::Pipelined) => {
-            return Err("--streams pipelined: the cpu engine uses all cores for each stage; use --backend cuda".into());
+            return Err(
+                "--streams pipelined: the cpu engine uses all cores for each stage; use --backend cuda"
+                    .into(),
+            );
         }
-        (engine, Streams::Sequential) => sequential(engine, &input, &noise, &sampler, warm_up + runs, progress)?,
+        (engine, Streams::Sequential) => {
+            sequential(engine, &input, &noise, &sampler, warm_up + runs, progress)?
+        }
     };
     bar.finish_and_clear();
     let times = &times[warm_up as usize..];
@@ -197,7 +202,10 @@ pub fn run(args: Args) -> Result<Verdict, Failure> {
             let (peak, copy) = engine.peaks()?;
             let (vision_nodes, action_nodes) = engine.graph_nodes();
             let (device, memory_mib) = (engine.device().to_owned(), engine.memory() >> 20);
-            (peak, Some(GpuResults { device, memory_mib, copy_gbps: copy * 1e-9, vision_nodes, action_nodes }))
+            (
+                peak,
+                Some(GpuResults { device, memory_mib, copy_gbps: copy * 1e-9, vision_nodes, action_nodes }),
+            )
         }
     };
     let total_ms = Latency::of(times, |t| t.total_ms);
@@ -308,7 +316,12 @@ fn print(out: &mut impl Write, r: &Results) -> io::Result<()> {
         writeln!(
             out,
             "{}: {} MiB of its memory; copies at {:.0} GB/s; graphs: vision {} nodes, actions {} nodes; p99/p50 {:.3}",
-            gpu.device, gpu.memory_mib, gpu.copy_gbps, gpu.vision_nodes, gpu.action_nodes, r.total_ms.p99 / r.total_ms.p50
+            gpu.device,
+            gpu.memory_mib,
+            gpu.copy_gbps,
+            gpu.vision_nodes,
+            gpu.action_nodes,
+            r.total_ms.p99 / r.total_ms.p50
         )?;
     }
     if let Some(peak) = r.peak_memory_mib {

@@ -162,9 +162,15 @@ fn is_broken_pipe(failure: &(dyn Error + 'static)) -> bool {
 fn engine_choice(backend: BackendArg, dtype: Option<DtypeArg>) -> Result<Choice, Failure> {
     use {BackendArg as B, DtypeArg as D};
     match (backend, dtype) {
-        (B::Tensorrt, _) => Err("--backend tensorrt: this version has the engines cpu and cuda; use one of them".into()),
-        (_, Some(D::Fp8)) => Err("--dtype fp8: this version computes in f32 and bf16; use one of them".into()),
-        (B::Cpu, Some(D::Bf16)) => Err("--dtype bf16: the cpu engine computes in f32 only; use --dtype f32".into()),
+        (B::Tensorrt, _) => {
+            Err("--backend tensorrt: this version has the engines cpu and cuda; use one of them".into())
+        }
+        (_, Some(D::Fp8)) => {
+            Err("--dtype fp8: this version computes in f32 and bf16; use one of them".into())
+        }
+        (B::Cpu, Some(D::Bf16)) => {
+            Err("--dtype bf16: the cpu engine computes in f32 only; use --dtype f32".into())
+        }
         (B::Cpu, _) => Ok(Choice::Cpu),
         (B::Cuda, Some(D::F32)) => Ok(Choice::Cuda(Precision::F32)),
         (B::Cuda, _) => Ok(Choice::Cuda(Precision::Bf16)),

@@ -3,7 +3,7 @@
 use std::io::{self, Write};
 use std::path::PathBuf;
 
-use super::{BackendArg, DtypeArg, Failure, Verdict, progress, engine_choice};
+use super::{BackendArg, DtypeArg, Failure, Verdict, engine_choice, progress};
 use crate::pipeline::{Model, StageTimes};
 use crate::verify::Case;
 
@@ -49,7 +49,14 @@ pub fn run(args: Args) -> Result<Verdict, Failure> {
     let mut compared = 0;
     for (path, case) in args.cases.iter().zip(&cases) {
         let outcome = case.run(&mut engine)?;
-        writeln!(out, "{}  ({} {}, {})", path.display(), engine.backend(), engine.precision(), args.checkpoint)?;
+        writeln!(
+            out,
+            "{}  ({} {}, {})",
+            path.display(),
+            engine.backend(),
+            engine.precision(),
+            args.checkpoint
+        )?;
         writeln!(out, "{:<50} {:>10} {:>10} {:>10}", "stage", "max |Δ|", "rms Δ", "tolerance")?;
         for stage in &outcome.comparisons {
             let verdict = if stage.ok() { "ok" } else { "FAIL" };

@@ -143,9 +143,16 @@ impl Engine {
 
     /// Stage 2: the prefix (image tokens, then prompt tokens) to keys and values. A GPU holds one set of features, and
     /// one of keys and values: earlier ones are refused.
-    pub fn prefix(&mut self, features: &Features, tokens: &[u32], tap: &mut Tap) -> Result<KvCache, EngineError> {
+    pub fn prefix(
+        &mut self,
+        features: &Features,
+        tokens: &[u32],
+        tap: &mut Tap,
+    ) -> Result<KvCache, EngineError> {
         match (self, features) {
-            (Engine::Cpu(engine), Features::Cpu(features)) => engine.prefix(features, tokens, tap).map(KvCache::Cpu),
+            (Engine::Cpu(engine), Features::Cpu(features)) => {
+                engine.prefix(features, tokens, tap).map(KvCache::Cpu)
+            }
             (Engine::Cuda(engine), Features::Cuda(features)) => {
                 engine.prefix(features, tokens, tap).map(KvCache::Cuda)
             }

@@ -6,8 +6,8 @@ use std::time::Instant;
 use thiserror::Error;
 
 use super::infer;
-use crate::engine::{Engine, EngineError};
 use crate::engine::probe::Tap;
+use crate::engine::{Engine, EngineError};
 use crate::model::Pixels;
 use crate::model::sampler::rtc::Rtc;
 use crate::model::sampler::{Sampler, noise};

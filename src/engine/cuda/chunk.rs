@@ -8,7 +8,7 @@ use std::collections::HashMap;
 use super::driver::{Buffer, Event, Gpu, Graph, Pinned, failed};
 use super::gemm::{Operands, Shape};
 use super::lane::Lane;
-use super::prefix::Layout;
+use super::prefix::{BUCKET, Layout};
 use super::vision::Pixel;
 use super::{CudaEngine, Images, Warm, request};
 use crate::engine::EngineError;
@@ -100,14 +100,26 @@ impl Graphs {
         Ok(at)
     }
 
-    pub(super) fn upload_images(&self, gpu: &Gpu, slot: usize, to: &Buffer, bytes: usize) -> Result<(), EngineError> {
+    pub(super) fn upload_images(
+        &self,
+        gpu: &Gpu,
+        slot: usize,
+        to: &Buffer,
+        bytes: usize,
+    ) -> Result<(), EngineError> {
         gpu.upload_later(to.address, &self.images[slot], bytes)
     }
 }
 
 impl CudaEngine {
     /// One chunk, stage after stage.
-    pub fn run(&mut self, images: &[Option<Pixels>], tokens: &[u32], noise: &[f32], sampler: &Sampler) -> Result<(Vec<f32>, Measured), EngineError> {
+    pub fn run(
+        &mut self,
+        images: &[Option<Pixels>],
+        tokens: &[u32],
+        noise: &[f32],
+        sampler: &Sampler,
+    ) -> Result<(Vec<f32>, Measured), EngineError> {
         self.start_vision(0, images)?;
         self.start_actions(0, tokens, noise, sampler)?;
         self.finish()
@@ -136,14 +148,20 @@ impl CudaEngine {
     }
 
     /// Starts prefix and denoising on the features of `slot`; none may be under way.
-    pub fn start_actions(&mut self, slot: usize, tokens: &[u32], noise: &[f32], sampler: &Sampler) -> Result<(), EngineError> {
+    pub fn start_actions(
+        &mut self,
+        slot: usize,
+        tokens: &[u32],
+        noise: &[f32],
+        sampler: &Sampler,
+    ) -> Result<(), EngineError> {
         self.act.gpu.bind()?;
         if self.graphs.under_way.is_some() {
             return Err(failed("start_actions", "another chunk is under way"));
         }
         let horizon = self.horizon(noise)?;
         self.check_prompt(self.graphs.rows[slot], tokens)?;
-        let layout = Layout::new(self.graphs.rows[slot], tokens.len());
+        let layout = Layout::new(self.graphs.rows[slot], tokens.len(), self.room.tokens);
         let key = self.capture_actions(layout, horizon, sampler)?;
         self.generation += 1;
         let values = request(layout, slot, tokens);
@@ -179,8 +197,8 @@ impl CudaEngine {
         self.act.gpu.bind()?;
         let rows = cameras.min(self.room.cameras) * self.dims.vision.tokens();
         let most = self.dims.max_tokens.min(self.room.tokens);
-        for tokens in (1..=most).step_by(super::BUCKET) {
-            self.capture_actions(Layout::new(rows, tokens), horizon, sampler)?;
+        for tokens in (1..=most).step_by(BUCKET) {
+            self.capture_actions(Layout::new(rows, tokens, self.room.tokens), horizon, sampler)?;
         }
         Ok(())
     }
@@ -202,7 +220,9 @@ impl CudaEngine {
         self.act.gpu.bind()?;
         let size = self.act.size();
         let random = |salt: u32| -> Vec<u32> {
-            let next = |i: u32| i.wrapping_mul(2_654_435_761).wrapping_add(salt).rotate_left(13).wrapping_mul(2_246_822_519);
+            let next = |i: u32| {
+                i.wrapping_mul(2_654_435_761).wrapping_add(salt).rotate_left(13).wrapping_mul(2_246_822_519)
+            };
             // The top bits of each half stay those of numbers about 1, in bf16 and f32 alike.
             (0..(SIDE * SIDE * size / 4) as u32).map(|i| (next(i) & 0x807f_807f) | 0x3f80_3f80).collect()
         };
@@ -213,7 +233,8 @@ impl CudaEngine {
         let mut seconds = [0.0; 2];
         for (i, seconds) in seconds.iter_mut().enumerate() {
             let once = |lane: &mut Lane| match i {
-                0 => lane.product(Shape::linear(SIDE, SIDE, SIDE), Operands::new(x.address, w.address, y.address)),
+                0 => lane
+                    .product(Shape::linear(SIDE, SIDE, SIDE), Operands::new(x.address, w.address, y.address)),
                 _ => lane.gpu.copy(to.address, from.address, COPY),
             };
             once(&mut self.act)?;
@@ -230,7 +251,8 @@ impl CudaEngine {
 
     fn capture_vision(&mut self, images: &Images<'_>, slot: usize) -> Result<Graph, EngineError> {
         let Self { vision, see, features, graphs, dims, room, .. } = self;
-        let out = features.address + (slot * room.cameras * dims.vision.tokens() * dims.language.width * 4) as u64;
+        let out =
+            features.address + (slot * room.cameras * dims.vision.tokens() * dims.language.width * 4) as u64;
         let at = self.images[slot].address;
         if self.warm.insert(Warm::Vision(images.slots.len())) {
             vision.record(see, at, images.pixel, &images.slots, out, &mut Tap::none())?;
@@ -241,11 +263,17 @@ impl CudaEngine {
         let bytes = images.slots.len() * side * side * 3 * if images.pixel == Pixel::U8 { 1 } else { 4 };
         let capture = see.gpu.begin_capture()?;
         let work = see.gpu.upload_later(at, &graphs.images[slot], bytes);
-        let work = work.and_then(|()| vision.record(see, at, images.pixel, &images.slots, out, &mut Tap::none()));
+        let work =
+            work.and_then(|()| vision.record(see, at, images.pixel, &images.slots, out, &mut Tap::none()));
         see.gpu.end_capture(capture, work)
     }
 
-    fn capture_actions(&mut self, layout: Layout, horizon: usize, sampler: &Sampler) -> Result<Key, EngineError> {
+    fn capture_actions(
+        &mut self,
+        layout: Layout,
+        horizon: usize,
+        sampler: &Sampler,
+    ) -> Result<Key, EngineError> {
         let times = sampler.times().iter().map(|t| t.to_bits()).collect();
         let solver = if sampler.solver == Solver::Ddim { Solver::Euler } else { sampler.solver };
         let key = Key { layout, horizon, solver: solver.name(), times };

@@ -66,7 +66,14 @@ fn compile(source: &str, options: &[String]) -> Result<Vec<u8>, EngineError> {
     unsafe {
         check(
             "nvrtcCreateProgram",
-            sys::nvrtcCreateProgram(&mut program, source.as_ptr(), name.as_ptr(), 0, ptr::null(), ptr::null()),
+            sys::nvrtcCreateProgram(
+                &mut program,
+                source.as_ptr(),
+                name.as_ptr(),
+                0,
+                ptr::null(),
+                ptr::null(),
+            ),
         )?;
         let compiled = sys::nvrtcCompileProgram(program, options.len() as i32, options.as_ptr());
         let result = if compiled == nvrtcResult::NVRTC_SUCCESS {

@@ -204,9 +204,7 @@ impl Gpu {
     pub fn launch(
         &self,
         kernel: Kernel,
-        grid: [usize; 3],
-        block: usize,
-        shared: usize,
+        shape: Launch,
         overlap: bool,
         args: &[Arg],
     ) -> Result<(), EngineError> {
@@ -218,21 +216,33 @@ impl Gpu {
                 Arg::Float(f) => ptr::from_ref(f).cast_mut().cast(),
             })
             .collect();
-        // SAFETY: every bit pattern of this plain C structure is valid, and the attribute's identity says which field holds.
-        let mut attribute: sys::CUlaunchAttribute = unsafe { std::mem::zeroed() };
-        attribute.id = sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION;
-        attribute.value.programmaticStreamSerializationAllowed = 1;
+        // SAFETY: every bit pattern of these plain C structures is valid, and the attribute's identity says which field
+        // holds.
+        let mut attributes: [sys::CUlaunchAttribute; 2] = unsafe { std::mem::zeroed() };
+        let mut count = 0;
+        if overlap && self.arch >= 90 {
+            attributes[count].id =
+                sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION;
+            attributes[count].value.programmaticStreamSerializationAllowed = 1;
+            count += 1;
+        }
+        if shape.cluster > 1 {
+            attributes[count].id = sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION;
+            attributes[count].value.clusterDim =
+                sys::CUlaunchAttributeValue_union__bindgen_ty_1 { x: 1, y: shape.cluster as u32, z: 1 };
+            count += 1;
+        }
         let config = sys::CUlaunchConfig {
-            gridDimX: grid[0] as u32,
-            gridDimY: grid[1] as u32,
-            gridDimZ: grid[2] as u32,
-            blockDimX: block as u32,
+            gridDimX: shape.grid[0] as u32,
+            gridDimY: shape.grid[1] as u32,
+            gridDimZ: shape.grid[2] as u32,
+            blockDimX: shape.block as u32,
             blockDimY: 1,
             blockDimZ: 1,
-            sharedMemBytes: shared as u32,
+            sharedMemBytes: shape.shared as u32,
             hStream: self.stream,
-            attrs: &mut attribute,
-            numAttrs: u32::from(overlap && self.arch >= 90),
+            attrs: attributes.as_mut_ptr(),
+            numAttrs: count as u32,
         };
         cu!(cuLaunchKernelEx(&config, kernel.0, values.as_mut_ptr(), ptr::null_mut()))
     }
@@ -244,7 +254,11 @@ impl Gpu {
     }
 
     /// What was recorded since, as a graph. `worked`: how the recording went.
-    pub fn end_capture(&self, _capture: Capture, worked: Result<(), EngineError>) -> Result<Graph, EngineError> {
+    pub fn end_capture(
+        &self,
+        _capture: Capture,
+        worked: Result<(), EngineError>,
+    ) -> Result<Graph, EngineError> {
         let mut graph = ptr::null_mut();
         let ended = cu!(cuStreamEndCapture(self.stream, &mut graph));
         worked?;
@@ -284,6 +298,29 @@ impl Drop for Gpu {
 fn new_stream() -> Result<sys::CUstream, EngineError> {
     let mut stream = ptr::null_mut();
     cu!(cuStreamCreate(&mut stream, sys::CUstream_flags::CU_STREAM_NON_BLOCKING as u32)).map(|()| stream)
+}
+
+/// How many threads a kernel has, and what they share.
+#[derive(Clone, Copy, Debug)]
+pub struct Launch {
+    /// Blocks.
+    pub grid: [usize; 3],
+    /// Threads of a block.
+    pub block: usize,
+    /// Dynamic shared memory of a block, bytes.
+    pub shared: usize,
+    /// Blocks, along y, that see each other's shared memory.
+    pub cluster: usize,
+}
+
+impl Launch {
+    pub fn new(grid: [usize; 3], block: usize, shared: usize) -> Self {
+        Self { grid, block, shared, cluster: 1 }
+    }
+
+    pub fn clusters(self, cluster: usize) -> Self {
+        Self { cluster, ..self }
+    }
 }
 
 /// An argument of a kernel.
@@ -375,8 +412,8 @@ pub struct Kernel(sys::CUfunction);
 unsafe impl Send for Kernel {}
 
 impl Module {
-    /// A kernel, allowed `shared` bytes of dynamic shared memory.
-    pub fn kernel(&self, name: &str, shared: usize) -> Result<Kernel, EngineError> {
+    /// A kernel, allowed `shared` bytes of dynamic shared memory, and clusters of more than 8 blocks.
+    pub fn kernel(&self, name: &str, shared: usize, is_clustered: bool) -> Result<Kernel, EngineError> {
         let text = CString::new(name).map_err(|e| failed("cuModuleGetFunction", e))?;
         let mut function = ptr::null_mut();
         cu!(cuModuleGetFunction(&mut function, self.0, text.as_ptr()))
@@ -384,6 +421,10 @@ impl Module {
         if shared > 48 << 10 {
             let attribute = sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
             cu!(cuFuncSetAttribute(function, attribute, shared as i32))?;
+        }
+        if is_clustered {
+            let attribute = sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_NON_PORTABLE_CLUSTER_SIZE_ALLOWED;
+            cu!(cuFuncSetAttribute(function, attribute, 1))?;
         }
         Ok(Kernel(function))
     }

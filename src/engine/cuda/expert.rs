@@ -37,8 +37,16 @@ pub struct Expert {
     pub action: Buffer,
     /// Other vectors of that shape, as many as a solver needs.
     vectors: Vec<Buffer>,
-    /// By the times' bits: `[times, norms, 3, width]` as (1 + scale, shift, gate).
-    modulations: HashMap<Vec<u32>, Buffer>,
+    /// By the times' bits.
+    schedules: HashMap<Vec<u32>, Schedule>,
+}
+
+/// What depends on the times alone.
+struct Schedule {
+    /// `[times, norms, 3, width]` as (1 + scale, shift, gate).
+    modulations: Buffer,
+    /// See [`Fused::shifts`].
+    shifts: Option<Buffer>,
 }
 
 enum Form {
@@ -52,10 +60,13 @@ pub struct Pass {
     pub layout: Layout,
     /// Actions of the chunk.
     pub horizon: usize,
-    /// Where the evaluation's modulation begins.
+    /// Where the evaluation's modulation begins, and its shifts.
     pub modulation: u64,
-    /// First rows that are clean actions, and how many floats further on their modulation is.
-    pub clean: [usize; 2],
+    pub shifts: u64,
+    /// First rows that are clean actions, and how many floats further on their modulation is, and their shifts.
+    pub clean: usize,
+    pub to_clean: usize,
+    pub to_clean_shift: usize,
 }
 
 impl Pass {
@@ -67,27 +78,38 @@ impl Pass {
 
 impl Expert {
     /// `keys`: most keys that attention sees.
-    pub fn new(gpu: &Gpu, load: &mut Loader<'_>, weights: &Weights, dims: &Dims, keys: usize, bf16: bool) -> Result<Self, EngineError> {
+    pub fn new(
+        gpu: &Gpu,
+        load: &mut Loader<'_>,
+        weights: &Weights,
+        dims: &Dims,
+        keys: usize,
+        bf16: bool,
+    ) -> Result<Self, EngineError> {
         let expert = dims.expert;
         let blocks = (0..expert.layers).map(|i| Block::new(load, &format!("{EXPERT}layers.{i}.")));
-        let form = if bf16 && Fused::can(gpu, &expert) {
-            Form::Fused(Fused::new(gpu, &expert, keys, blocks)?)
+        let form = if bf16 && Fused::can(gpu, &expert, keys) {
+            Form::Fused(Fused::new(gpu, &expert, blocks)?)
         } else {
             let activations = Activations::new(gpu, &expert, ACTIONS, keys, if bf16 { 2 } else { 4 })?;
             Form::Plain(blocks.collect::<Result<_, _>>()?, activations)
         };
         let mut wide = |name: &str| {
-            Ok::<_, EngineError>([load.wide(&format!("{name}.weight"), 0.0)?, load.wide(&format!("{name}.bias"), 0.0)?])
+            Ok::<_, EngineError>([
+                load.wide(&format!("{name}.weight"), 0.0)?,
+                load.wide(&format!("{name}.bias"), 0.0)?,
+            ])
         };
         Ok(Self {
-            time: TimeConditioning::new(weights, &expert).map_err(|e| EngineError::Missing(e.name().to_owned()))?,
+            time: TimeConditioning::new(weights, &expert)
+                .map_err(|e| EngineError::Missing(e.name().to_owned()))?,
             form,
             action_in: wide("action_in_proj")?,
             action_out: wide("action_out_proj")?,
             x: gpu.zeros(ACTIONS * expert.width * 4)?,
             action: gpu.zeros(ACTIONS * dims.action_dim * 4)?,
             vectors: Vec::new(),
-            modulations: HashMap::new(),
+            schedules: HashMap::new(),
             dims: expert,
             action_dim: dims.action_dim,
         })
@@ -99,13 +121,24 @@ impl Expert {
     }
 
     /// What must be there before a schedule is put on the stream: modulations, vectors, kernels.
-    pub fn prepare(&mut self, lane: &Lane, sampler: &Sampler, rtc: &Rtc, horizon: usize, tap: &mut Tap) -> Result<(), EngineError> {
+    pub fn prepare(
+        &mut self,
+        lane: &Lane,
+        sampler: &Sampler,
+        rtc: &Rtc,
+        horizon: usize,
+        tap: &mut Tap,
+    ) -> Result<(), EngineError> {
         let times = times(sampler, rtc);
         let modulations = self.time.modulations(&times, tap);
         let key: Vec<u32> = times.iter().map(|t| t.to_bits()).collect();
-        if !self.modulations.contains_key(&key) {
+        if !self.schedules.contains_key(&key) {
             let values: Vec<f32> = modulations.iter().flat_map(|m| m.values()).copied().collect();
-            self.modulations.insert(key, lane.gpu.buffer(&values)?);
+            let shifts = match &mut self.form {
+                Form::Fused(fused) => Some(fused.shifts(lane, &modulations)?),
+                Form::Plain(..) => None,
+            };
+            self.schedules.insert(key, Schedule { modulations: lane.gpu.buffer(&values)?, shifts });
         }
         // Every evaluation gives a vector, the solvers make up to two more each, real-time chunking three in all.
         while self.vectors.len() < 3 * times.len() + 4 {
@@ -118,18 +151,42 @@ impl Expert {
     }
 
     /// Puts all steps on the stream: from noise in `action` to actions there. After [`Self::prepare`] with the same.
-    pub fn record(&self, lane: &mut Lane, cache: &Cache, layout: Layout, horizon: usize, sampler: &Sampler, rtc: &Rtc, tap: &mut Tap) -> Result<(), EngineError> {
+    pub fn record(
+        &self,
+        lane: &mut Lane,
+        cache: &Cache,
+        layout: Layout,
+        horizon: usize,
+        sampler: &Sampler,
+        rtc: &Rtc,
+        tap: &mut Tap,
+    ) -> Result<(), EngineError> {
         let times = times(sampler, rtc);
         let key: Vec<u32> = times.iter().map(|t| t.to_bits()).collect();
-        let Some(modulations) = self.modulations.get(&key) else {
+        let Some(schedule) = self.schedules.get(&key) else {
             return Err(super::driver::failed("denoise", "this schedule was not prepared"));
         };
-        let mut steps = Steps { expert: self, lane, cache, layout, horizon, times: times.len(), modulations: modulations.address, clean: rtc.clean_rows(), used: 0, pending: None, failed: None, tap };
+        let mut steps = Steps {
+            expert: self,
+            lane,
+            cache,
+            layout,
+            horizon,
+            times: times.len(),
+            schedule,
+            clean: rtc.clean_rows(),
+            used: 0,
+            pending: None,
+            failed: None,
+            tap,
+        };
         let steering = match rtc.steering() {
             Steering::None => Steering::None,
-            Steering::Guided { leftover, weights, max_weight } => {
-                Steering::Guided { leftover: steps.vector_of(&leftover)?, weights: steps.vector_of(&weights)?, max_weight }
-            }
+            Steering::Guided { leftover, weights, max_weight } => Steering::Guided {
+                leftover: steps.vector_of(&leftover)?,
+                weights: steps.vector_of(&weights)?,
+                max_weight,
+            },
             Steering::Fixed { free } => Steering::Fixed { free: steps.vector_of(&free)? },
         };
         let mut x = self.action.address;
@@ -139,11 +196,26 @@ impl Expert {
     }
 
     /// The velocity of the actions at `x`, after `x += pending * (velocity before)`, to `out`.
-    fn velocity(&self, lane: &mut Lane, cache: &Cache, pass: Pass, x: u64, pending: (f32, u64), out: u64, tap: &mut Tap) -> Result<(), EngineError> {
+    fn velocity(
+        &self,
+        lane: &mut Lane,
+        cache: &Cache,
+        pass: Pass,
+        x: u64,
+        pending: (f32, u64),
+        out: u64,
+        tap: &mut Tap,
+    ) -> Result<(), EngineError> {
         let GemmaDims { width, layers, .. } = self.dims;
         let [w, b] = &self.action_in;
         let args = [
-            x.into(), pending.1.into(), pending.0.into(), w.into(), b.into(), (&self.x).into(), self.action_dim.into(),
+            x.into(),
+            pending.1.into(),
+            pending.0.into(),
+            w.into(),
+            b.into(),
+            (&self.x).into(),
+            self.action_dim.into(),
             width.into(),
         ];
         lane.launch("action_in", [pass.horizon, 1, 1], 256, self.action_dim * 4, &args)?;
@@ -161,26 +233,53 @@ impl Expert {
         let [w, b] = &self.action_out;
         let channels = |part| pass.channels(width, 2 * layers, part);
         let args = [
-            (&self.x).into(), channels(0).into(), channels(1).into(), pass.clean[0].into(), pass.clean[1].into(), w.into(),
-            b.into(), out.into(), self.action_dim.into(), width.into(),
+            (&self.x).into(),
+            channels(0).into(),
+            channels(1).into(),
+            pass.clean.into(),
+            pass.to_clean.into(),
+            w.into(),
+            b.into(),
+            out.into(),
+            self.action_dim.into(),
+            width.into(),
         ];
         lane.launch("action_out", [pass.horizon, 1, 1], 256, width * 4, &args)
     }
 
-    fn block(&self, lane: &mut Lane, cache: &Cache, pass: Pass, i: usize, block: &Block, a: &Activations, tap: &mut Tap) -> Result<(), EngineError> {
+    fn block(
+        &self,
+        lane: &mut Lane,
+        cache: &Cache,
+        pass: Pass,
+        i: usize,
+        block: &Block,
+        a: &Activations,
+        tap: &mut Tap,
+    ) -> Result<(), EngineError> {
         let GemmaDims { width, heads, head_dim, mlp, .. } = self.dims;
         let rows = pass.horizon;
         let norm = |lane: &Lane, n: usize| {
             let args = [
-                (&self.x).into(), pass.channels(width, n, 0).into(), pass.channels(width, n, 1).into(),
-                pass.clean[0].into(), pass.clean[1].into(), (&a.h).into(), width.into(),
+                (&self.x).into(),
+                pass.channels(width, n, 0).into(),
+                pass.channels(width, n, 1).into(),
+                pass.clean.into(),
+                pass.to_clean.into(),
+                (&a.h).into(),
+                width.into(),
             ];
             lane.launch("rms_norm", [rows, 1, 1], 256, 0, &args)
         };
         let residual = |lane: &Lane, n: usize| {
             let args = [
-                (&self.x).into(), pass.channels(width, n, 2).into(), (&a.y).into(), pass.clean[0].into(),
-                pass.clean[1].into(), width.into(), (rows * width).into(),
+                (&self.x).into(),
+                pass.channels(width, n, 2).into(),
+                (&a.y).into(),
+                pass.clean.into(),
+                pass.to_clean.into(),
+                width.into(),
+                (rows * width).into(),
             ];
             lane.launch("add_gated", [(rows * width).div_ceil(256), 1, 1], 256, 0, &args)
         };
@@ -190,8 +289,18 @@ impl Expert {
         lane.product(shape, Operands::new(a.h.address, block.qkv.address, a.qkv.address))?;
         let first = pass.layout.rows;
         let args = [
-            (&a.qkv).into(), (&a.q).into(), (&cache.k[i]).into(), (&cache.v[i]).into(), 0u64.into(), (&cache.cos).into(),
-            (&cache.sin).into(), (&cache.request).into(), 1usize.into(), heads.into(), head_dim.into(), first.into(),
+            (&a.qkv).into(),
+            (&a.q).into(),
+            (&cache.k[i]).into(),
+            (&cache.v[i]).into(),
+            0u64.into(),
+            (&cache.cos).into(),
+            (&cache.sin).into(),
+            (&cache.request).into(),
+            1usize.into(),
+            heads.into(),
+            head_dim.into(),
+            first.into(),
             cache.capacity.into(),
         ];
         lane.launch("split_rope", [rows, 1, 1], 256, 0, &args)?;
@@ -201,10 +310,21 @@ impl Expert {
         lane.record_wide(tap, format_args!("suffix.layer.{i}.self_attn"), a.y.address, rows * width)?;
         residual(lane, 2 * i)?;
         norm(lane, 2 * i + 1)?;
-        lane.record(tap, format_args!("suffix.layer.{i}.post_attention_layernorm"), a.h.address, rows * width)?;
-        lane.product(Shape::linear(rows, 2 * mlp, width), Operands::new(a.h.address, block.gate_up.address, a.gate_up.address))?;
+        lane.record(
+            tap,
+            format_args!("suffix.layer.{i}.post_attention_layernorm"),
+            a.h.address,
+            rows * width,
+        )?;
+        lane.product(
+            Shape::linear(rows, 2 * mlp, width),
+            Operands::new(a.h.address, block.gate_up.address, a.gate_up.address),
+        )?;
         a.geglu(lane, mlp, rows)?;
-        lane.product(Shape::linear(rows, width, mlp).wide(), Operands::new(a.hidden.address, block.down.address, a.y.address))?;
+        lane.product(
+            Shape::linear(rows, width, mlp).wide(),
+            Operands::new(a.hidden.address, block.down.address, a.y.address),
+        )?;
         lane.record_wide(tap, format_args!("suffix.layer.{i}.mlp"), a.y.address, rows * width)?;
         residual(lane, 2 * i + 1)
     }
@@ -227,7 +347,7 @@ struct Steps<'a, 'tap> {
     layout: Layout,
     horizon: usize,
     times: usize,
-    modulations: u64,
+    schedule: &'a Schedule,
     clean: usize,
     used: usize,
     /// `x += scale * v`, not yet on the stream: the next evaluation at x takes it along.
@@ -245,7 +365,8 @@ impl Steps<'_, '_> {
         let vector = self.expert.vectors.get(self.used).map(|buffer| buffer.address);
         self.used += 1;
         vector.unwrap_or_else(|| {
-            self.failed = Some(super::driver::failed("denoise", "the sampler needs more vectors than were prepared"));
+            self.failed =
+                Some(super::driver::failed("denoise", "the sampler needs more vectors than were prepared"));
             0
         })
     }
@@ -297,8 +418,18 @@ impl Denoiser for Steps<'_, '_> {
             return Err(failed);
         }
         let one = (2 * self.expert.dims.layers + 1) * 3 * self.expert.dims.width;
-        let clean = if self.clean > 0 { [self.clean, (self.times - 1 - evaluation) * one] } else { [0, 0] };
-        let pass = Pass { layout: self.layout, horizon: self.horizon, modulation: self.modulations + (evaluation * one * 4) as u64, clean };
+        let one_shift = if let Form::Fused(fused) = &self.expert.form { fused.shift_len() } else { 0 };
+        let to_clean = if self.clean > 0 { self.times - 1 - evaluation } else { 0 };
+        let shifts = self.schedule.shifts.as_ref().map_or(0, |shifts| shifts.address);
+        let pass = Pass {
+            layout: self.layout,
+            horizon: self.horizon,
+            modulation: self.schedule.modulations.address + (evaluation * one * 4) as u64,
+            shifts: shifts + (evaluation * one_shift * 4) as u64,
+            clean: self.clean,
+            to_clean: to_clean * one,
+            to_clean_shift: to_clean * one_shift,
+        };
         let mut nobody = Tap::none();
         // The fixtures record the inside of the first step only.
         let inside = if evaluation == 0 { &mut *self.tap } else { &mut nobody };

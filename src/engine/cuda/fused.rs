@@ -1,18 +1,23 @@
-//! The expert's blocks in bf16 with `kernels/expert.cu`: eight kernels per block, weights packed for them.
+//! The expert's blocks in bf16 with `kernels/expert.cu`: five kernels per block, weights packed for them.
 
-use super::driver::{Arg, Buffer, Gpu};
+use half::bf16;
+
+use super::driver::{Arg, Buffer, Gpu, Launch};
 use super::expert::{ACTIONS, Pass};
-use super::lane::{EXPERT, Kernels, Lane, compiled};
+use super::lane::{EXPERT, Kernels, Lane, compiled, is_plain};
 use super::prefix::{Block, Cache};
 use crate::engine::EngineError;
+use crate::engine::cpu::time::Modulation;
 use crate::engine::probe::Tap;
 use crate::model::dims::GemmaDims;
 
-/// Shares of the attention's output product and of the MLP's, by blocks that sum in a fixed order later.
+/// Blocks that share one sum: of attention's output product, and of the MLP's.
 const O_SHARES: usize = 4;
 const DOWN_SHARES: usize = 4;
 /// Keys of a block of attention.
 const SHARE_KEYS: usize = 128;
+/// Most blocks of a cluster.
+const CLUSTER: usize = 16;
 
 /// Packed weights and activations.
 pub struct Fused {
@@ -20,32 +25,40 @@ pub struct Fused {
     layers: Vec<[Buffer; 4]>,
     /// By tokens / 8.
     kernels: [Option<Kernels>; ACTIONS / 8 + 1],
-    h: Buffer,
+    /// x * (1 + scale), and the sums of squares of each 32 columns of x.
+    xs: Buffer,
+    squares: Buffer,
     q: Buffer,
-    attended: Buffer,
-    statistics: Buffer,
     mixed: Buffer,
     hidden: Buffer,
-    parts: Buffer,
 }
 
 impl Fused {
-    /// Whether the kernels fit these widths and this GPU.
-    pub fn can(gpu: &Gpu, dims: &GemmaDims) -> bool {
-        gpu.arch >= 80
+    /// Whether the kernels fit these widths, this GPU and so many keys.
+    pub fn can(gpu: &Gpu, dims: &GemmaDims, keys: usize) -> bool {
+        gpu.arch >= 90
+            && !is_plain()
             && [256, 512, 1024].contains(&dims.width)
             && dims.q_width().is_multiple_of(256 * O_SHARES)
             && dims.q_width() <= 1024 * O_SHARES
             && dims.mlp.is_multiple_of(256 * DOWN_SHARES)
             && dims.mlp <= 1024 * DOWN_SHARES
-            && dims.head_dim.is_multiple_of(32)
+            && dims.head_dim == 256
+            && keys <= CLUSTER * SHARE_KEYS
             && attention_shared(dims) + (4 << 10) <= gpu.shared as usize
     }
 
-    pub fn new(gpu: &Gpu, dims: &GemmaDims, keys: usize, blocks: impl Iterator<Item = Result<Block, EngineError>>) -> Result<Self, EngineError> {
+    pub fn new(
+        gpu: &Gpu,
+        dims: &GemmaDims,
+        blocks: impl Iterator<Item = Result<Block, EngineError>>,
+    ) -> Result<Self, EngineError> {
         let kernels = compile(gpu, dims, 1)?;
         let orders = [qkv_order(dims), rows(dims.width), gate_up_order(dims), rows(dims.width)];
-        let orders = orders.iter().map(|order| Ok((order.len(), gpu.buffer(order)?))).collect::<Result<Vec<_>, EngineError>>()?;
+        let orders = orders
+            .iter()
+            .map(|order| Ok((order.len(), gpu.buffer(order)?)))
+            .collect::<Result<Vec<_>, EngineError>>()?;
         let inputs = [dims.width, dims.q_width(), dims.width, dims.mlp];
         let mut layers = Vec::with_capacity(dims.layers);
         for block in blocks {
@@ -54,7 +67,7 @@ impl Fused {
             for ((from, (rows, order)), k) in [qkv, o, gate_up, down].into_iter().zip(&orders).zip(inputs) {
                 let to = gpu.zeros(from.bytes)?;
                 let args = [(&from).into(), (&to).into(), order.into(), k.into()];
-                gpu.launch(kernels["pack_weights"], [rows / 16, 1, 1], 256, 0, false, &args)?;
+                gpu.launch(kernels["pack_weights"], Launch::new([rows / 16, 1, 1], 256, 0), false, &args)?;
                 gpu.synchronize()?; // `from` is freed here
                 packed.push(to);
             }
@@ -64,13 +77,11 @@ impl Fused {
         Ok(Self {
             layers,
             kernels: Default::default(),
-            h: zeros(dims.width, 2)?,
+            xs: zeros(dims.width, 2)?,
+            squares: zeros(dims.width / 32, 4)?,
             q: zeros(dims.q_width(), 2)?,
-            attended: zeros(keys.div_ceil(SHARE_KEYS) * dims.q_width(), 4)?,
-            statistics: zeros(keys.div_ceil(SHARE_KEYS) * dims.heads, 8)?,
             mixed: zeros(dims.q_width(), 2)?,
             hidden: zeros(dims.mlp, 2)?,
-            parts: zeros(O_SHARES.max(DOWN_SHARES) * dims.width, 4)?,
             dims: *dims,
         })
     }
@@ -84,51 +95,145 @@ impl Fused {
         Ok(())
     }
 
+    /// Floats of a time's shifts: of every block, those of q, k, v and of gate, up, in the order of packed rows.
+    pub fn shift_len(&self) -> usize {
+        self.dims.layers * self.shift_of(2)
+    }
+
+    /// Where in a block's shifts those of its first (0) or second (1) norm begin.
+    fn shift_of(&self, norm: usize) -> usize {
+        let qkv = (self.dims.heads + 2) * self.dims.head_dim;
+        [0, qkv, qkv + 2 * self.dims.mlp][norm]
+    }
+
+    /// Each time's shifts: what the products make of them. `[times, shift_len]`
+    pub fn shifts(&mut self, lane: &Lane, modulations: &[Modulation]) -> Result<Buffer, EngineError> {
+        self.prepare(&lane.gpu, ACTIONS)?;
+        let (width, pitch) = (self.dims.width, self.shift_len());
+        let out = lane.gpu.zeros(modulations.len() * pitch * 4)?;
+        let Some(kernels) = &self.kernels[ACTIONS / 8] else { return Ok(out) };
+        for (first, times) in modulations.chunks(ACTIONS).enumerate() {
+            let first = out.address + (first * ACTIONS * pitch * 4) as u64;
+            for (i, packed) in self.layers.iter().enumerate() {
+                for norm in 0..2 {
+                    let channels =
+                        |m: &Modulation| m.values()[((2 * i + norm) * 3 + 1) * width..][..width].to_vec();
+                    let mut rows: Vec<u16> =
+                        times.iter().flat_map(channels).map(|v| bf16::from_f32(v).to_bits()).collect();
+                    rows.resize(ACTIONS * width, 0);
+                    lane.gpu.upload_to(self.xs.address, &rows)?;
+                    let at = first + ((i * self.shift_of(2) + self.shift_of(norm)) * 4) as u64;
+                    let count = self.shift_of(norm + 1) - self.shift_of(norm);
+                    let args = [
+                        (&packed[2 * norm]).into(),
+                        (&self.xs).into(),
+                        at.into(),
+                        times.len().into(),
+                        pitch.into(),
+                    ];
+                    let shape = Launch::new([count / 32, 1, 1], 256, product_shared(ACTIONS / 8));
+                    lane.launch_of(kernels, "expert_shift", shape, &args)?;
+                }
+            }
+        }
+        lane.gpu.synchronize()?;
+        Ok(out)
+    }
+
     /// Puts all blocks on the stream: `x` f32 `[horizon, width]`, in place.
-    pub fn record(&self, lane: &Lane, cache: &Cache, pass: Pass, x: &Buffer, tap: &mut Tap) -> Result<(), EngineError> {
-        let GemmaDims { width, heads, head_dim, mlp, .. } = self.dims;
+    pub fn record(
+        &self,
+        lane: &Lane,
+        cache: &Cache,
+        pass: Pass,
+        x: &Buffer,
+        tap: &mut Tap,
+    ) -> Result<(), EngineError> {
+        let GemmaDims { width, heads, head_dim, mlp, layers, .. } = self.dims;
         let tokens = pass.horizon;
         let Some(kernels) = &self.kernels[tokens.div_ceil(8)] else {
             return Err(super::driver::failed("denoise", "this horizon was not prepared"));
         };
-        let put = |name, grid, block, shared, args: &[Arg]| lane.launch_of(kernels, name, grid, block, shared, args);
-        // x += gates of norm `gated` * the shares' sum, then norm `n`.
-        let norm = |gated: Option<usize>, shares: usize, n: usize| {
-            let args = [
-                x.into(), (&self.parts).into(), shares.into(), pass.channels(width, gated.unwrap_or(0), 2).into(),
-                pass.channels(width, n, 0).into(), pass.channels(width, n, 1).into(), pass.clean[0].into(),
-                pass.clean[1].into(), (&self.h).into(),
-            ];
-            put("expert_norm", [tokens, 1, 1], width / 4, 0, &args)
+        let put = |name, shape, args: &[&[Arg]]| lane.launch_of(kernels, name, shape, &args.concat());
+        let clean: [Arg; 2] = [pass.clean.into(), pass.to_clean.into()];
+        let clean_shift: [Arg; 2] = [pass.clean.into(), pass.to_clean_shift.into()];
+        let normed: [Arg; 2] = [(&self.xs).into(), (&self.squares).into()];
+        let count: [Arg; 1] = [tokens.into()];
+        let shift = |i: usize, norm: usize| {
+            Arg::Address(pass.shifts + ((i * self.shift_of(2) + self.shift_of(norm)) * 4) as u64)
+        };
+        // Half of a matrix, for the cache.
+        let ask = |buffer: &Buffer, part: usize, parts: usize| -> [Arg; 2] {
+            let each = buffer.bytes / parts;
+            [(buffer.address + (part * each) as u64).into(), (each / 1024).into()]
         };
         let first = pass.layout.rows;
         let (keys, rows) = (first + tokens, tokens * heads);
         let shares = keys.div_ceil(SHARE_KEYS);
         let sums = product_shared(tokens.div_ceil(8));
-        norm(None, 0, 0)?;
+        let args: [Arg; 2] = [x.into(), pass.channels(width, 0, 0).into()];
+        put("expert_start", Launch::new([tokens, 1, 1], width / 4, 0), &[&args, &clean, &normed])?;
         for (i, [qkv, o, gate_up, down]) in self.layers.iter().enumerate() {
             let scale = 1.0 / (head_dim as f32).sqrt();
             let args = [
-                qkv.into(), (&self.h).into(), (&self.q).into(), (&cache.k[i]).into(), cache.vt(i).into(), (&cache.cos).into(),
-                (&cache.sin).into(), (&cache.request).into(), heads.into(), first.into(), cache.capacity.into(),
-                tokens.into(), scale.into(),
+                (&self.q).into(),
+                (&cache.k[i]).into(),
+                cache.vt(i).into(),
+                (&cache.cos).into(),
+                (&cache.sin).into(),
+                (&cache.request).into(),
+                heads.into(),
+                first.into(),
+                cache.capacity.into(),
+                tokens.into(),
+                scale.into(),
             ];
-            put("expert_qkv", [(heads + 2) * head_dim / 32, 1, 1], 256, sums, &args)?;
+            let shape = Launch::new([(heads + 2) * head_dim / 32, 1, 1], 256, sums);
+            put(
+                "expert_qkv",
+                shape,
+                &[&[qkv.into()], &normed, &[shift(i, 0)], &clean_shift, &args, &ask(gate_up, 0, 2)],
+            )?;
+
             let args = [
-                (&self.q).into(), (&cache.k[i]).into(), cache.vt(i).into(), (&self.attended).into(), (&self.statistics).into(),
-                (&cache.request).into(), rows.into(), first.into(), keys.into(), cache.capacity.into(),
+                (&self.q).into(),
+                (&cache.k[i]).into(),
+                cache.vt(i).into(),
+                (&self.mixed).into(),
+                (&cache.request).into(),
+                rows.into(),
+                first.into(),
+                keys.into(),
+                cache.capacity.into(),
             ];
-            put("expert_attention", [rows.div_ceil(32), shares, 1], 256, attention_shared(&self.dims), &args)?;
-            let args = [(&self.attended).into(), (&self.statistics).into(), (&self.mixed).into(), rows.into(), shares.into()];
-            put("expert_combine", [rows.div_ceil(4), 1, 1], head_dim, 0, &args)?;
-            let args = [o.into(), (&self.mixed).into(), (&self.parts).into(), tokens.into()];
-            put("expert_o", [width / 32, O_SHARES, 1], 256, sums, &args)?;
-            norm(Some(2 * i), O_SHARES, 2 * i + 1)?;
-            let args = [gate_up.into(), (&self.h).into(), (&self.hidden).into(), tokens.into()];
-            put("expert_gate_up", [mlp / 16, 1, 1], 256, sums, &args)?;
-            let args = [down.into(), (&self.hidden).into(), (&self.parts).into(), tokens.into()];
-            put("expert_down", [width / 32, DOWN_SHARES, 1], 256, sums, &args)?;
-            norm(Some(2 * i + 1), DOWN_SHARES, 2 * i + 2)?;
+            let shape = Launch::new([rows.div_ceil(32), shares, 1], 256, attention_shared(&self.dims))
+                .clusters(shares);
+            put("expert_attention", shape, &[&args, &ask(gate_up, 1, 2)])?;
+
+            let residual = |weight: &Buffer, from: &Buffer, n: usize| -> [Arg; 5] {
+                let channels = [pass.channels(width, n, 2).into(), pass.channels(width, n + 1, 0).into()];
+                [weight.into(), from.into(), x.into(), channels[0], channels[1]]
+            };
+            let shape = Launch::new([width / 32, O_SHARES, 1], 256, sums).clusters(O_SHARES);
+            put(
+                "expert_o",
+                shape,
+                &[&residual(o, &self.mixed, 2 * i), &clean, &normed, &count, &ask(down, 0, 1)],
+            )?;
+
+            let shape = Launch::new([mlp / 16, 1, 1], 256, sums);
+            let next = &self.layers[(i + 1) % layers];
+            let to: [Arg; 1] = [(&self.hidden).into()];
+            let args: [&[Arg]; 7] =
+                [&[gate_up.into()], &normed, &[shift(i, 1)], &clean_shift, &to, &count, &ask(&next[0], 0, 1)];
+            put("expert_gate_up", shape, &args)?;
+
+            let shape = Launch::new([width / 32, DOWN_SHARES, 1], 256, sums).clusters(DOWN_SHARES);
+            put(
+                "expert_down",
+                shape,
+                &[&residual(down, &self.hidden, 2 * i + 1), &clean, &normed, &count, &ask(&next[1], 0, 1)],
+            )?;
             lane.record_wide(tap, format_args!("suffix.layer.{i}.out"), x.address, tokens * width)?;
         }
         Ok(())
@@ -154,13 +259,13 @@ fn compile(gpu: &Gpu, dims: &GemmaDims, tiles: usize) -> Result<Kernels, EngineE
     let sums = product_shared(tiles);
     let names = [
         ("pack_weights", 0),
+        ("expert_start", 0),
+        ("expert_shift", sums),
         ("expert_qkv", sums),
-        ("expert_gate_up", sums),
-        ("expert_o", sums),
-        ("expert_down", sums),
-        ("expert_norm", 0),
         ("expert_attention", attention_shared(dims)),
-        ("expert_combine", 0),
+        ("expert_o", sums),
+        ("expert_gate_up", sums),
+        ("expert_down", sums),
     ];
     compiled(gpu, EXPERT, &defines(dims, tiles), &names)
 }
@@ -190,7 +295,8 @@ fn qkv_order(dims: &GemmaDims) -> Vec<i32> {
 
 /// Tiles of 16 rows of gate with the same of up.
 fn gate_up_order(dims: &GemmaDims) -> Vec<i32> {
-    let tile = |first: usize| (0..32).map(move |r| if r < 16 { first + r } else { dims.mlp + first + r - 16 });
+    let tile =
+        |first: usize| (0..32).map(move |r| if r < 16 { first + r } else { dims.mlp + first + r - 16 });
     (0..dims.mlp).step_by(16).flat_map(tile).map(|row| row as i32).collect()
 }
 

@@ -4,8 +4,8 @@
 //! driver and library version. No algorithm that sums in an order of chance is taken.
 
 use std::collections::HashMap;
-use std::fmt::Write;
 use std::ffi::c_void;
+use std::fmt::Write;
 use std::fs;
 use std::ptr;
 
@@ -47,7 +47,17 @@ impl Shape {
     /// y = x W^T, densely.
     pub fn linear(m: usize, n: usize, k: usize) -> Self {
         Self {
-            m, n, k, kn: false, ldx: k, ldw: k, ldy: n, batch: 1, strides: [0; 3], wide: false, add: false,
+            m,
+            n,
+            k,
+            kn: false,
+            ldx: k,
+            ldw: k,
+            ldy: n,
+            batch: 1,
+            strides: [0; 3],
+            wide: false,
+            add: false,
             epilogue: Epilogue::None,
         }
     }
@@ -110,7 +120,11 @@ const WORKSPACE: usize = 64 << 20;
 const CANDIDATES: usize = 24;
 
 fn check(call: &str, status: cublasStatus_t) -> Result<(), EngineError> {
-    if status == cublasStatus_t::CUBLAS_STATUS_SUCCESS { Ok(()) } else { Err(failed(call, format!("{status:?}"))) }
+    if status == cublasStatus_t::CUBLAS_STATUS_SUCCESS {
+        Ok(())
+    } else {
+        Err(failed(call, format!("{status:?}")))
+    }
 }
 
 impl Gemm {
@@ -122,9 +136,18 @@ impl Gemm {
         let version = unsafe { lt::cublasLtGetVersion() };
         let key = format!("{} {} {version} {}", gpu.name, gpu.driver, if bf16 { "bf16" } else { "f32" });
         let file = format!("gemm-{:016x}.txt", fnv(key.as_bytes()));
-        let text = cache_folder().and_then(|folder| fs::read_to_string(folder.join(&file)).ok()).unwrap_or_default();
+        let text =
+            cache_folder().and_then(|folder| fs::read_to_string(folder.join(&file)).ok()).unwrap_or_default();
         let known = text.lines().filter_map(parse).collect();
-        Ok(Self { handle, bf16, workspace: gpu.zeros(WORKSPACE)?, plans: HashMap::new(), known, file, grown: false })
+        Ok(Self {
+            handle,
+            bf16,
+            workspace: gpu.zeros(WORKSPACE)?,
+            plans: HashMap::new(),
+            known,
+            file,
+            grown: false,
+        })
     }
 
     /// Puts a product on the stream. The first time of a shape measures algorithms: not while capturing.
@@ -149,18 +172,42 @@ impl Gemm {
         }
     }
 
-    fn launch(&self, gpu: &Gpu, plan: &Plan, algo: &lt::cublasLtMatmulAlgo_t, shape: Shape, at: Operands) -> Result<(), EngineError> {
+    fn launch(
+        &self,
+        gpu: &Gpu,
+        plan: &Plan,
+        algo: &lt::cublasLtMatmulAlgo_t,
+        shape: Shape,
+        at: Operands,
+    ) -> Result<(), EngineError> {
         let beta = f32::from(u8::from(shape.add));
         // SAFETY: descriptors live in `plan`; addresses are the engine's buffers, as large as the shape says; alpha and
         // beta are read before the call returns.
         let status = unsafe {
             if shape.epilogue != Epilogue::None {
-                set(plan.desc, lt::cublasLtMatmulDescAttributes_t::CUBLASLT_MATMUL_DESC_BIAS_POINTER, &at.bias)?;
+                set(
+                    plan.desc,
+                    lt::cublasLtMatmulDescAttributes_t::CUBLASLT_MATMUL_DESC_BIAS_POINTER,
+                    &at.bias,
+                )?;
             }
             lt::cublasLtMatmul(
-                self.handle, plan.desc, ptr::from_ref(&at.alpha).cast(), at.w as *const c_void, plan.w,
-                at.x as *const c_void, plan.x, ptr::from_ref(&beta).cast(), at.c as *const c_void, plan.y,
-                at.y as *mut c_void, plan.y, algo, self.workspace.address as *mut c_void, WORKSPACE, gpu.stream.cast(),
+                self.handle,
+                plan.desc,
+                ptr::from_ref(&at.alpha).cast(),
+                at.w as *const c_void,
+                plan.w,
+                at.x as *const c_void,
+                plan.x,
+                ptr::from_ref(&beta).cast(),
+                at.c as *const c_void,
+                plan.y,
+                at.y as *mut c_void,
+                plan.y,
+                algo,
+                self.workspace.address as *mut c_void,
+                WORKSPACE,
+                gpu.stream.cast(),
             )
         };
         check("cublasLtMatmul", status).map_err(|e| failed("cublasLtMatmul", format!("{e} for {shape:?}")))
@@ -229,7 +276,16 @@ impl Gemm {
             let mut results: [lt::cublasLtMatmulHeuristicResult_t; CANDIDATES] = std::mem::zeroed();
             let mut count = 0;
             let status = lt::cublasLtMatmulAlgoGetHeuristic(
-                self.handle, desc, w, x, y, y, preference, CANDIDATES as i32, results.as_mut_ptr(), &mut count,
+                self.handle,
+                desc,
+                w,
+                x,
+                y,
+                y,
+                preference,
+                CANDIDATES as i32,
+                results.as_mut_ptr(),
+                &mut count,
             );
             lt::cublasLtMatmulPreferenceDestroy(preference);
             check("cublasLtMatmulAlgoGetHeuristic", status)
@@ -248,14 +304,25 @@ impl Gemm {
         if best.is_infinite() {
             return Err(failed("cublasLtMatmulAlgoGetHeuristic", format!("no algorithm for {shape:?}")));
         }
-        tracing::debug!("{:.1} us, {:.0} TFLOP/s: {shape:?}", best * 1e3, 2e-9 * (shape.batch * shape.m * shape.n * shape.k) as f64 / best);
+        tracing::debug!(
+            "{:.1} us, {:.0} TFLOP/s: {shape:?}",
+            best * 1e3,
+            2e-9 * (shape.batch * shape.m * shape.n * shape.k) as f64 / best
+        );
         self.known.insert(key, plan.algo.data);
         self.grown = true;
         Ok(plan)
     }
 
     /// Milliseconds of one run, the least of a few rounds. Overwrites y.
-    fn measure(&self, gpu: &Gpu, plan: &Plan, algo: &lt::cublasLtMatmulAlgo_t, shape: Shape, at: Operands) -> Result<f64, EngineError> {
+    fn measure(
+        &self,
+        gpu: &Gpu,
+        plan: &Plan,
+        algo: &lt::cublasLtMatmulAlgo_t,
+        shape: Shape,
+        at: Operands,
+    ) -> Result<f64, EngineError> {
         const RUNS: usize = 5;
         let (start, end) = (Event::new()?, Event::new()?);
         let mut best = f64::INFINITY;
@@ -274,7 +341,11 @@ impl Gemm {
 }
 
 /// SAFETY of callers: `value` is of the type that the library documents for `attribute`.
-unsafe fn set<V>(desc: lt::cublasLtMatmulDesc_t, attribute: lt::cublasLtMatmulDescAttributes_t, value: &V) -> Result<(), EngineError> {
+unsafe fn set<V>(
+    desc: lt::cublasLtMatmulDesc_t,
+    attribute: lt::cublasLtMatmulDescAttributes_t,
+    value: &V,
+) -> Result<(), EngineError> {
     // SAFETY: the value is read before the call returns.
     let status = unsafe {
         lt::cublasLtMatmulDescSetAttribute(desc, attribute, ptr::from_ref(value).cast(), size_of::<V>())
@@ -282,7 +353,14 @@ unsafe fn set<V>(desc: lt::cublasLtMatmulDesc_t, attribute: lt::cublasLtMatmulDe
     check("cublasLtMatmulDescSetAttribute", status)
 }
 
-fn layout(kind: lt::cudaDataType_t, rows: usize, columns: usize, ld: usize, batch: usize, stride: usize) -> Result<lt::cublasLtMatrixLayout_t, EngineError> {
+fn layout(
+    kind: lt::cudaDataType_t,
+    rows: usize,
+    columns: usize,
+    ld: usize,
+    batch: usize,
+    stride: usize,
+) -> Result<lt::cublasLtMatrixLayout_t, EngineError> {
     use lt::cublasLtMatrixLayoutAttribute_t as L;
     let mut layout = ptr::null_mut();
     let (count, stride) = (batch as i32, stride as i64);

@@ -6,7 +6,7 @@ use std::cell::Cell;
 use std::collections::HashMap;
 
 use super::compile::cubin;
-use super::driver::{Arg, Gpu, Kernel, failed};
+use super::driver::{Arg, Gpu, Kernel, Launch, failed};
 use super::gemm::{Gemm, Operands, Shape};
 use crate::engine::EngineError;
 use crate::engine::probe::Tap;
@@ -15,6 +15,17 @@ use crate::engine::probe::Tap;
 pub const STAGES: &[&str] = &[include_str!("kernels/element.cu"), include_str!("kernels/stages.cu")];
 /// The fused action expert.
 pub const EXPERT: &[&str] = &[include_str!("kernels/element.cu"), include_str!("kernels/expert.cu")];
+
+/// Attention of vision and prefix.
+pub const ATTENTION: &[&str] = &[
+    include_str!("kernels/element.cu"),
+    include_str!("kernels/wgmma.cu"),
+    include_str!("kernels/attention.cu"),
+];
+/// Shared memory of `vision_attention`: keys and values of a head.
+pub const VISION_SHARED: usize = 2 * 256 * 72 * 2;
+/// Shared memory of `prefix_attention`: queries, and two sets of keys and values.
+pub const PREFIX_SHARED: usize = 20 * 8192 + 1024;
 
 /// Kernels of `stages.cu`.
 const STAGE_KERNELS: [&str; 14] = [
@@ -48,6 +59,11 @@ pub struct Lane {
     pub launched: Cell<usize>,
 }
 
+/// For measurements: everything by the library and the plainest kernels.
+pub fn is_plain() -> bool {
+    std::env::var_os("PI05_PLAIN").is_some()
+}
+
 /// Kernels that were compiled together, by name.
 pub fn compiled(
     gpu: &Gpu,
@@ -56,7 +72,7 @@ pub fn compiled(
     names: &[(&'static str, usize)],
 ) -> Result<Kernels, EngineError> {
     let module = gpu.module(&cubin(&sources.concat(), defines, gpu.arch)?)?;
-    names.iter().map(|&(name, shared)| Ok((name, module.kernel(name, shared)?))).collect()
+    names.iter().map(|&(name, shared)| Ok((name, module.kernel(name, shared, gpu.arch >= 90)?))).collect()
 }
 
 impl Lane {
@@ -67,13 +83,18 @@ impl Lane {
             defines.push("BF16".to_owned());
             names.push(("geglu_8", 0));
         }
-        Ok(Self {
-            gemm: Gemm::new(&gpu, bf16)?,
-            kernels: compiled(&gpu, STAGES, &defines, &names)?,
-            gpu,
-            bf16,
-            launched: Cell::new(0),
-        })
+        let mut kernels = compiled(&gpu, STAGES, &defines, &names)?;
+        if bf16 && gpu.arch >= 80 && !is_plain() {
+            let names = [("vision_attention", VISION_SHARED), ("prefix_attention", PREFIX_SHARED)];
+            let hopper = if gpu.arch == 90 { 2 } else { 1 };
+            kernels.extend(compiled(&gpu, ATTENTION, &defines, &names[..hopper])?);
+        }
+        Ok(Self { gemm: Gemm::new(&gpu, bf16)?, kernels, gpu, bf16, launched: Cell::new(0) })
+    }
+
+    /// Whether this GPU has a kernel.
+    pub fn has(&self, name: &str) -> bool {
+        self.kernels.contains_key(name)
     }
 
     /// Bytes of an element of weights and activations.
@@ -82,17 +103,30 @@ impl Lane {
     }
 
     /// Puts a kernel of `stages.cu` on the stream; it may start before the one before it has ended, and waits for it inside.
-    pub fn launch(&self, name: &'static str, grid: [usize; 3], block: usize, shared: usize, args: &[Arg]) -> Result<(), EngineError> {
-        self.launch_of(&self.kernels, name, grid, block, shared, args)
+    pub fn launch(
+        &self,
+        name: &'static str,
+        grid: [usize; 3],
+        block: usize,
+        shared: usize,
+        args: &[Arg],
+    ) -> Result<(), EngineError> {
+        self.launch_of(&self.kernels, name, Launch::new(grid, block, shared), args)
     }
 
     /// The same for a kernel that was compiled elsewhere.
-    pub fn launch_of(&self, kernels: &Kernels, name: &'static str, grid: [usize; 3], block: usize, shared: usize, args: &[Arg]) -> Result<(), EngineError> {
+    pub fn launch_of(
+        &self,
+        kernels: &Kernels,
+        name: &'static str,
+        shape: Launch,
+        args: &[Arg],
+    ) -> Result<(), EngineError> {
         let Some(&kernel) = kernels.get(name) else {
             return Err(failed("cuLaunchKernelEx", format!("no kernel {name} was compiled")));
         };
         self.launched.set(self.launched.get() + 1);
-        let launched = self.gpu.launch(kernel, grid, block, shared, true, args);
+        let launched = self.gpu.launch(kernel, shape, true, args);
         launched.map_err(|e| failed("cuLaunchKernelEx", format!("{name}: {e}")))
     }
 
@@ -108,7 +142,13 @@ impl Lane {
     }
 
     /// `x [rows, width]` f32 to the tap, if it wants it.
-    pub fn record_wide(&self, tap: &mut Tap, name: std::fmt::Arguments<'_>, x: u64, count: usize) -> Result<(), EngineError> {
+    pub fn record_wide(
+        &self,
+        tap: &mut Tap,
+        name: std::fmt::Arguments<'_>,
+        x: u64,
+        count: usize,
+    ) -> Result<(), EngineError> {
         if tap.wants(name) {
             tap.record(name, &self.gpu.download::<f32>(x, count)?);
         }
@@ -116,7 +156,13 @@ impl Lane {
     }
 
     /// Activations in the lane's own type to the tap, if it wants them.
-    pub fn record(&self, tap: &mut Tap, name: std::fmt::Arguments<'_>, x: u64, count: usize) -> Result<(), EngineError> {
+    pub fn record(
+        &self,
+        tap: &mut Tap,
+        name: std::fmt::Arguments<'_>,
+        x: u64,
+        count: usize,
+    ) -> Result<(), EngineError> {
         if !self.bf16 {
             return self.record_wide(tap, name, x, count);
         }

@@ -88,7 +88,15 @@ impl<'a> Loader<'a> {
     }
 
     /// `count` rows from element `first` of a tensor to device memory at `to`.
-    fn piece(&mut self, tensor: &Tensor, first: usize, count: usize, columns: usize, pitch: usize, to: u64) -> Result<(), EngineError> {
+    fn piece(
+        &mut self,
+        tensor: &Tensor,
+        first: usize,
+        count: usize,
+        columns: usize,
+        pitch: usize,
+        to: u64,
+    ) -> Result<(), EngineError> {
         let size = if self.bf16 { 2 } else { 4 };
         let (pinned, copied) = &mut self.staging[self.turn];
         self.turn = 1 - self.turn;

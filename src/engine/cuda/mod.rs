@@ -30,7 +30,7 @@ use driver::{Buffer, Gpu};
 use expert::{ACTIONS, Expert};
 use lane::Lane;
 use load::Loader;
-use prefix::{BUCKET, Cache, Layout, Prefix};
+use prefix::{Cache, Layout, Prefix};
 use vision::{Pixel, Vision};
 
 use super::EngineError;
@@ -44,7 +44,7 @@ use crate::model::sampler::rtc::Rtc;
 /// Cameras that there is always room for.
 const CAMERAS: usize = 3;
 /// Prompt tokens that there is always room for.
-const TOKENS: usize = 208;
+const TOKENS: usize = 200;
 
 /// A network on a GPU.
 pub struct CudaEngine {
@@ -112,7 +112,8 @@ impl CudaEngine {
     pub fn new(weights: &Weights, dims: Dims, bf16: bool, cameras: usize) -> Result<Self, EngineError> {
         let gpu = Gpu::open()?;
         let (free, _) = gpu.memory()?;
-        let room = Room { cameras: cameras.max(CAMERAS), tokens: dims.max_tokens.next_multiple_of(BUCKET).max(TOKENS) };
+        let room =
+            Room { cameras: cameras.max(CAMERAS), tokens: dims.max_tokens.next_multiple_of(8).max(TOKENS) };
         let slot_rows = room.cameras * dims.vision.tokens();
         let rows = slot_rows + room.tokens;
         let keys = rows + ACTIONS;
@@ -134,8 +135,20 @@ impl CudaEngine {
         let memory = free.saturating_sub(act.gpu.memory()?.0);
         tracing::info!("{}: {} MiB of weights, {} MiB in all", act.gpu.name, loaded >> 20, memory >> 20);
         Ok(Self {
-            dims, room, graphs, vision, prefix, expert, cache, features, images, warm: HashSet::new(), generation: 0,
-            memory, see, act,
+            dims,
+            room,
+            graphs,
+            vision,
+            prefix,
+            expert,
+            cache,
+            features,
+            images,
+            warm: HashSet::new(),
+            generation: 0,
+            memory,
+            see,
+            act,
         })
     }
 
@@ -170,7 +183,14 @@ impl CudaEngine {
             self.graphs.upload_images(&self.see.gpu, 0, &self.images[0], bytes)?;
             let (at, features) = (self.images[0].address, self.features.address);
             if self.warm.insert(Warm::Vision(images.slots.len())) {
-                self.vision.record(&mut self.see, at, images.pixel, &images.slots, features, &mut Tap::none())?;
+                self.vision.record(
+                    &mut self.see,
+                    at,
+                    images.pixel,
+                    &images.slots,
+                    features,
+                    &mut Tap::none(),
+                )?;
             }
             self.vision.record(&mut self.see, at, images.pixel, &images.slots, features, tap)?;
             self.see.gpu.synchronize()?;
@@ -180,11 +200,16 @@ impl CudaEngine {
     }
 
     /// Stage 2: the prefix (image tokens, then prompt tokens) to keys and values. Every token sees every token.
-    pub fn prefix(&mut self, features: &Features, tokens: &[u32], tap: &mut Tap) -> Result<KvCache, EngineError> {
+    pub fn prefix(
+        &mut self,
+        features: &Features,
+        tokens: &[u32],
+        tap: &mut Tap,
+    ) -> Result<KvCache, EngineError> {
         self.act.gpu.bind()?;
         self.is_latest("features", features.generation)?;
         self.check_prompt(features.rows, tokens)?;
-        let layout = Layout::new(features.rows, tokens.len());
+        let layout = Layout::new(features.rows, tokens.len(), self.room.tokens);
         self.act.gpu.upload_to(self.cache.request.address, &request(layout, 0, tokens))?;
         let valid = layout.image_rows + tokens.len();
         self.warm_prefix(layout)?;
@@ -196,7 +221,14 @@ impl CudaEngine {
     }
 
     /// Stage 3: from `noise` `[horizon, action_dim]` to actions of the same shape, in model space.
-    pub fn denoise(&mut self, kv: &KvCache, noise: &[f32], sampler: &Sampler, rtc: &Rtc, tap: &mut Tap) -> Result<Vec<f32>, EngineError> {
+    pub fn denoise(
+        &mut self,
+        kv: &KvCache,
+        noise: &[f32],
+        sampler: &Sampler,
+        rtc: &Rtc,
+        tap: &mut Tap,
+    ) -> Result<Vec<f32>, EngineError> {
         self.act.gpu.bind()?;
         self.is_latest("keys and values", kv.generation)?;
         let horizon = self.horizon(noise)?;
@@ -231,7 +263,14 @@ impl CudaEngine {
         self.prefix.record(&mut self.act, &self.cache, &self.features, slot_rows, layout, valid, tap)
     }
 
-    fn put_denoise(&mut self, layout: Layout, horizon: usize, sampler: &Sampler, rtc: &Rtc, tap: &mut Tap) -> Result<(), EngineError> {
+    fn put_denoise(
+        &mut self,
+        layout: Layout,
+        horizon: usize,
+        sampler: &Sampler,
+        rtc: &Rtc,
+        tap: &mut Tap,
+    ) -> Result<(), EngineError> {
         self.expert.record(&mut self.act, &self.cache, layout, horizon, sampler, rtc, tap)
     }
 
@@ -273,9 +312,11 @@ impl CudaEngine {
             return input("prompt", format!("at most {} tokens", self.room.tokens), tokens.len().to_string());
         }
         match tokens.iter().find(|&&token| token as usize >= self.dims.vocab) {
-            Some(token) => {
-                input("prompt token", format!("below the embedding's {} rows", self.dims.vocab), token.to_string())
-            }
+            Some(token) => input(
+                "prompt token",
+                format!("below the embedding's {} rows", self.dims.vocab),
+                token.to_string(),
+            ),
             None => Ok(()),
         }
     }

@@ -5,7 +5,7 @@
 
 use super::driver::{Buffer, Gpu};
 use super::gemm::{Operands, Shape};
-use super::lane::Lane;
+use super::lane::{Lane, PREFIX_SHARED};
 use super::load::Loader;
 use crate::engine::EngineError;
 use crate::engine::probe::Tap;
@@ -26,8 +26,9 @@ pub struct Layout {
 }
 
 impl Layout {
-    pub fn new(image_rows: usize, tokens: usize) -> Self {
-        Self { image_rows, rows: image_rows + tokens.next_multiple_of(BUCKET) }
+    /// `most`: tokens that there is room for; they are the last bucket.
+    pub fn new(image_rows: usize, tokens: usize, most: usize) -> Self {
+        Self { image_rows, rows: image_rows + tokens.next_multiple_of(BUCKET).min(most) }
     }
 }
 
@@ -50,10 +51,18 @@ pub struct Cache {
 }
 
 impl Cache {
-    pub fn new(gpu: &Gpu, dims: &Dims, keys: usize, transposed: bool, size: usize) -> Result<Self, EngineError> {
+    pub fn new(
+        gpu: &Gpu,
+        dims: &Dims,
+        keys: usize,
+        transposed: bool,
+        size: usize,
+    ) -> Result<Self, EngineError> {
         let GemmaDims { head_dim, layers, .. } = dims.language;
         let capacity = keys.next_multiple_of(128);
-        let all = |count: usize| (0..count).map(|_| gpu.zeros(capacity * head_dim * size)).collect::<Result<Vec<_>, _>>();
+        let all = |count: usize| {
+            (0..count).map(|_| gpu.zeros(capacity * head_dim * size)).collect::<Result<Vec<_>, _>>()
+        };
         let (cos, sin) = angles(head_dim, capacity);
         Ok(Self {
             capacity,
@@ -74,7 +83,8 @@ impl Cache {
 
 /// cos and sin of `position * 10000^(-2j / head_dim)`; f32 with an unrounded `inv_freq` (spec/PI05.md §10).
 fn angles(head_dim: usize, positions: usize) -> (Vec<f32>, Vec<f32>) {
-    let inv_freq: Vec<f32> = (0..head_dim / 2).map(|j| 1.0 / 10_000f32.powf((2 * j) as f32 / head_dim as f32)).collect();
+    let inv_freq: Vec<f32> =
+        (0..head_dim / 2).map(|j| 1.0 / 10_000f32.powf((2 * j) as f32 / head_dim as f32)).collect();
     let angles = (0..positions).flat_map(|p| inv_freq.iter().map(move |f| p as f32 * f));
     angles.map(|angle| (angle.cos(), angle.sin())).unzip()
 }
@@ -89,9 +99,11 @@ pub struct Block {
 
 impl Block {
     pub fn new(load: &mut Loader<'_>, at: &str) -> Result<Self, EngineError> {
-        let names = |parts: &[&str]| parts.iter().map(|part| format!("{at}{part}.weight")).collect::<Vec<_>>();
+        let names =
+            |parts: &[&str]| parts.iter().map(|part| format!("{at}{part}.weight")).collect::<Vec<_>>();
         Ok(Self {
-            qkv: load.matrices(&names(&["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"]), None)?,
+            qkv: load
+                .matrices(&names(&["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"]), None)?,
             o: load.matrices(&names(&["self_attn.o_proj"]), None)?,
             gate_up: load.matrices(&names(&["mlp.gate_proj", "mlp.up_proj"]), None)?,
             down: load.matrices(&names(&["mlp.down_proj"]), None)?,
@@ -116,7 +128,13 @@ pub struct Activations {
 }
 
 impl Activations {
-    pub fn new(gpu: &Gpu, dims: &GemmaDims, rows: usize, keys: usize, size: usize) -> Result<Self, EngineError> {
+    pub fn new(
+        gpu: &Gpu,
+        dims: &GemmaDims,
+        rows: usize,
+        keys: usize,
+        size: usize,
+    ) -> Result<Self, EngineError> {
         let zeros = |columns: usize, size: usize| gpu.zeros(rows * columns * size);
         let keys = keys.next_multiple_of(16);
         Ok(Self {
@@ -134,18 +152,36 @@ impl Activations {
     }
 
     /// `q` over the first `keys` keys of a layer to `mixed`; keys from the request's valid rows to `prefix` do not count.
-    pub fn attend(&self, lane: &mut Lane, dims: &GemmaDims, cache: &Cache, layer: usize, tokens: usize, prefix: usize, keys: usize) -> Result<(), EngineError> {
+    pub fn attend(
+        &self,
+        lane: &mut Lane,
+        dims: &GemmaDims,
+        cache: &Cache,
+        layer: usize,
+        tokens: usize,
+        prefix: usize,
+        keys: usize,
+    ) -> Result<(), EngineError> {
         let (dim, rows, pitch) = (dims.head_dim, tokens * dims.heads, keys.next_multiple_of(16));
         let shape = Shape { ldy: pitch, ..Shape::linear(rows, keys, dim).wide() };
         lane.product(shape, Operands::new(self.q.address, cache.k[layer].address, self.logits.address))?;
         let scale = 1.0 / (dim as f32).sqrt();
         let args = [
-            (&self.logits).into(), (&self.probabilities).into(), (&cache.request).into(), rows.into(), prefix.into(),
-            keys.into(), pitch.into(), scale.into(),
+            (&self.logits).into(),
+            (&self.probabilities).into(),
+            (&cache.request).into(),
+            rows.into(),
+            prefix.into(),
+            keys.into(),
+            pitch.into(),
+            scale.into(),
         ];
         lane.launch("softmax", [rows.div_ceil(4), 1, 1], 128, 0, &args)?;
         let shape = Shape { kn: true, ldx: pitch, ldw: dim, ..Shape::linear(rows, dim, keys) };
-        lane.product(shape, Operands::new(self.probabilities.address, cache.v[layer].address, self.mixed.address))
+        lane.product(
+            shape,
+            Operands::new(self.probabilities.address, cache.v[layer].address, self.mixed.address),
+        )
     }
 
     /// `gate_up` to `hidden`.
@@ -169,7 +205,13 @@ pub struct Prefix {
 
 impl Prefix {
     /// For at most `rows` rows.
-    pub fn new(gpu: &Gpu, load: &mut Loader<'_>, dims: &Dims, rows: usize, size: usize) -> Result<Self, EngineError> {
+    pub fn new(
+        gpu: &Gpu,
+        load: &mut Loader<'_>,
+        dims: &Dims,
+        rows: usize,
+        size: usize,
+    ) -> Result<Self, EngineError> {
         let language = dims.language;
         let mut layers = Vec::with_capacity(language.layers);
         for i in 0..language.layers {
@@ -190,13 +232,28 @@ impl Prefix {
 
     /// Puts the stage on the stream: features and the cache's request to the cache's keys and values. `slot_rows`: rows
     /// of each of the two sets of features. `valid`: rows that the tap hears of.
-    pub fn record(&self, lane: &mut Lane, cache: &Cache, features: &Buffer, slot_rows: usize, layout: Layout, valid: usize, tap: &mut Tap) -> Result<(), EngineError> {
+    pub fn record(
+        &self,
+        lane: &mut Lane,
+        cache: &Cache,
+        features: &Buffer,
+        slot_rows: usize,
+        layout: Layout,
+        valid: usize,
+        tap: &mut Tap,
+    ) -> Result<(), EngineError> {
         let GemmaDims { width, heads, head_dim, mlp, .. } = self.dims;
         let a = &self.activations;
         let Layout { image_rows, rows } = layout;
         let args = [
-            (&cache.request).into(), features.into(), (&self.embedding).into(), (&a.x).into(), image_rows.into(),
-            slot_rows.into(), width.into(), (width as f32).sqrt().into(),
+            (&cache.request).into(),
+            features.into(),
+            (&self.embedding).into(),
+            (&a.x).into(),
+            image_rows.into(),
+            slot_rows.into(),
+            width.into(),
+            (width as f32).sqrt().into(),
         ];
         lane.launch("prefix_start", [rows, 1, 1], 256, 0, &args)?;
         lane.record_wide(tap, format_args!("prefix.embs"), a.x.address, valid * width)?;
@@ -212,9 +269,19 @@ impl Prefix {
             let shape = Shape { ldy: columns, ..Shape::linear(rows, columns - q_rows, width) };
             lane.product(shape, Operands::new(a.h.address, weight, a.qkv.address + offset))?;
             let args = [
-                (&a.qkv).into(), (&a.q).into(), (&cache.k[i]).into(), (&cache.v[i]).into(), cache.vt(i).into(),
-                (&cache.cos).into(), (&cache.sin).into(), (&cache.request).into(), 0usize.into(), heads.into(),
-                head_dim.into(), 0usize.into(), cache.capacity.into(),
+                (&a.qkv).into(),
+                (&a.q).into(),
+                (&cache.k[i]).into(),
+                (&cache.v[i]).into(),
+                cache.vt(i).into(),
+                (&cache.cos).into(),
+                (&cache.sin).into(),
+                (&cache.request).into(),
+                0usize.into(),
+                heads.into(),
+                head_dim.into(),
+                0usize.into(),
+                cache.capacity.into(),
             ];
             lane.launch("split_rope", [rows, 1, 1], 256, 0, &args)?;
             lane.record(tap, format_args!("prefix.kv.{i}.k"), cache.k[i].address, valid * head_dim)?;
@@ -222,12 +289,40 @@ impl Prefix {
             if i == last {
                 break;
             }
-            a.attend(lane, &self.dims, cache, i, rows, rows, rows)?;
+            if head_dim == 256 && lane.has("prefix_attention") {
+                let scale = std::f32::consts::LOG2_E / (head_dim as f32).sqrt();
+                let args = [
+                    (&a.q).into(),
+                    (&cache.k[i]).into(),
+                    (&cache.v[i]).into(),
+                    (&a.mixed).into(),
+                    (&cache.request).into(),
+                    (rows * heads).into(),
+                    scale.into(),
+                ];
+                lane.launch(
+                    "prefix_attention",
+                    [(rows * heads).div_ceil(64), 1, 1],
+                    128,
+                    PREFIX_SHARED,
+                    &args,
+                )?;
+            } else {
+                a.attend(lane, &self.dims, cache, i, rows, rows, rows)?;
+            }
             let shape = Shape::linear(rows, width, heads * head_dim).wide().add();
             lane.product(shape, Operands::new(a.mixed.address, block.o.address, a.x.address))?;
             self.norm(lane, &norms[1], rows)?;
-            lane.record(tap, format_args!("prefix.layer.{i}.post_attention_layernorm"), a.h.address, valid * width)?;
-            lane.product(Shape::linear(rows, 2 * mlp, width), Operands::new(a.h.address, block.gate_up.address, a.gate_up.address))?;
+            lane.record(
+                tap,
+                format_args!("prefix.layer.{i}.post_attention_layernorm"),
+                a.h.address,
+                valid * width,
+            )?;
+            lane.product(
+                Shape::linear(rows, 2 * mlp, width),
+                Operands::new(a.h.address, block.gate_up.address, a.gate_up.address),
+            )?;
             a.geglu(lane, mlp, rows)?;
             let shape = Shape::linear(rows, width, mlp).wide().add();
             lane.product(shape, Operands::new(a.hidden.address, block.down.address, a.x.address))?;
@@ -238,7 +333,15 @@ impl Prefix {
 
     fn norm(&self, lane: &Lane, scale: &Buffer, rows: usize) -> Result<(), EngineError> {
         let a = &self.activations;
-        let args = [(&a.x).into(), scale.into(), 0u64.into(), 0usize.into(), 0usize.into(), (&a.h).into(), self.dims.width.into()];
+        let args = [
+            (&a.x).into(),
+            scale.into(),
+            0u64.into(),
+            0usize.into(),
+            0usize.into(),
+            (&a.h).into(),
+            self.dims.width.into(),
+        ];
         lane.launch("rms_norm", [rows, 1, 1], 256, 0, &args)
     }
 }

@@ -1,6 +1,12 @@
 // The action expert in bf16: at most 64 action tokens against weights that stream through once per step.
-// One kernel per product, with what follows it in its epilogue; weights wait in registers before the kernel before
-// has ended. NT: tokens / 8, rounded up, set when these are compiled.
+// Five kernels per block: a product each, with what follows it in its epilogue, and attention. Weights wait in
+// registers before the kernel before has ended; clusters of blocks share a product's sum through each other's memory.
+//
+// A norm needs whole rows, a block has 32 columns of them: so the kernel that makes x also makes xs = x * (1 + scale)
+// and each 32 columns' sum of squares, and the next product is W norm(x) = r W xs + W shift, with r = 1 / rms(x) in its
+// epilogue. W shift depends on the time alone and is made with the schedule.
+//
+// NT: tokens / 8, rounded up, set when these are compiled.
 
 #ifndef NT
 #define NT 7
@@ -33,8 +39,10 @@ extern "C" __global__ void pack_weights(const uint4* w, uint4* packed, const int
     }
 }
 
-// sum[32 rows][TOKENS] of this block's rows over k in [first, first + 32 * KB * WARPS) of x [TOKENS, k], in shared memory.
-template <int KB> __device__ __forceinline__ float* product(const uint4* packed, const u16* x, int k, int tile, int first) {
+// sum[TOKENS][32 rows] of this block's rows over k in [first, first + 32 * KB * WARPS) of x [TOKENS, k], in shared
+// memory. `meanwhile` is done as soon as the kernel before has ended.
+template <int KB, class F>
+__device__ __forceinline__ float* product(const uint4* packed, const u16* x, int k, int tile, int first, F meanwhile) {
     int warp = threadIdx.x / 32, lane = threadIdx.x % 32, units = k / 32;
     int unit = first / 32 + warp * KB;
     const uint4* from = packed + ((size_t)tile * MT * units + unit) * 64 + lane;
@@ -47,6 +55,7 @@ template <int KB> __device__ __forceinline__ float* product(const uint4* packed,
             a[b][m][1] = stream16(from + ((size_t)m * units + b) * 64 + 32);
         }
     wait_for_previous();
+    meanwhile();
     float acc[MT][NT][4] = {};
     const u16* xs = x + (size_t)(lane / 4) * k + unit * 32 + lane % 4 * 8;
 #pragma unroll
@@ -86,27 +95,74 @@ template <int KB> __device__ __forceinline__ float* product(const uint4* packed,
     return shared; // [token][32 rows]
 }
 
+// Weights that a later kernel reads, on their way into the cache; each block asks for its part.
+__device__ __forceinline__ void ask_for(const char* next, int kilobytes) {
+#if __CUDA_ARCH__ >= 900
+    int blocks = gridDim.x * gridDim.y, block = blockIdx.y * gridDim.x + blockIdx.x;
+    int each = (kilobytes + blocks - 1) / blocks, first = block * each, count = min(each, kilobytes - first);
+    if (threadIdx.x == 0 && count > 0)
+        asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(next + (size_t)first * 1024), "r"(count * 1024) : "memory");
+#endif
+}
+
+// r[token] = 1 / rms(x), from the sums of squares of each 32 columns.
+__device__ __forceinline__ void root_mean_squares(const float* squares, float* r) {
+    int token = threadIdx.x / 4;
+    float sum = 0.0f;
+    if (token < TOKENS)
+#pragma unroll
+        for (int i = 0; i < WIDTH / 128; i++) sum += squares[(threadIdx.x % 4 + 4 * i) * TOKENS + token];
+    sum += __shfl_xor_sync(FULL, sum, 1);
+    sum += __shfl_xor_sync(FULL, sum, 2);
+    if (token < TOKENS && threadIdx.x % 4 == 0) r[token] = rsqrtf(sum / WIDTH + 1e-6f);
+}
+
+// xs and squares of x as the chunk comes in. grid: tokens, block: WIDTH / 4. The first `clean` rows' scale is
+// `to_clean` floats further on.
+extern "C" __global__ void expert_start(const float* x, const float* scale, int clean, int to_clean, u16* xs, float* squares) {
+    int i = threadIdx.x;
+    float4 s = ((const float4*)(scale + ((int)blockIdx.x < clean ? to_clean : 0)))[i];
+    wait_for_previous();
+    float4 v = ((const float4*)x)[(size_t)blockIdx.x * WIDTH / 4 + i];
+    let_next_start();
+    ((uint2*)xs)[(size_t)blockIdx.x * WIDTH / 4 + i] = make_uint2(pack_bf16(v.x * s.x, v.y * s.y), pack_bf16(v.z * s.z, v.w * s.w));
+    float sum = v.x * v.x + v.y * v.y + v.z * v.z + v.w * v.w;
+#pragma unroll
+    for (int d = 4; d > 0; d >>= 1) sum += __shfl_xor_sync(FULL, sum, d);
+    if (i % 8 == 0) squares[i / 8 * TOKENS + blockIdx.x] = sum;
+}
+
+// W shift of `count` times: out [.., pitch], packed rows in order. x [TOKENS, WIDTH]. grid: rows / 32.
+extern "C" __global__ __launch_bounds__(256) void expert_shift(const uint4* packed, const u16* x, float* out, int count, int pitch) {
+    float* sum = product<WIDTH / 32 / WARPS>(packed, x, WIDTH, blockIdx.x, 0, [] {});
+    for (int i = threadIdx.x; i < 32 * count; i += 256) out[(size_t)(i / 32) * pitch + blockIdx.x * 32 + i % 32] = sum[i];
+}
+
 // q, k, v of the action tokens, q and k rotated to their positions; q is scaled by 1/16 as well, exactly.
 // Packed rows of a tile: 16 of a head's first half, then their partners of the second half. grid: (heads + 2) * dim / 32.
-extern "C" __global__ __launch_bounds__(256) void expert_qkv(const uint4* packed, const u16* h, u16* q, u16* k, u16* vt,
-        const float* cos, const float* sin, const int* valid, int heads, int first, int keys, int tokens, float scale) {
+extern "C" __global__ __launch_bounds__(256, 2) void expert_qkv(const uint4* packed, const u16* xs, const float* squares,
+        const float* shift, int clean, int to_clean, u16* q, u16* k, u16* vt, const float* cos, const float* sin,
+        const int* valid, int heads, int first, int keys, int tokens, float scale, const char* next, int kilobytes) {
+    __shared__ float r[TOKENS];
     const int dim = HEAD_DIM, half = dim / 2;
-    float* sum = product<WIDTH / 32 / WARPS>(packed, h, WIDTH, blockIdx.x, 0);
+    ask_for(next, kilobytes);
+    float* sum = product<WIDTH / 32 / WARPS>(packed, xs, WIDTH, blockIdx.x, 0, [&] { root_mean_squares(squares, r); });
     int head = blockIdx.x / (half / 16), j0 = blockIdx.x % (half / 16) * 16, start = *valid;
     for (int i = threadIdx.x; i < 16 * tokens; i += 256) {
-        int token = i / 16, r = i % 16, j = j0 + r;
-        float a = sum[token * 32 + r], b = sum[token * 32 + 16 + r];
+        int token = i / 16, e = i % 16, j = j0 + e;
+        const float* c = shift + (token < clean ? to_clean : 0) + blockIdx.x * 32 + e;
+        float a = sum[token * 32 + e] * r[token] + c[0], b = sum[token * 32 + 16 + e] * r[token] + c[16];
         if (head <= heads) {
-            float c = cos[(start + token) * half + j], s = sin[(start + token) * half + j];
-            float x = a * c - b * s, y = b * c + a * s;
+            float x = cos[(start + token) * half + j], y = sin[(start + token) * half + j];
+            float s = a * x - b * y, t = b * x + a * y;
             if (head < heads) {
                 u16* to = q + ((size_t)token * heads + head) * dim;
-                to[j] = bf16_of(x * scale);
-                to[half + j] = bf16_of(y * scale);
+                to[j] = bf16_of(s * scale);
+                to[half + j] = bf16_of(t * scale);
             } else {
                 u16* to = k + (size_t)(first + token) * dim;
-                to[j] = bf16_of(x);
-                to[half + j] = bf16_of(y);
+                to[j] = bf16_of(s);
+                to[half + j] = bf16_of(t);
             }
         } else {
             vt[(size_t)j * keys + first + token] = bf16_of(a);
@@ -116,71 +172,115 @@ extern "C" __global__ __launch_bounds__(256) void expert_qkv(const uint4* packed
 }
 
 // hidden = GELU(gate) * up. Packed rows of a tile: 16 of gate, then the same 16 of up. grid: mlp / 16.
-extern "C" __global__ __launch_bounds__(256, 2) void expert_gate_up(const uint4* packed, const u16* h, u16* hidden, int tokens) {
-    float* sum = product<WIDTH / 32 / WARPS>(packed, h, WIDTH, blockIdx.x, 0);
+extern "C" __global__ __launch_bounds__(256, 2) void expert_gate_up(const uint4* packed, const u16* xs, const float* squares,
+        const float* shift, int clean, int to_clean, u16* hidden, int tokens, const char* next, int kilobytes) {
+    __shared__ float r[TOKENS];
+    ask_for(next, kilobytes);
+    float* sum = product<WIDTH / 32 / WARPS>(packed, xs, WIDTH, blockIdx.x, 0, [&] { root_mean_squares(squares, r); });
     for (int i = threadIdx.x; i < 8 * tokens; i += 256) {
-        int token = i / 8, r = i % 8 * 2;
-        float* s = sum + token * 32 + r;
-        *(u32*)(hidden + (size_t)token * MLP + blockIdx.x * 16 + r) = pack_bf16(gelu_tanh(s[0]) * s[16], gelu_tanh(s[1]) * s[17]);
+        int token = i / 8, e = i % 8 * 2;
+        const float* c = shift + (token < clean ? to_clean : 0) + blockIdx.x * 32 + e;
+        const float* s = sum + token * 32 + e;
+        float x = r[token], g0 = s[0] * x + c[0], g1 = s[1] * x + c[1], u0 = s[16] * x + c[16], u1 = s[17] * x + c[17];
+        *(u32*)(hidden + (size_t)token * MLP + blockIdx.x * 16 + e) = pack_bf16(gelu_tanh(g0) * u0, gelu_tanh(g1) * u1);
     }
 }
 
-// One share of the output product of attention, or of the MLP: parts[share][token][WIDTH].
-// grid: (WIDTH / 32, shares); every share takes 32 * KB * WARPS of k.
-template <int KB> __device__ __forceinline__ void share(const uint4* packed, const u16* x, float* parts, int k, int tokens) {
-    float* sum = product<KB>(packed, x, k, blockIdx.x, blockIdx.y * 32 * KB * WARPS);
-    float* to = parts + (size_t)blockIdx.y * TOKENS * WIDTH + blockIdx.x * 32;
-    for (int i = threadIdx.x; i < 32 * tokens; i += 256) to[(size_t)(i / 32) * WIDTH + i % 32] = sum[i];
+#if __CUDA_ARCH__ >= 900
+__device__ __forceinline__ void cluster_arrive() { asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory"); }
+__device__ __forceinline__ void cluster_wait() { asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory"); }
+__device__ __forceinline__ u32 of_rank(const void* mine, int rank) {
+    u32 at;
+    asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(at) : "r"((u32)__cvta_generic_to_shared(mine)), "r"(rank));
+    return at;
 }
-extern "C" __global__ __launch_bounds__(256) void expert_o(const uint4* packed, const u16* x, float* parts, int tokens) {
-    share<QWIDTH / 32 / WARPS / O_SHARES>(packed, x, parts, QWIDTH, tokens);
+__device__ __forceinline__ float load_of_rank(const float* mine, int rank) {
+    float x;
+    asm volatile("ld.shared::cluster.f32 %0, [%1];" : "=f"(x) : "r"(of_rank(mine, rank)) : "memory");
+    return x;
 }
-extern "C" __global__ __launch_bounds__(256, 2) void expert_down(const uint4* packed, const u16* x, float* parts, int tokens) {
-    share<MLP / 32 / WARPS / DOWN_SHARES>(packed, x, parts, MLP, tokens);
+__device__ __forceinline__ float4 load4_of_rank(const float* mine, int rank) {
+    float4 x;
+    asm volatile("ld.shared::cluster.v4.f32 {%0,%1,%2,%3}, [%4];" : "=f"(x.x), "=f"(x.y), "=f"(x.z), "=f"(x.w) : "r"(of_rank(mine, rank)) : "memory");
+    return x;
 }
 
-// x += gate * sum of parts; h = x / rms(x) * scale + shift. grid: tokens, block: WIDTH / 4. shares = 0: only the norm.
-// The first `clean` rows' modulation is `to_clean` floats further on.
-extern "C" __global__ void expert_norm(float* x, const float* parts, int shares, const float* gate, const float* scale,
-                                       const float* shift, int clean, int to_clean, u16* h) {
-    int i = threadIdx.x;
-    size_t at = (size_t)blockIdx.x * WIDTH / 4 + i;
-    if ((int)blockIdx.x < clean) {
-        gate += to_clean;
-        scale += to_clean;
-        shift += to_clean;
-    }
-    float4 s = ((const float4*)scale)[i], t = ((const float4*)shift)[i], g = {};
-    if (shares) g = ((const float4*)gate)[i];
-    wait_for_previous();
-    float4 v = ((float4*)x)[at];
-    if (shares) {
-        float4 sum = {};
-        for (int p = 0; p < shares; p++) {
-            float4 y = ((const float4*)parts)[(size_t)p * TOKENS * WIDTH / 4 + at];
-            sum.x += y.x; sum.y += y.y; sum.z += y.z; sum.w += y.w;
+// x += gate * (W in); xs and squares for the next norm. Cluster: SHARES blocks in y, each with a share of k; each then
+// finishes every SHARES-th token. grid: (WIDTH / 32, SHARES).
+template <int KB, int SHARES>
+__device__ __forceinline__ void residual(const uint4* packed, const u16* in, int k, float* x, const float* gate,
+        const float* scale, int clean, int to_clean, u16* xs, float* squares, int tokens) {
+    const int MOST = (TOKENS / SHARES + WARPS) / WARPS;
+    int warp = threadIdx.x / 32, lane = threadIdx.x % 32, rank = blockIdx.y, column = blockIdx.x * 32 + lane;
+    float old[MOST];
+    float* sum = product<KB>(packed, in, k, blockIdx.x, rank * 32 * KB * WARPS, [&] {
+#pragma unroll
+        for (int i = 0; i < MOST; i++) {
+            int token = (warp + i * WARPS) * SHARES + rank;
+            old[i] = token < tokens ? x[(size_t)token * WIDTH + column] : 0.0f;
         }
-        v.x += g.x * sum.x; v.y += g.y * sum.y; v.z += g.z * sum.z; v.w += g.w * sum.w;
-        ((float4*)x)[at] = v;
+    });
+    cluster_arrive();
+    cluster_wait();
+#pragma unroll
+    for (int i = 0; i < MOST; i++) {
+        int token = (warp + i * WARPS) * SHARES + rank;
+        if (token < tokens) {
+            float y = 0.0f;
+#pragma unroll
+            for (int s = 0; s < SHARES; s++) y += load_of_rank(sum + token * 32 + lane, s);
+            int far = token < clean ? to_clean : 0;
+            float v = old[i] + gate[far + column] * y;
+            x[(size_t)token * WIDTH + column] = v;
+            xs[(size_t)token * WIDTH + column] = bf16_of(v * scale[far + column]);
+            float square = warp_sum(v * v);
+            if (lane == 0) squares[blockIdx.x * TOKENS + token] = square;
+        }
     }
-    float r = rsqrtf(block_sum(v.x * v.x + v.y * v.y + v.z * v.z + v.w * v.w) / WIDTH + 1e-6f);
-    let_next_start();
-    uint2 o = {pack_bf16(v.x * r * s.x + t.x, v.y * r * s.y + t.y), pack_bf16(v.z * r * s.z + t.z, v.w * r * s.w + t.w)};
-    ((uint2*)h)[at] = o;
+    cluster_arrive(); // nobody leaves while others read
+    cluster_wait();
+}
+#endif
+extern "C" __global__ __launch_bounds__(256, 2) void expert_o(const uint4* packed, const u16* in, float* x, const float* gate,
+        const float* scale, int clean, int to_clean, u16* xs, float* squares, int tokens, const char* next, int kilobytes) {
+#if __CUDA_ARCH__ >= 900
+    ask_for(next, kilobytes);
+    residual<QWIDTH / 32 / WARPS / O_SHARES, O_SHARES>(packed, in, QWIDTH, x, gate, scale, clean, to_clean, xs, squares, tokens);
+#endif
+}
+extern "C" __global__ __launch_bounds__(256, 2) void expert_down(const uint4* packed, const u16* in, float* x, const float* gate,
+        const float* scale, int clean, int to_clean, u16* xs, float* squares, int tokens, const char* next, int kilobytes) {
+#if __CUDA_ARCH__ >= 900
+    ask_for(next, kilobytes);
+    residual<MLP / 32 / WARPS / DOWN_SHARES, DOWN_SHARES>(packed, in, MLP, x, gate, scale, clean, to_clean, xs, squares, tokens);
+#endif
 }
 
 // Attention of all heads' queries over one share of the keys. Block: 8 warps = 2 tiles of 16 query rows x 4 groups of
 // 32 keys. grid: (rows / 32, keys / 128), rounded up. q is scaled. k [keys, dim], vt [dim, ld]; padding is finite.
-// parts [shares][rows][dim]: numerators; stats [shares][rows]: (maximum, denominator).
-extern "C" __global__ __launch_bounds__(256) void expert_attention(const u16* q, const u16* k, const u16* vt, float* parts,
-        float2* stats, const int* valid, int rows, int prefix, int keys, int ld) {
+// Cluster: all shares of the keys, at most 8; each block then finishes some of the rows. out [rows, dim].
+extern "C" __global__ __launch_bounds__(256) void expert_attention(const u16* q, const u16* k, const u16* vt, u16* out_rows,
+        const int* valid, int rows, int prefix, int keys, int ld, const char* next, int kilobytes) {
+#if __CUDA_ARCH__ >= 900
     // shared: [4 groups][32 rows][dim + 4] numerators
-    __shared__ float tops[4][32], sums[4][32];
+    __shared__ float tops[4][32], sums[4][32], all_top[32], all_sum[32];
     const int dim = HEAD_DIM, pitch = dim + 4;
     int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, c = lane % 4;
     int tile = warp % 2, group = warp / 2;
     int row = blockIdx.x * 32 + tile * 16 + g;
     int key0 = blockIdx.y * 128 + group * 32;
+    ask_for(next, kilobytes);
+    {
+        // The prefix's keys and values left the cache since the last step.
+        int i = threadIdx.x;
+        const u16* line = i < 128 ? k + (size_t)(blockIdx.y * 128 + i) * dim : vt + (size_t)(i - 128) * 2 * ld + blockIdx.y * 128;
+        int step = i < 128 ? 64 : ld;
+#pragma unroll
+        for (int j = 0; j < 4; j++) {
+            const u16* at = i < 128 ? line + j * step : line + j / 2 * step + j % 2 * 64;
+            asm volatile("prefetch.global.L2 [%0];" ::"l"(at));
+        }
+    }
     wait_for_previous();
     int end = *valid;
     // Logits: four tiles of 8 keys; column j of tile i is key (j / 2) * 8 + 2 i + j % 2, so that lane c ends up with keys 8 c .. 8 c + 7.
@@ -250,11 +350,10 @@ extern "C" __global__ __launch_bounds__(256) void expert_attention(const u16* q,
     }
     let_next_start();
     __syncthreads();
-    // The groups' numerators on one scale, in a fixed order: a warp takes 4 rows.
+    // The groups' numerators on one scale, in a fixed order, in place of the first group's: a warp takes 4 rows.
 #pragma unroll
     for (int r = 0; r < 4; r++) {
-        int local = warp * 4 + r, global = blockIdx.x * 32 + local;
-        if (global >= rows) break;
+        int local = warp * 4 + r;
         float t = fmaxf(fmaxf(tops[0][local], tops[1][local]), fmaxf(tops[2][local], tops[3][local]));
         float w[4], all = 0.0f;
 #pragma unroll
@@ -269,29 +368,33 @@ extern "C" __global__ __launch_bounds__(256) void expert_attention(const u16* q,
                 float4 y = *(float4*)(shared + (size_t)(i * 32 + local) * pitch + e * 4);
                 o.x += w[i] * y.x; o.y += w[i] * y.y; o.z += w[i] * y.z; o.w += w[i] * y.w;
             }
-            ((float4*)parts)[((size_t)blockIdx.y * rows + global) * (dim / 4) + e] = o;
+            *(float4*)(shared + (size_t)local * pitch + e * 4) = o;
         }
-        if (lane == 0) stats[(size_t)blockIdx.y * rows + global] = make_float2(t, all);
+        if (lane == 0) {
+            all_top[local] = t;
+            all_sum[local] = all;
+        }
     }
-}
-
-// The shares of the keys together: out [rows, dim]. grid: rows / 4 rounded up, block: 4 * dim / 4.
-extern "C" __global__ void expert_combine(const float* parts, const float2* stats, u16* out, int rows, int shares) {
-    const int dim = HEAD_DIM;
-    int row = blockIdx.x * 4 + threadIdx.x / (dim / 4), e = threadIdx.x % (dim / 4);
-    wait_for_previous();
-    let_next_start();
-    if (row >= rows) return;
-    float top = -1e30f, all = 0.0f;
-    for (int p = 0; p < shares; p++) top = fmaxf(top, stats[(size_t)p * rows + row].x);
-    float4 o = {};
-    for (int p = 0; p < shares; p++) {
-        float2 s = stats[(size_t)p * rows + row];
-        float w = __expf(s.x - top);
-        float4 y = ((const float4*)parts)[((size_t)p * rows + row) * (dim / 4) + e];
-        o.x += w * y.x; o.y += w * y.y; o.z += w * y.z; o.w += w * y.w;
-        all += w * s.y;
+    cluster_arrive();
+    cluster_wait();
+    // The shares on one scale: this block finishes rows blockIdx.y, blockIdx.y + shares, ...
+    int shares = gridDim.y;
+    for (int local = blockIdx.y + threadIdx.x / (dim / 4) * shares; local < 32; local += 256 / (dim / 4) * shares) {
+        int e = threadIdx.x % (dim / 4) * 4, global = blockIdx.x * 32 + local;
+        float t = -1e30f, all = 0.0f;
+        for (int s = 0; s < shares; s++) t = fmaxf(t, load_of_rank(all_top + local, s));
+        float4 o = {};
+        for (int s = 0; s < shares; s++) {
+            float w = __expf(load_of_rank(all_top + local, s) - t);
+            float4 y = load4_of_rank(shared + (size_t)local * pitch + e, s);
+            all += w * load_of_rank(all_sum + local, s);
+            o.x += w * y.x; o.y += w * y.y; o.z += w * y.z; o.w += w * y.w;
+        }
+        float r = 1.0f / all;
+        if (global < rows)
+            *(uint2*)(out_rows + (size_t)global * dim + e) = make_uint2(pack_bf16(o.x * r, o.y * r), pack_bf16(o.z * r, o.w * r));
     }
-    float r = 1.0f / all;
-    ((uint2*)out)[(size_t)row * (dim / 4) + e] = make_uint2(pack_bf16(o.x * r, o.y * r), pack_bf16(o.z * r, o.w * r));
+    cluster_arrive();
+    cluster_wait();
+#endif
 }
