@@ -98,6 +98,8 @@ impl Gpu {
         cu!(cuDeviceGetName(name.as_mut_ptr(), name.len() as i32 - 1, device))?;
         // SAFETY: the buffer is larger than what the driver may write, so its last byte is 0.
         let name = unsafe { CStr::from_ptr(name.as_ptr()) }.to_string_lossy().into_owned();
+        let (mut least, mut greatest) = (0, 0);
+        cu!(cuCtxGetStreamPriorityRange(&mut least, &mut greatest))?;
         let attribute = |which| {
             let mut value = 0;
             cu!(cuDeviceGetAttribute(&mut value, which, device)).map(|()| value)
@@ -107,7 +109,7 @@ impl Gpu {
                 + attribute(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?,
             processors: attribute(Attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?,
             shared: attribute(Attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)?,
-            stream: new_stream()?,
+            stream: new_stream(greatest)?,
             device,
             context,
             name,
@@ -115,11 +117,12 @@ impl Gpu {
         })
     }
 
-    /// The same GPU with a stream of its own.
+    /// The same GPU with a stream of its own, which steps back behind the first one.
     pub fn another_stream(&self) -> Result<Self, EngineError> {
-        let mut context = ptr::null_mut();
+        let (mut context, mut least, mut greatest) = (ptr::null_mut(), 0, 0);
         cu!(cuDevicePrimaryCtxRetain(&mut context, self.device))?;
-        Ok(Self { context, stream: new_stream()?, name: self.name.clone(), ..*self })
+        cu!(cuCtxGetStreamPriorityRange(&mut least, &mut greatest))?;
+        Ok(Self { context, stream: new_stream(least)?, name: self.name.clone(), ..*self })
     }
 
     /// Makes the context the calling thread's.
@@ -295,9 +298,9 @@ impl Drop for Gpu {
     }
 }
 
-fn new_stream() -> Result<sys::CUstream, EngineError> {
-    let mut stream = ptr::null_mut();
-    cu!(cuStreamCreate(&mut stream, sys::CUstream_flags::CU_STREAM_NON_BLOCKING as u32)).map(|()| stream)
+fn new_stream(priority: i32) -> Result<sys::CUstream, EngineError> {
+    let (mut stream, flags) = (ptr::null_mut(), sys::CUstream_flags::CU_STREAM_NON_BLOCKING as u32);
+    cu!(cuStreamCreateWithPriority(&mut stream, flags, priority)).map(|()| stream)
 }
 
 /// How many threads a kernel has, and what they share.

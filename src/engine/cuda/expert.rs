@@ -116,8 +116,8 @@ impl Expert {
     }
 
     /// Whether prefix values are needed transposed.
-    pub fn is_fused(&self) -> bool {
-        matches!(self.form, Form::Fused(_))
+    pub fn needs_transposed_values(&self) -> bool {
+        matches!(&self.form, Form::Fused(fused) if !fused.is_hopper())
     }
 
     /// What must be there before a schedule is put on the stream: modulations, vectors, kernels.
@@ -268,8 +268,9 @@ impl Expert {
                 pass.to_clean.into(),
                 (&a.h).into(),
                 width.into(),
+                rows.into(),
             ];
-            lane.launch("rms_norm", [rows, 1, 1], 256, 0, &args)
+            lane.launch("rms_norm", [rows.div_ceil(4), 1, 1], 128, 0, &args)
         };
         let residual = |lane: &Lane, n: usize| {
             let args = [

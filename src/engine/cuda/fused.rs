@@ -1,5 +1,7 @@
 //! The expert's blocks in bf16 with `kernels/expert.cu`: five kernels per block, weights packed for them.
 
+use std::f32::consts::LOG2_E;
+
 use half::bf16;
 
 use super::driver::{Arg, Buffer, Gpu, Launch};
@@ -14,14 +16,21 @@ use crate::model::dims::GemmaDims;
 /// Blocks that share one sum: of attention's output product, and of the MLP's.
 const O_SHARES: usize = 4;
 const DOWN_SHARES: usize = 4;
-/// Keys of a block of attention.
-const SHARE_KEYS: usize = 128;
-/// Most blocks of a cluster.
-const CLUSTER: usize = 16;
+/// Blocks that fetch activations for each other.
+const SHARED: usize = 4;
+/// Rows and keys of a block of attention, with Hopper's matrix instructions and without.
+const HOPPER_TILE: [usize; 2] = [64, 64];
+const TILE: [usize; 2] = [32, 128];
+/// Most blocks of a cluster, likewise.
+const HOPPER_CLUSTER: usize = 16;
+const CLUSTER: usize = 8;
+/// Shared memory of attention on Hopper: queries, keys and values of a block.
+const HOPPER_ATTENTION: usize = 3 * 32768 + 1024;
 
 /// Packed weights and activations.
 pub struct Fused {
     dims: GemmaDims,
+    hopper: bool,
     layers: Vec<[Buffer; 4]>,
     /// By tokens / 8.
     kernels: [Option<Kernels>; ACTIONS / 8 + 1],
@@ -44,8 +53,9 @@ impl Fused {
             && dims.mlp.is_multiple_of(256 * DOWN_SHARES)
             && dims.mlp <= 1024 * DOWN_SHARES
             && dims.head_dim == 256
-            && keys <= CLUSTER * SHARE_KEYS
-            && attention_shared(dims) + (4 << 10) <= gpu.shared as usize
+            && (gpu.arch == 90 || keys <= CLUSTER * TILE[1])
+            && attention_shared(gpu.arch == 90, dims).max(product_shared(ACTIONS / 8, 4)) + (8 << 10)
+                <= gpu.shared as usize
     }
 
     pub fn new(
@@ -82,8 +92,14 @@ impl Fused {
             q: zeros(dims.q_width(), 2)?,
             mixed: zeros(dims.q_width(), 2)?,
             hidden: zeros(dims.mlp, 2)?,
+            hopper: gpu.arch == 90,
             dims: *dims,
         })
+    }
+
+    /// Whether it has Hopper's matrix instructions.
+    pub fn is_hopper(&self) -> bool {
+        self.hopper
     }
 
     /// Compiles the kernels for chunks of `horizon`.
@@ -118,10 +134,13 @@ impl Fused {
                 for norm in 0..2 {
                     let channels =
                         |m: &Modulation| m.values()[((2 * i + norm) * 3 + 1) * width..][..width].to_vec();
-                    let mut rows: Vec<u16> =
-                        times.iter().flat_map(channels).map(|v| bf16::from_f32(v).to_bits()).collect();
-                    rows.resize(ACTIONS * width, 0);
-                    lane.gpu.upload_to(self.xs.address, &rows)?;
+                    let mut values = vec![0u16; ACTIONS * width];
+                    for (token, row) in times.iter().map(channels).enumerate() {
+                        for (k, value) in row.into_iter().enumerate() {
+                            values[fragment(token, k, ACTIONS / 8)] = bf16::from_f32(value).to_bits();
+                        }
+                    }
+                    lane.gpu.upload_to(self.xs.address, &values)?;
                     let at = first + ((i * self.shift_of(2) + self.shift_of(norm)) * 4) as u64;
                     let count = self.shift_of(norm + 1) - self.shift_of(norm);
                     let args = [
@@ -131,7 +150,7 @@ impl Fused {
                         times.len().into(),
                         pitch.into(),
                     ];
-                    let shape = Launch::new([count / 32, 1, 1], 256, product_shared(ACTIONS / 8));
+                    let shape = Launch::new([count / 32, 1, 1], 256, product_shared(ACTIONS / 8, width / 256));
                     lane.launch_of(kernels, "expert_shift", shape, &args)?;
                 }
             }
@@ -154,7 +173,13 @@ impl Fused {
         let Some(kernels) = &self.kernels[tokens.div_ceil(8)] else {
             return Err(super::driver::failed("denoise", "this horizon was not prepared"));
         };
-        let put = |name, shape, args: &[&[Arg]]| lane.launch_of(kernels, name, shape, &args.concat());
+        let skip = std::env::var("PI05_SKIP").unwrap_or_default();
+        let put = |name, shape, args: &[&[Arg]]| {
+            if skip.split(',').any(|s| s == name) {
+                return Ok(());
+            }
+            lane.launch_of(kernels, name, shape, &args.concat())
+        };
         let clean: [Arg; 2] = [pass.clean.into(), pass.to_clean.into()];
         let clean_shift: [Arg; 2] = [pass.clean.into(), pass.to_clean_shift.into()];
         let normed: [Arg; 2] = [(&self.xs).into(), (&self.squares).into()];
@@ -169,66 +194,76 @@ impl Fused {
         };
         let first = pass.layout.rows;
         let (keys, rows) = (first + tokens, tokens * heads);
-        let shares = keys.div_ceil(SHARE_KEYS);
-        let sums = product_shared(tokens.div_ceil(8));
+        let sums = |k: usize| product_shared(tokens.div_ceil(8), k / 256);
         let args: [Arg; 2] = [x.into(), pass.channels(width, 0, 0).into()];
         put("expert_start", Launch::new([tokens, 1, 1], width / 4, 0), &[&args, &clean, &normed])?;
         for (i, [qkv, o, gate_up, down]) in self.layers.iter().enumerate() {
             let scale = 1.0 / (head_dim as f32).sqrt();
+            // Where values lie, and how far the next token's and the next column's are.
+            let (v, v_token, v_dim) = match self.hopper {
+                true => (cache.v[i].address, head_dim, 1),
+                false => (cache.vt(i), 1, cache.capacity),
+            };
             let args = [
                 (&self.q).into(),
                 (&cache.k[i]).into(),
-                cache.vt(i).into(),
+                v.into(),
+                v_token.into(),
+                v_dim.into(),
                 (&cache.cos).into(),
                 (&cache.sin).into(),
                 (&cache.request).into(),
                 heads.into(),
                 first.into(),
-                cache.capacity.into(),
                 tokens.into(),
                 scale.into(),
             ];
-            let shape = Launch::new([(heads + 2) * head_dim / 32, 1, 1], 256, sums);
-            put(
-                "expert_qkv",
-                shape,
-                &[&[qkv.into()], &normed, &[shift(i, 0)], &clean_shift, &args, &ask(gate_up, 0, 2)],
-            )?;
+            let tiles = (heads + 2) * head_dim / 32;
+            let shape = Launch::new([tiles / SHARED, SHARED, 1], 256, sums(width)).clusters(SHARED);
+            let weight: [Arg; 1] = [qkv.into()];
+            put("expert_qkv", shape, &[&weight, &normed, &[shift(i, 0)], &clean_shift, &args, &ask(gate_up, 0, 2)])?;
 
             let args = [
                 (&self.q).into(),
                 (&cache.k[i]).into(),
-                cache.vt(i).into(),
+                v.into(),
                 (&self.mixed).into(),
                 (&cache.request).into(),
+                heads.into(),
                 rows.into(),
                 first.into(),
                 keys.into(),
-                cache.capacity.into(),
             ];
-            let shape = Launch::new([rows.div_ceil(32), shares, 1], 256, attention_shared(&self.dims))
-                .clusters(shares);
-            put("expert_attention", shape, &[&args, &ask(gate_up, 1, 2)])?;
+            let room = attention_shared(self.hopper, &self.dims);
+            if self.hopper {
+                let shares = keys.div_ceil(HOPPER_TILE[1]).min(HOPPER_CLUSTER);
+                let shape = Launch::new([rows.div_ceil(HOPPER_TILE[0]), shares, 1], 128, room).clusters(shares);
+                put("expert_attention_90", shape, &[&args, &[LOG2_E.into()], &ask(gate_up, 1, 2)])?;
+            } else {
+                let shares = keys.div_ceil(TILE[1]);
+                let shape = Launch::new([rows.div_ceil(TILE[0]), shares, 1], 256, room).clusters(shares);
+                put("expert_attention", shape, &[&args, &[cache.capacity.into()], &ask(gate_up, 1, 2)])?;
+            }
 
             let residual = |weight: &Buffer, from: &Buffer, n: usize| -> [Arg; 5] {
                 let channels = [pass.channels(width, n, 2).into(), pass.channels(width, n + 1, 0).into()];
                 [weight.into(), from.into(), x.into(), channels[0], channels[1]]
             };
-            let shape = Launch::new([width / 32, O_SHARES, 1], 256, sums).clusters(O_SHARES);
+            let shape = Launch::new([width / 32, O_SHARES, 1], 256, sums(head_dim * heads / O_SHARES)).clusters(O_SHARES);
             put(
                 "expert_o",
                 shape,
                 &[&residual(o, &self.mixed, 2 * i), &clean, &normed, &count, &ask(down, 0, 1)],
             )?;
 
-            let shape = Launch::new([mlp / 16, 1, 1], 256, sums);
+            let shape = Launch::new([mlp / 16 / SHARED, SHARED, 1], 256, sums(width)).clusters(SHARED);
             let next = &self.layers[(i + 1) % layers];
             let to: [Arg; 1] = [(&self.hidden).into()];
             let args: [&[Arg]; 7] =
                 [&[gate_up.into()], &normed, &[shift(i, 1)], &clean_shift, &to, &count, &ask(&next[0], 0, 1)];
             put("expert_gate_up", shape, &args)?;
 
-            let shape = Launch::new([width / 32, DOWN_SHARES, 1], 256, sums).clusters(DOWN_SHARES);
+            let shape = Launch::new([width / 32, DOWN_SHARES, 1], 256, sums(mlp / DOWN_SHARES)).clusters(DOWN_SHARES);
             put(
                 "expert_down",
                 shape,
@@ -256,28 +291,33 @@ pub fn defines(dims: &GemmaDims, tiles: usize) -> Vec<String> {
 }
 
 fn compile(gpu: &Gpu, dims: &GemmaDims, tiles: usize) -> Result<Kernels, EngineError> {
-    let sums = product_shared(tiles);
+    let hopper = gpu.arch == 90;
+    let sums = |k: usize| product_shared(tiles, k / 256);
     let names = [
         ("pack_weights", 0),
         ("expert_start", 0),
-        ("expert_shift", sums),
-        ("expert_qkv", sums),
-        ("expert_attention", attention_shared(dims)),
-        ("expert_o", sums),
-        ("expert_gate_up", sums),
-        ("expert_down", sums),
+        ("expert_shift", sums(dims.width)),
+        ("expert_qkv", sums(dims.width)),
+        (if hopper { "expert_attention_90" } else { "expert_attention" }, attention_shared(hopper, dims)),
+        ("expert_o", sums(dims.q_width() / O_SHARES)),
+        ("expert_gate_up", sums(dims.width)),
+        ("expert_down", sums(dims.mlp / DOWN_SHARES)),
     ];
     compiled(gpu, EXPERT, &defines(dims, tiles), &names)
 }
 
-/// Eight warps' sums of 32 rows.
-fn product_shared(tiles: usize) -> usize {
-    8 * 32 * tiles * 8 * 4
+/// Eight warps' activations, in `units` of 32 each, then sums of 32 rows.
+fn product_shared(tiles: usize, units: usize) -> usize {
+    8 * (units * tiles * 512).max(tiles * 8 * 36 * 4)
 }
 
-/// Four groups' numerators of 32 rows.
-fn attention_shared(dims: &GemmaDims) -> usize {
-    4 * 32 * (dims.head_dim + 4) * 4
+fn attention_shared(hopper: bool, dims: &GemmaDims) -> usize {
+    if hopper { HOPPER_ATTENTION } else { 4 * 32 * (dims.head_dim + 4) * 4 }
+}
+
+/// Where a value of the activations of a product is, tokens in `tiles` of 8.
+fn fragment(token: usize, k: usize, tiles: usize) -> usize {
+    ((k / 32 * tiles + token / 8) * 32 + token % 8 * 4 + k % 32 / 8) * 8 + k % 8
 }
 
 fn rows(count: usize) -> Vec<i32> {

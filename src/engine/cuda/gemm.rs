@@ -117,7 +117,7 @@ unsafe impl Send for Gemm {}
 
 const WORKSPACE: usize = 64 << 20;
 /// Algorithms measured per shape.
-const CANDIDATES: usize = 24;
+const CANDIDATES: usize = 64;
 
 fn check(call: &str, status: cublasStatus_t) -> Result<(), EngineError> {
     if status == cublasStatus_t::CUBLAS_STATUS_SUCCESS {

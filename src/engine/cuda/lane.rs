@@ -14,7 +14,11 @@ use crate::engine::probe::Tap;
 /// Sources, compiled together.
 pub const STAGES: &[&str] = &[include_str!("kernels/element.cu"), include_str!("kernels/stages.cu")];
 /// The fused action expert.
-pub const EXPERT: &[&str] = &[include_str!("kernels/element.cu"), include_str!("kernels/expert.cu")];
+pub const EXPERT: &[&str] = &[
+    include_str!("kernels/element.cu"),
+    include_str!("kernels/wgmma.cu"),
+    include_str!("kernels/expert.cu"),
+];
 
 /// Attention of vision and prefix.
 pub const ATTENTION: &[&str] = &[
@@ -82,6 +86,7 @@ impl Lane {
         if bf16 {
             defines.push("BF16".to_owned());
             names.push(("geglu_8", 0));
+            names.push(("split_rope_8", 0));
         }
         let mut kernels = compiled(&gpu, STAGES, &defines, &names)?;
         if bf16 && gpu.arch >= 80 && !is_plain() {

@@ -124,7 +124,7 @@ impl CudaEngine {
         let expert = Expert::new(&gpu, &mut load, weights, &dims, keys, bf16)?;
         let loaded = load.bytes;
         drop(load);
-        let cache = Cache::new(&gpu, &dims, keys, expert.is_fused(), size)?;
+        let cache = Cache::new(&gpu, &dims, keys, expert.needs_transposed_values(), size)?;
         let pixels = room.cameras * dims.vision.image * dims.vision.image * 3;
         let images = [gpu.zeros(pixels * 4)?, gpu.zeros(pixels * 4)?];
         let features = gpu.zeros(2 * slot_rows * dims.language.width * 4)?;

@@ -268,6 +268,20 @@ impl Prefix {
             let weight = block.qkv.address + offset * width as u64;
             let shape = Shape { ldy: columns, ..Shape::linear(rows, columns - q_rows, width) };
             lane.product(shape, Operands::new(a.h.address, weight, a.qkv.address + offset))?;
+            if cache.vt.is_empty() && head_dim.is_multiple_of(16) && lane.has("split_rope_8") {
+                let args = [
+                    (&a.qkv).into(),
+                    (&a.q).into(),
+                    (&cache.k[i]).into(),
+                    (&cache.v[i]).into(),
+                    (&cache.cos).into(),
+                    (&cache.sin).into(),
+                    heads.into(),
+                    head_dim.into(),
+                ];
+                let threads = (heads + 1) * head_dim / 16 + head_dim / 8;
+                lane.launch("split_rope_8", [rows, 1, 1], threads, 0, &args)?;
+            } else {
             let args = [
                 (&a.qkv).into(),
                 (&a.q).into(),
@@ -283,7 +297,8 @@ impl Prefix {
                 0usize.into(),
                 cache.capacity.into(),
             ];
-            lane.launch("split_rope", [rows, 1, 1], 256, 0, &args)?;
+                lane.launch("split_rope", [rows, 1, 1], 256, 0, &args)?;
+            }
             lane.record(tap, format_args!("prefix.kv.{i}.k"), cache.k[i].address, valid * head_dim)?;
             lane.record(tap, format_args!("prefix.kv.{i}.v"), cache.v[i].address, valid * head_dim)?;
             if i == last {
@@ -341,7 +356,8 @@ impl Prefix {
             0usize.into(),
             (&a.h).into(),
             self.dims.width.into(),
+            rows.into(),
         ];
-        lane.launch("rms_norm", [rows, 1, 1], 256, 0, &args)
+        lane.launch("rms_norm", [rows.div_ceil(4), 1, 1], 128, 0, &args)
     }
 }

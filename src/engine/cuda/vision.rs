@@ -193,8 +193,9 @@ impl Vision {
             (&norm.bias).into(),
             (&self.h).into(),
             self.dims.width.into(),
+            rows.into(),
         ];
-        lane.launch("layer_norm", [rows, 1, 1], 128, 0, &args)
+lane.launch("layer_norm", [rows.div_ceil(4), 1, 1], 128, 0, &args)
     }
 
     /// `qkv` to `mixed`, image by image, head by head.

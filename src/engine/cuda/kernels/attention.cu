@@ -132,21 +132,20 @@ extern "C" __global__ __launch_bounds__(128) void prefix_attention(const u16* q,
     u32 qs = (shared_address(room) + 1023) / 1024 * 1024, ks = qs + 4 * TILE, vs = ks + 8 * TILE;
     int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, c = lane % 4;
     int first = blockIdx.x * 64;
-    // 64 rows of 256 as four tiles of 64 columns, 16-byte chunks swizzled within their 128-byte rows.
-    auto fetch = [&](u32 to, const u16* from, int from_row, int last_row) {
+    // 64 rows of 256 as four tiles of 64 columns, 16-byte chunks swizzled within their 128-byte rows. What lies beyond
+    // the rows that count is finite.
+    u32 to_even = lane / 8 * TILE + warp * 128 + (lane % 8 ^ warp) * 16, to_odd = lane / 8 * TILE + (warp + 4) * 128 + (lane % 8 ^ warp + 4) * 16;
+    auto fetch = [&](u32 to, const u16* from, int row) {
+        const u16* source = from + (size_t)(row + warp) * 256 + lane * 8;
 #pragma unroll
-        for (int i = 0; i < 16; i++) {
-            int e = threadIdx.x + i * 128, row = e / 32, chunk = e % 32;
-            int source = min(from_row + row, last_row);
-            copy_async(to + chunk / 8 * TILE + row * 128 + (chunk % 8 ^ row % 8) * 16, from + (size_t)source * 256 + chunk * 8);
-        }
+        for (int i = 0; i < 16; i++) copy_async(to + (i % 2 ? to_odd : to_even) + i / 2 * 1024, source + i * 1024);
     };
     wait_for_previous();
     int end = *valid, tiles = (end + 63) / 64;
-    fetch(qs, q, first, rows - 1);
-    fetch(ks, k, 0, end - 1);
+    fetch(qs, q, first);
+    fetch(ks, k, 0);
     copy_commit();
-    fetch(vs, v, 0, end - 1);
+    fetch(vs, v, 0);
     copy_commit();
     float o[128], top[2] = {-1e30f, -1e30f}, sum[2] = {0.0f, 0.0f};
 #pragma unroll
@@ -154,9 +153,9 @@ extern "C" __global__ __launch_bounds__(128) void prefix_attention(const u16* q,
     for (int j = 0; j < tiles; j++) {
         u32 kj = ks + j % 2 * 4 * TILE, vj = vs + j % 2 * 4 * TILE;
         __syncthreads(); // the other half of each buffer is free
-        if (j + 1 < tiles) fetch(ks + (j + 1) % 2 * 4 * TILE, k, (j + 1) * 64, end - 1);
+        if (j + 1 < tiles) fetch(ks + (j + 1) % 2 * 4 * TILE, k, (j + 1) * 64);
         copy_commit();
-        if (j + 1 < tiles) fetch(vs + (j + 1) % 2 * 4 * TILE, v, (j + 1) * 64, end - 1);
+        if (j + 1 < tiles) fetch(vs + (j + 1) % 2 * 4 * TILE, v, (j + 1) * 64);
         copy_commit();
         copy_wait<3>();
         fence_async();

@@ -26,42 +26,68 @@ extern "C" __global__ void patches_f32(const float* images, T* rows, int side, i
     }
 }
 
-// grid: rows. LayerNorm, eps 1e-6.
-extern "C" __global__ void layer_norm(const float* x, const float* weight, const float* bias, T* out, int width) {
-    wait_for_previous();
-    const float* row = x + (size_t)blockIdx.x * width;
-    float sum = 0.0f;
-    for (int i = threadIdx.x; i < width; i += blockDim.x) sum += row[i];
-    float mean = block_sum(sum) / width;
-    float squares = 0.0f;
-    for (int i = threadIdx.x; i < width; i += blockDim.x) {
-        float d = row[i] - mean;
-        squares += d * d;
-    }
-    float scale = rsqrtf(block_sum(squares) / width + 1e-6f);
-    T* to = out + (size_t)blockIdx.x * width;
-    for (int i = threadIdx.x; i < width; i += blockDim.x)
-        to[i] = store((row[i] - mean) * scale * weight[i] + bias[i]);
-    let_next_start();
+// Norms: a warp per row, widths are multiples of 4. grid: rows / 4 rounded up, block: 128.
+__device__ __forceinline__ void store4(T* to, float a, float b, float c, float d) {
+#ifdef BF16
+    *(uint2*)to = make_uint2(pack_bf16(a, b), pack_bf16(c, d));
+#else
+    *(float4*)to = make_float4(a, b, c, d);
+#endif
 }
-
-// grid: rows. RMSNorm with multipliers `scale` (1 + w, or adaRMS's 1 + scale) and, if not null, `shift`; the first
-// `clean` rows take theirs `to_clean` floats further on.
-extern "C" __global__ void rms_norm(const float* x, const float* scale, const float* shift, int clean, int to_clean,
-                                    T* out, int width) {
+// LayerNorm, eps 1e-6.
+extern "C" __global__ void layer_norm(const float* x, const float* weight, const float* bias, T* out, int width, int rows) {
+    int row = blockIdx.x * 4 + threadIdx.x / WARP, lane = threadIdx.x % WARP, quads = width / 4;
     wait_for_previous();
-    if ((int)blockIdx.x < clean) {
+    let_next_start();
+    if (row >= rows) return;
+    const float4* from = (const float4*)(x + (size_t)row * width);
+    float sum = 0.0f, squares = 0.0f;
+#pragma unroll 8
+    for (int i = lane; i < quads; i += WARP) {
+        float4 v = from[i];
+        sum += (v.x + v.y) + (v.z + v.w);
+    }
+    float mean = warp_sum(sum) / width;
+#pragma unroll 8
+    for (int i = lane; i < quads; i += WARP) {
+        float4 v = from[i];
+        v.x -= mean; v.y -= mean; v.z -= mean; v.w -= mean;
+        squares += (v.x * v.x + v.y * v.y) + (v.z * v.z + v.w * v.w);
+    }
+    float r = rsqrtf(warp_sum(squares) / width + 1e-6f);
+#pragma unroll 8
+    for (int i = lane; i < quads; i += WARP) {
+        float4 v = from[i], w = ((const float4*)weight)[i], b = ((const float4*)bias)[i];
+        store4(out + (size_t)row * width + i * 4, (v.x - mean) * r * w.x + b.x, (v.y - mean) * r * w.y + b.y,
+               (v.z - mean) * r * w.z + b.z, (v.w - mean) * r * w.w + b.w);
+    }
+}
+// RMSNorm with multipliers `scale` (1 + w, or adaRMS's 1 + scale) and, if not null, `shift`; the first `clean` rows take
+// theirs `to_clean` floats further on.
+extern "C" __global__ void rms_norm(const float* x, const float* scale, const float* shift, int clean, int to_clean,
+                                    T* out, int width, int rows) {
+    int row = blockIdx.x * 4 + threadIdx.x / WARP, lane = threadIdx.x % WARP, quads = width / 4;
+    wait_for_previous();
+    let_next_start();
+    if (row >= rows) return;
+    if (row < clean) {
         scale += to_clean;
         shift += to_clean;
     }
-    const float* row = x + (size_t)blockIdx.x * width;
+    const float4* from = (const float4*)(x + (size_t)row * width);
     float squares = 0.0f;
-    for (int i = threadIdx.x; i < width; i += blockDim.x) squares += row[i] * row[i];
-    float r = rsqrtf(block_sum(squares) / width + 1e-6f);
-    T* to = out + (size_t)blockIdx.x * width;
-    for (int i = threadIdx.x; i < width; i += blockDim.x)
-        to[i] = store(row[i] * r * scale[i] + (shift ? shift[i] : 0.0f));
-    let_next_start();
+#pragma unroll 8
+    for (int i = lane; i < quads; i += WARP) {
+        float4 v = from[i];
+        squares += (v.x * v.x + v.y * v.y) + (v.z * v.z + v.w * v.w);
+    }
+    float r = rsqrtf(warp_sum(squares) / width + 1e-6f);
+#pragma unroll 8
+    for (int i = lane; i < quads; i += WARP) {
+        float4 v = from[i], s = ((const float4*)scale)[i], t = {};
+        if (shift) t = ((const float4*)shift)[i];
+        store4(out + (size_t)row * width + i * 4, v.x * r * s.x + t.x, v.y * r * s.y + t.y, v.z * r * s.z + t.z, v.w * r * s.w + t.w);
+    }
 }
 
 // x += gate * y, both [rows, width]; the first `clean` rows' gate is `to_clean` floats further on. grid-stride.
@@ -127,6 +153,35 @@ extern "C" __global__ void split_rope(const T* qkv, T* q, T* k, T* v, T* vt, con
     }
     let_next_start();
 }
+
+#ifdef BF16
+// The same, eight at a time, of prompt and images; heads of a multiple of 16. block: (heads + 1) * dim / 16 + dim / 8.
+extern "C" __global__ void split_rope_8(const u16* qkv, u16* q, u16* k, u16* v, const float* cos, const float* sin, int heads, int dim) {
+    wait_for_previous();
+    let_next_start();
+    int token = blockIdx.x, half = dim / 2, each = half / 8, i = threadIdx.x;
+    const u16* from = qkv + (size_t)token * (heads + 2) * dim;
+    if (i >= (heads + 1) * each) {
+        int e = (i - (heads + 1) * each) * 8;
+        if (e < dim) *(uint4*)(v + (size_t)token * dim + e) = *(const uint4*)(from + (heads + 1) * dim + e);
+        return;
+    }
+    int head = i / each, j = i % each * 8;
+    uint4 a = *(const uint4*)(from + head * dim + j), b = *(const uint4*)(from + head * dim + half + j), x, y;
+    const u32 *as = &a.x, *bs = &b.x;
+    u32 *xs = &x.x, *ys = &y.x;
+#pragma unroll
+    for (int e = 0; e < 4; e++) {
+        float2 c = *(const float2*)(cos + token * half + j + 2 * e), s = *(const float2*)(sin + token * half + j + 2 * e);
+        float a0 = of_bf16(as[e] & 0xffff), a1 = of_bf16(as[e] >> 16), b0 = of_bf16(bs[e] & 0xffff), b1 = of_bf16(bs[e] >> 16);
+        xs[e] = pack_bf16(a0 * c.x - b0 * s.x, a1 * c.y - b1 * s.y);
+        ys[e] = pack_bf16(b0 * c.x + a0 * s.x, b1 * c.y + a1 * s.y);
+    }
+    u16* to = head < heads ? q + ((size_t)token * heads + head) * dim : k + (size_t)token * dim;
+    *(uint4*)(to + j) = x;
+    *(uint4*)(to + half + j) = y;
+}
+#endif
 
 // One warp per row of logits [rows, ld]: softmax(logits * scale) over the keys that count, 0 elsewhere, to T.
 // Keys below *valid (all below `prefix` if null) count, and those from `prefix` to `keys`.
