@@ -6,7 +6,7 @@
 use std::collections::HashMap;
 
 use super::driver::{Buffer, Gpu};
-use super::fused::Fused;
+use super::fused::{Ends, Fused};
 use super::gemm::{Operands, Shape};
 use super::lane::Lane;
 use super::load::Loader;
@@ -29,8 +29,6 @@ pub struct Expert {
     action_dim: usize,
     time: TimeConditioning,
     form: Form,
-    action_in: [Buffer; 2],
-    action_out: [Buffer; 2],
     /// Residual stream, f32 `[ACTIONS, width]`.
     x: Buffer,
     /// The chunk, f32 `[ACTIONS, action_dim]`: noise, then actions.
@@ -50,8 +48,16 @@ struct Schedule {
 }
 
 enum Form {
-    Plain(Vec<Block>, Activations),
-    Fused(Fused),
+    Plain(Box<Plain>),
+    Fused(Box<Fused>),
+}
+
+/// Everything by the library and the kernels of `stages.cu`.
+struct Plain {
+    blocks: Vec<Block>,
+    activations: Activations,
+    action_in: [Buffer; 2],
+    action_out: [Buffer; 2],
 }
 
 /// What an evaluation takes besides the actions.
@@ -86,32 +92,39 @@ impl Expert {
         keys: usize,
         bf16: bool,
     ) -> Result<Self, EngineError> {
-        let expert = dims.expert;
-        let blocks = (0..expert.layers).map(|i| Block::new(load, &format!("{EXPERT}layers.{i}.")));
-        let form = if bf16 && Fused::can(gpu, &expert, keys) {
-            Form::Fused(Fused::new(gpu, &expert, blocks)?)
-        } else {
-            let activations = Activations::new(gpu, &expert, ACTIONS, keys, if bf16 { 2 } else { 4 })?;
-            Form::Plain(blocks.collect::<Result<_, _>>()?, activations)
-        };
-        let mut wide = |name: &str| {
+        let (expert, action_dim) = (dims.expert, dims.action_dim);
+        let wide = |load: &mut Loader<'_>, name: &str| {
             Ok::<_, EngineError>([
                 load.wide(&format!("{name}.weight"), 0.0)?,
                 load.wide(&format!("{name}.bias"), 0.0)?,
             ])
         };
+        let [action_in, action_out] = [wide(load, "action_in_proj")?, wide(load, "action_out_proj")?];
+        let mut transposed = vec![0.0; expert.width * action_dim];
+        let weight = load.tensor("action_in_proj.weight")?.to_vec();
+        for (i, value) in weight.into_iter().enumerate() {
+            transposed[i % action_dim * expert.width + i / action_dim] = value;
+        }
+        let blocks = (0..expert.layers).map(|i| Block::new(load, &format!("{EXPERT}layers.{i}.")));
+        let form = if bf16 && Fused::can(gpu, &expert, action_dim, keys) {
+            let [_, bias] = action_in;
+            let begin = [gpu.buffer(&transposed)?, bias];
+            Form::Fused(Box::new(Fused::new(gpu, &expert, blocks, begin, action_out, action_dim)?))
+        } else {
+            let activations = Activations::new(gpu, &expert, ACTIONS, keys, if bf16 { 2 } else { 4 })?;
+            let blocks = blocks.collect::<Result<_, _>>()?;
+            Form::Plain(Box::new(Plain { blocks, activations, action_in, action_out }))
+        };
         Ok(Self {
             time: TimeConditioning::new(weights, &expert)
                 .map_err(|e| EngineError::Missing(e.name().to_owned()))?,
             form,
-            action_in: wide("action_in_proj")?,
-            action_out: wide("action_out_proj")?,
             x: gpu.zeros(ACTIONS * expert.width * 4)?,
             action: gpu.zeros(ACTIONS * dims.action_dim * 4)?,
             vectors: Vec::new(),
             schedules: HashMap::new(),
             dims: expert,
-            action_dim: dims.action_dim,
+            action_dim,
         })
     }
 
@@ -136,7 +149,7 @@ impl Expert {
             let values: Vec<f32> = modulations.iter().flat_map(|m| m.values()).copied().collect();
             let shifts = match &mut self.form {
                 Form::Fused(fused) => Some(fused.shifts(lane, &modulations)?),
-                Form::Plain(..) => None,
+                Form::Plain(_) => None,
             };
             self.schedules.insert(key, Schedule { modulations: lane.gpu.buffer(&values)?, shifts });
         }
@@ -207,11 +220,19 @@ impl Expert {
         tap: &mut Tap,
     ) -> Result<(), EngineError> {
         let GemmaDims { width, layers, .. } = self.dims;
-        let [w, b] = &self.action_in;
+        let (scale, velocity) = pending;
+        let Plain { blocks, activations, action_in, action_out } = match &self.form {
+            Form::Plain(plain) => &**plain,
+            Form::Fused(fused) => {
+                let ends = Ends { action: x, velocity, pending: scale, out };
+                return fused.record(lane, cache, pass, &self.x, ends, tap);
+            }
+        };
+        let [w, b] = action_in;
         let args = [
             x.into(),
-            pending.1.into(),
-            pending.0.into(),
+            velocity.into(),
+            scale.into(),
             w.into(),
             b.into(),
             (&self.x).into(),
@@ -221,16 +242,11 @@ impl Expert {
         lane.launch("action_in", [pass.horizon, 1, 1], 256, self.action_dim * 4, &args)?;
         let count = pass.horizon * width;
         lane.record_wide(tap, format_args!("suffix.embs"), self.x.address, count)?;
-        match &self.form {
-            Form::Fused(fused) => fused.record(lane, cache, pass, &self.x, tap)?,
-            Form::Plain(blocks, a) => {
-                for (i, block) in blocks.iter().enumerate() {
-                    self.block(lane, cache, pass, i, block, a, tap)?;
-                    lane.record_wide(tap, format_args!("suffix.layer.{i}.out"), self.x.address, count)?;
-                }
-            }
+        for (i, block) in blocks.iter().enumerate() {
+            self.block(lane, cache, pass, i, block, activations, tap)?;
+            lane.record_wide(tap, format_args!("suffix.layer.{i}.out"), self.x.address, count)?;
         }
-        let [w, b] = &self.action_out;
+        let [w, b] = action_out;
         let channels = |part| pass.channels(width, 2 * layers, part);
         let args = [
             (&self.x).into(),

@@ -13,14 +13,15 @@ use crate::engine::cpu::time::Modulation;
 use crate::engine::probe::Tap;
 use crate::model::dims::GemmaDims;
 
-/// Blocks that share one sum: of attention's output product, and of the MLP's.
-const O_SHARES: usize = 4;
-const DOWN_SHARES: usize = 4;
+/// Blocks that share the sum of a product that is added to the residual stream.
+const SHARES: usize = 8;
 /// Blocks that fetch activations for each other.
 const SHARED: usize = 4;
 /// Rows and keys of a block of attention, with Hopper's matrix instructions and without.
 const HOPPER_TILE: [usize; 2] = [64, 64];
 const TILE: [usize; 2] = [32, 128];
+/// Most values of an action.
+const ACTION_DIM: usize = 128;
 /// Most blocks of a cluster, likewise.
 const HOPPER_CLUSTER: usize = 16;
 const CLUSTER: usize = 8;
@@ -40,21 +41,37 @@ pub struct Fused {
     q: Buffer,
     mixed: Buffer,
     hidden: Buffer,
+    action_dim: usize,
+    /// Weight, transposed, and bias of the projection from actions.
+    begin: [Buffer; 2],
+    /// Weight and bias of that to velocities.
+    end: [Buffer; 2],
+}
+
+/// Where an evaluation begins and ends.
+#[derive(Clone, Copy)]
+pub struct Ends {
+    /// Actions, f32.
+    pub action: u64,
+    /// They are first moved by `pending` times this.
+    pub velocity: u64,
+    pub pending: f32,
+    /// The velocity there.
+    pub out: u64,
 }
 
 impl Fused {
     /// Whether the kernels fit these widths, this GPU and so many keys.
-    pub fn can(gpu: &Gpu, dims: &GemmaDims, keys: usize) -> bool {
+    pub fn can(gpu: &Gpu, dims: &GemmaDims, action_dim: usize, keys: usize) -> bool {
         gpu.arch >= 90
             && !is_plain()
             && [256, 512, 1024].contains(&dims.width)
-            && dims.q_width().is_multiple_of(256 * O_SHARES)
-            && dims.q_width() <= 1024 * O_SHARES
-            && dims.mlp.is_multiple_of(256 * DOWN_SHARES)
-            && dims.mlp <= 1024 * DOWN_SHARES
+            && dims.q_width().is_multiple_of(128 * SHARES)
+            && dims.mlp.is_multiple_of(128 * SHARES)
+            && action_dim <= ACTION_DIM
             && dims.head_dim == 256
             && (gpu.arch == 90 || keys <= CLUSTER * TILE[1])
-            && attention_shared(gpu.arch == 90, dims).max(product_shared(ACTIONS / 8, 4)) + (8 << 10)
+            && attention_shared(gpu.arch == 90, dims).max(product_shared(ACTIONS / 8, dims.width)) + (16 << 10)
                 <= gpu.shared as usize
     }
 
@@ -62,6 +79,9 @@ impl Fused {
         gpu: &Gpu,
         dims: &GemmaDims,
         blocks: impl Iterator<Item = Result<Block, EngineError>>,
+        begin: [Buffer; 2],
+        end: [Buffer; 2],
+        action_dim: usize,
     ) -> Result<Self, EngineError> {
         let kernels = compile(gpu, dims, 1)?;
         let orders = [qkv_order(dims), rows(dims.width), gate_up_order(dims), rows(dims.width)];
@@ -93,6 +113,9 @@ impl Fused {
             mixed: zeros(dims.q_width(), 2)?,
             hidden: zeros(dims.mlp, 2)?,
             hopper: gpu.arch == 90,
+            action_dim,
+            begin,
+            end,
             dims: *dims,
         })
     }
@@ -150,7 +173,7 @@ impl Fused {
                         times.len().into(),
                         pitch.into(),
                     ];
-                    let shape = Launch::new([count / 32, 1, 1], 256, product_shared(ACTIONS / 8, width / 256));
+                    let shape = Launch::new([count / 32, 1, 1], 256, product_shared(ACTIONS / 8, width));
                     lane.launch_of(kernels, "expert_shift", shape, &args)?;
                 }
             }
@@ -159,13 +182,14 @@ impl Fused {
         Ok(out)
     }
 
-    /// Puts all blocks on the stream: `x` f32 `[horizon, width]`, in place.
+    /// Puts an evaluation on the stream. `x`: residual stream, f32 `[horizon, width]`.
     pub fn record(
         &self,
         lane: &Lane,
         cache: &Cache,
         pass: Pass,
         x: &Buffer,
+        ends: Ends,
         tap: &mut Tap,
     ) -> Result<(), EngineError> {
         let GemmaDims { width, heads, head_dim, mlp, layers, .. } = self.dims;
@@ -194,9 +218,20 @@ impl Fused {
         };
         let first = pass.layout.rows;
         let (keys, rows) = (first + tokens, tokens * heads);
-        let sums = |k: usize| product_shared(tokens.div_ceil(8), k / 256);
-        let args: [Arg; 2] = [x.into(), pass.channels(width, 0, 0).into()];
-        put("expert_start", Launch::new([tokens, 1, 1], width / 4, 0), &[&args, &clean, &normed])?;
+        let sums = |k: usize| product_shared(tokens.div_ceil(8), k);
+        let [w, b] = &self.begin;
+        let args: [Arg; 7] = [
+            ends.action.into(),
+            ends.velocity.into(),
+            ends.pending.into(),
+            w.into(),
+            b.into(),
+            x.into(),
+            pass.channels(width, 0, 0).into(),
+        ];
+        let dim: [Arg; 1] = [self.action_dim.into()];
+        put("expert_begin", Launch::new([tokens, 1, 1], width / 4, 0), &[&args, &clean, &normed, &dim])?;
+        lane.record_wide(tap, format_args!("suffix.embs"), x.address, tokens * width)?;
         for (i, [qkv, o, gate_up, down]) in self.layers.iter().enumerate() {
             let scale = 1.0 / (head_dim as f32).sqrt();
             // Where values lie, and how far the next token's and the next column's are.
@@ -249,21 +284,21 @@ impl Fused {
                 let channels = [pass.channels(width, n, 2).into(), pass.channels(width, n + 1, 0).into()];
                 [weight.into(), from.into(), x.into(), channels[0], channels[1]]
             };
-            let shape = Launch::new([width / 32, O_SHARES, 1], 256, sums(head_dim * heads / O_SHARES)).clusters(O_SHARES);
+            let shape = Launch::new([width / 64, SHARES, 1], 256, sums(head_dim * heads / SHARES)).clusters(SHARES);
             put(
                 "expert_o",
                 shape,
                 &[&residual(o, &self.mixed, 2 * i), &clean, &normed, &count, &ask(down, 0, 1)],
             )?;
 
-            let shape = Launch::new([mlp / 16 / SHARED, SHARED, 1], 256, sums(width)).clusters(SHARED);
+            let shape = Launch::new([mlp / 32 / SHARED, SHARED, 1], 256, sums(width)).clusters(SHARED);
             let next = &self.layers[(i + 1) % layers];
             let to: [Arg; 1] = [(&self.hidden).into()];
             let args: [&[Arg]; 7] =
                 [&[gate_up.into()], &normed, &[shift(i, 1)], &clean_shift, &to, &count, &ask(&next[0], 0, 1)];
             put("expert_gate_up", shape, &args)?;
 
-            let shape = Launch::new([width / 32, DOWN_SHARES, 1], 256, sums(mlp / DOWN_SHARES)).clusters(DOWN_SHARES);
+            let shape = Launch::new([width / 64, SHARES, 1], 256, sums(mlp / SHARES)).clusters(SHARES);
             put(
                 "expert_down",
                 shape,
@@ -271,7 +306,11 @@ impl Fused {
             )?;
             lane.record_wide(tap, format_args!("suffix.layer.{i}.out"), x.address, tokens * width)?;
         }
-        Ok(())
+        let [w, b] = &self.end;
+        let channels = |part| pass.channels(width, 2 * layers, part);
+        let args: [Arg; 3] = [x.into(), channels(0).into(), channels(1).into()];
+        let out: [Arg; 4] = [w.into(), b.into(), ends.out.into(), self.action_dim.into()];
+        put("expert_end", Launch::new([tokens, 1, 1], 256, 0), &[&args, &clean, &out])
     }
 }
 
@@ -282,8 +321,6 @@ pub fn defines(dims: &GemmaDims, tiles: usize) -> Vec<String> {
         ("WIDTH", dims.width),
         ("MLP", dims.mlp),
         ("QWIDTH", dims.q_width()),
-        ("O_SHARES", O_SHARES),
-        ("DOWN_SHARES", DOWN_SHARES),
         ("NT", tiles),
     ];
     let values = values.iter().map(|(name, value)| format!("{name}={value}"));
@@ -292,23 +329,24 @@ pub fn defines(dims: &GemmaDims, tiles: usize) -> Vec<String> {
 
 fn compile(gpu: &Gpu, dims: &GemmaDims, tiles: usize) -> Result<Kernels, EngineError> {
     let hopper = gpu.arch == 90;
-    let sums = |k: usize| product_shared(tiles, k / 256);
+    let sums = |k: usize| product_shared(tiles, k);
     let names = [
         ("pack_weights", 0),
-        ("expert_start", 0),
+        ("expert_begin", 0),
+        ("expert_end", 0),
         ("expert_shift", sums(dims.width)),
         ("expert_qkv", sums(dims.width)),
         (if hopper { "expert_attention_90" } else { "expert_attention" }, attention_shared(hopper, dims)),
-        ("expert_o", sums(dims.q_width() / O_SHARES)),
+        ("expert_o", sums(dims.q_width() / SHARES)),
         ("expert_gate_up", sums(dims.width)),
-        ("expert_down", sums(dims.mlp / DOWN_SHARES)),
+        ("expert_down", sums(dims.mlp / SHARES)),
     ];
     compiled(gpu, EXPERT, &defines(dims, tiles), &names)
 }
 
-/// Eight warps' activations, in `units` of 32 each, then sums of 32 rows.
-fn product_shared(tiles: usize, units: usize) -> usize {
-    8 * (units * tiles * 512).max(tiles * 8 * 36 * 4)
+/// Activations of `k` columns, then eight warps' sums of 32 rows.
+fn product_shared(tiles: usize, k: usize) -> usize {
+    (k / 32 * tiles * 512).max(8 * tiles * 8 * 36 * 4)
 }
 
 fn attention_shared(hopper: bool, dims: &GemmaDims) -> usize {

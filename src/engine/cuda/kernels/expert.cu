@@ -21,8 +21,8 @@
 __device__ __forceinline__ size_t fragment(int token, int k) {
     return (((size_t)(k / 32) * NT + token / 8) * 32 + token % 8 * 4 + k % 32 / 8) * 8 + k % 8;
 }
-// Bytes of shared memory for a warp: its activations, then its sums.
-#define ROOM(kb) ((kb) * NT * 512 > TOKENS * PITCH * 4 ? (kb) * NT * 512 : TOKENS * PITCH * 4)
+#define SHARES 8        // blocks that share the sum of a product that is added to x
+#define SQUARES (WIDTH / 64 * TOKENS)
 
 extern __shared__ __align__(128) unsigned char shared[];
 
@@ -53,11 +53,12 @@ extern "C" __global__ void pack_weights(const uint2* w, uint4* packed, const int
 __device__ __forceinline__ void cluster_arrive() { asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory"); }
 __device__ __forceinline__ void cluster_wait() { asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory"); }
 __device__ __forceinline__ u32 local_address(const void* p) { return (u32)__cvta_generic_to_shared(p); }
-__device__ __forceinline__ u32 of_rank(const void* mine, int rank) {
+__device__ __forceinline__ u32 of_rank_address(u32 mine, int rank) {
     u32 at;
-    asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(at) : "r"(local_address(mine)), "r"(rank));
+    asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(at) : "r"(mine), "r"(rank));
     return at;
 }
+__device__ __forceinline__ u32 of_rank(const void* mine, int rank) { return of_rank_address(local_address(mine), rank); }
 // A barrier that waits for nobody's memory: all blocks have started, or are done with something.
 __device__ __forceinline__ void cluster_arrive_relaxed() { asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory"); }
 // A barrier for data: completes when `bytes` have come. To be followed by a barrier of the cluster.
@@ -69,6 +70,13 @@ __device__ __forceinline__ void expect(u64* barrier, u32 bytes) {
 }
 __device__ __forceinline__ void wait_for_data(u64* barrier) {
     asm volatile("{\n.reg .pred p;\nagain:\nmbarrier.try_wait.parity.shared::cta.b64 p, [%0], 0;\n@!p bra again;\n}" ::"r"(local_address(barrier)) : "memory");
+}
+// From memory into shared memory, counted by a barrier: this block's, or those of a cluster of SHARED.
+template <int SHARED> __device__ __forceinline__ void fetch(const void* to, const void* from, u32 bytes, u64* barrier) {
+    if (SHARED == 1)
+        asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(local_address(to)), "l"(from), "r"(bytes), "r"(local_address(barrier)) : "memory");
+    else
+        asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster [%0], [%1], %2, [%3], %4;" ::"r"(local_address(to)), "l"(from), "r"(bytes), "r"(local_address(barrier)), "h"((u16)((1 << SHARED) - 1)) : "memory");
 }
 // Into another block's shared memory, counted by its barrier.
 __device__ __forceinline__ void push4(u32 at, float4 x, u32 barrier) {
@@ -96,39 +104,42 @@ __device__ __forceinline__ void ask_for(const char* next, int kilobytes) {
         asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(next + (size_t)first * 1024), "r"(count * 1024) : "memory");
 }
 
-// Each warp's sums [TOKENS][PITCH], 32 rows of `tile` over k in KB units of 32 each, `units` in a row of W, from `first`.
-// SHARED: blocks along y with the same x: each fetches its part of it for all. `meanwhile` is done while x comes.
-template <int KB, int SHARED, class F>
-__device__ __forceinline__ const float* product(const uint4* packed, const u16* x, int units, int tile, int first, F meanwhile) {
-    __shared__ __align__(8) u64 arrived[WARPS];
+// Products: 8 warps, KG groups of them along k, the rest along rows, 32 each.
+#define ROWS(kg) (WARPS / (kg) * 32)
+
+// Each warp's sums [TOKENS][PITCH] of ROWS(KG) rows of `tile`, over k in KG * KB units of 32 from `first`; `units` in a
+// row of W. SHARED: blocks along y with the same x: each fetches its part of it for all. `meanwhile` is done while x
+// comes. `squares` (or null) come along into `to_squares`, counted by arrived[KG].
+template <int KB, int KG, int SHARED, class F>
+__device__ __forceinline__ const float* product(const uint4* packed, const u16* x, int units, int tile, int first,
+                                                const float* squares, float* to_squares, u64* arrived, F meanwhile) {
     const u32 bytes = KB * NT * 512;
-    int warp = threadIdx.x / 32, lane = threadIdx.x % 32, unit = first + warp * KB;
-    const uint4* from = packed + ((size_t)tile * MT * units + unit) * 64 + lane;
-    uint4 a[KB][MT][2];
+    const int AHEAD = KB < 4 ? KB : 4;
+    int warp = threadIdx.x / 32, lane = threadIdx.x % 32, kg = warp % KG, unit = first + kg * KB;
+    const uint4* from = packed + ((size_t)(tile * (WARPS / KG) + warp / KG) * MT * units + unit) * 64 + lane;
+    uint4 a[AHEAD][MT][2];
 #pragma unroll
-    for (int b = 0; b < KB; b++)
+    for (int b = 0; b < AHEAD; b++)
 #pragma unroll
         for (int m = 0; m < MT; m++) {
             a[b][m][0] = stream16(from + ((size_t)m * units + b) * 64);
             a[b][m][1] = stream16(from + ((size_t)m * units + b) * 64 + 32);
         }
-    unsigned char* mine = shared + warp * ROOM(KB);
-    u32 barrier = local_address(&arrived[warp]);
-    if (lane == 0) expect(&arrived[warp], bytes);
-    __syncwarp();
+    const unsigned char* mine = shared + kg * bytes;
+    bool fetches = lane == 0 && warp < KG;
+    if (fetches) expect(&arrived[kg], bytes);
+    if (squares && threadIdx.x == 0) expect(&arrived[KG], SQUARES * 4);
+    __syncthreads();
     if (SHARED > 1) cluster_arrive_relaxed();
     let_next_start();
     if (SHARED > 1) cluster_wait();
     wait_for_previous();
-    if (lane == 0) {
-        const u16* source = x + (size_t)unit * NT * 256;
-        if (SHARED == 1)
-            asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(local_address(mine)), "l"(source), "r"(bytes), "r"(barrier) : "memory");
-        else if (warp % SHARED == (int)blockIdx.y)
-            asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster [%0], [%1], %2, [%3], %4;" ::"r"(local_address(mine)), "l"(source), "r"(bytes), "r"(barrier), "h"((u16)((1 << SHARED) - 1)) : "memory");
-    }
+    if (fetches && (SHARED == 1 || kg % SHARED == (int)blockIdx.y))
+        fetch<SHARED>(mine, x + (size_t)unit * NT * 256, bytes, &arrived[kg]);
+    if (squares && threadIdx.x == 0 && (SHARED == 1 || blockIdx.y == SHARED - 1))
+        fetch<SHARED>(to_squares, squares, SQUARES * 4, &arrived[KG]);
     meanwhile();
-    wait_for_data(&arrived[warp]);
+    wait_for_data(&arrived[kg]);
     float acc[MT][NT][4] = {};
 #pragma unroll
     for (int b = 0; b < KB; b++) {
@@ -141,12 +152,18 @@ __device__ __forceinline__ const float* product(const uint4* packed, const u16* 
             for (int n = 0; n < NT; n++)
 #pragma unroll
                 for (int m = 0; m < MT; m++) {
-                    uint4 f = a[b][m][half];
+                    uint4 f = a[b % AHEAD][m][half];
                     mma(acc[m][n], f.x, f.y, f.z, f.w, half ? t[n].z : t[n].x, half ? t[n].w : t[n].y);
                 }
+        if (b + AHEAD < KB)
+#pragma unroll
+            for (int m = 0; m < MT; m++) {
+                a[b % AHEAD][m][0] = stream16(from + ((size_t)m * units + b + AHEAD) * 64);
+                a[b % AHEAD][m][1] = stream16(from + ((size_t)m * units + b + AHEAD) * 64 + 32);
+            }
     }
-    __syncwarp();
-    float* sums = (float*)mine;
+    __syncthreads(); // all have read their activations
+    float* sums = (float*)shared + warp * (TOKENS * PITCH);
 #pragma unroll
     for (int m = 0; m < MT; m++)
 #pragma unroll
@@ -160,116 +177,190 @@ __device__ __forceinline__ const float* product(const uint4* packed, const u16* 
     return (const float*)shared;
 }
 // The warps' sums together, in their order.
-template <int KB> __device__ __forceinline__ float whole(const float* sums, int token, int row) {
+template <int KG> __device__ __forceinline__ float whole(const float* sums, int token, int row) {
     float sum = 0.0f;
 #pragma unroll
-    for (int w = 0; w < WARPS; w++) sum += sums[w * (ROOM(KB) / 4) + token * PITCH + row];
+    for (int w = 0; w < KG; w++) sum += sums[(row / 32 * KG + w) * (TOKENS * PITCH) + token * PITCH + row % 32];
     return sum;
 }
-
-template <int KB> __device__ __forceinline__ float4 whole4(const float* sums, int token, int row) {
+template <int KG> __device__ __forceinline__ float2 whole2(const float* sums, int token, int row) {
+    float2 sum = {};
+#pragma unroll
+    for (int w = 0; w < KG; w++) {
+        float2 y = *(const float2*)(sums + (row / 32 * KG + w) * (TOKENS * PITCH) + token * PITCH + row % 32);
+        sum.x += y.x; sum.y += y.y;
+    }
+    return sum;
+}
+template <int KG> __device__ __forceinline__ float4 whole4(const float* sums, int token, int row) {
     float4 sum = {};
 #pragma unroll
-    for (int w = 0; w < WARPS; w++) {
-        float4 y = *(const float4*)(sums + w * (ROOM(KB) / 4) + token * PITCH + row);
+    for (int w = 0; w < KG; w++) {
+        float4 y = *(const float4*)(sums + (row / 32 * KG + w) * (TOKENS * PITCH) + token * PITCH + row % 32);
         sum.x += y.x; sum.y += y.y; sum.z += y.z; sum.w += y.w;
     }
     return sum;
 }
 
-// r[token] = 1 / rms(x), from the sums of squares of each 32 columns.
+// r[token] = 1 / rms(x), from the sums of squares of each 64 columns.
 __device__ __forceinline__ void root_mean_squares(const float* squares, float* r) {
     int token = threadIdx.x / 4;
     float sum = 0.0f;
     if (token < TOKENS)
 #pragma unroll
-        for (int i = 0; i < WIDTH / 128; i++) sum += __ldcg(squares + (threadIdx.x % 4 + 4 * i) * TOKENS + token);
+        for (int i = 0; i < WIDTH / 256; i++) sum += squares[(threadIdx.x % 4 + 4 * i) * TOKENS + token];
     sum += __shfl_xor_sync(FULL, sum, 1);
     sum += __shfl_xor_sync(FULL, sum, 2);
     if (token < TOKENS && threadIdx.x % 4 == 0) r[token] = rsqrtf(sum / WIDTH + 1e-6f);
 }
 
 // x += gate * (W in); xs and squares for the next norm. Cluster: SHARES blocks in y, each with a share of k; each then
-// finishes every SHARES-th token. grid: (WIDTH / 32, SHARES).
-template <int KB, int SHARES>
+// finishes every SHARES-th token. grid: (WIDTH / 64, SHARES).
+template <int KB>
 __device__ __forceinline__ void residual(const uint4* packed, const u16* in, float* x, const float* gate,
         const float* scale, int clean, int to_clean, u16* xs, float* squares, int tokens) {
-    const int EACH = (TOKENS + SHARES - 1) / SHARES, MOST = (EACH + WARPS - 1) / WARPS;
-    __shared__ __align__(16) float shares[SHARES][EACH][32];
-    __shared__ __align__(8) u64 together;
-    int warp = threadIdx.x / 32, lane = threadIdx.x % 32, rank = blockIdx.y, column = blockIdx.x * 32 + lane;
-    float old[MOST];
-    int owned = (tokens - rank + SHARES - 1) / SHARES;
-    if (threadIdx.x == 0) expect(&together, owned * SHARES * 128);
+    const int KG = 4, EACH = NT; // tokens of a block: TOKENS / SHARES
+    __shared__ __align__(16) float shares[SHARES][EACH][64];
+    __shared__ __align__(8) u64 together, arrived[KG];
+    int mine = threadIdx.x / 32, lane = threadIdx.x % 32, rank = blockIdx.y, column = blockIdx.x * 64 + lane * 2;
+    int token = mine * SHARES + rank, owned = (tokens - rank + SHARES - 1) / SHARES;
+    bool finishes = mine < EACH && token < tokens;
+    int far = token < clean ? to_clean : 0;
+    float2 old = {};
+    if (threadIdx.x == 0) expect(&together, owned * SHARES * 256);
     __syncwarp();
     cluster_arrive_relaxed(); // all blocks have started
-    float gates[2] = {gate[column], clean ? gate[to_clean + column] : 0.0f};
-    float scales[2] = {scale[column], clean ? scale[to_clean + column] : 0.0f};
-    const float* sums = product<KB, 1>(packed, in, KB * WARPS * SHARES, blockIdx.x, rank * KB * WARPS, [&] {
-#pragma unroll
-        for (int i = 0; i < MOST; i++) {
-            int token = (warp + i * WARPS) * SHARES + rank;
-            old[i] = token < tokens ? __ldcg(x + (size_t)token * WIDTH + column) : 0.0f;
-        }
+    float2 gates = *(const float2*)(gate + far + column), scales = *(const float2*)(scale + far + column);
+    const float* sums = product<KB, KG, 1>(packed, in, KB * KG * SHARES, blockIdx.x, rank * KB * KG, nullptr, nullptr, arrived, [&] {
+        if (finishes) old = __ldcg((const float2*)(x + (size_t)token * WIDTH + column));
     });
     cluster_wait();
-    for (int i = threadIdx.x; i < 8 * tokens; i += WARPS * 32) {
-        int token = i / 8, row = i % 8 * 4, owner = token % SHARES;
-        push4(of_rank(&shares[rank][token / SHARES][row], owner), whole4<KB>(sums, token, row), of_rank(&together, owner));
+    for (int i = threadIdx.x; i < 16 * tokens; i += WARPS * 32) {
+        int t = i / 16, row = i % 16 * 4, owner = t % SHARES;
+        push4(of_rank(&shares[rank][t / SHARES][row], owner), whole4<KG>(sums, t, row), of_rank(&together, owner));
     }
-    if (owned > 0) wait_for_data(&together);
+    if (finishes) {
+        wait_for_data(&together);
+        float2 y = {};
 #pragma unroll
-    for (int i = 0; i < MOST; i++) {
-        int mine = warp + i * WARPS, token = mine * SHARES + rank;
-        if (mine < EACH && token < tokens) {
-            float y = 0.0f;
-#pragma unroll
-            for (int s = 0; s < SHARES; s++) y += shares[s][mine][lane];
-            int which = token < clean;
-            float v = old[i] + gates[which] * y;
-            x[(size_t)token * WIDTH + column] = v;
-            xs[fragment(token, column)] = bf16_of(v * scales[which]);
-            float square = warp_sum(v * v);
-            if (lane == 0) squares[blockIdx.x * TOKENS + token] = square;
+        for (int s = 0; s < SHARES; s++) {
+            float2 z = *(const float2*)&shares[s][mine][lane * 2];
+            y.x += z.x; y.y += z.y;
         }
+        float2 v = make_float2(old.x + gates.x * y.x, old.y + gates.y * y.y);
+        *(float2*)(x + (size_t)token * WIDTH + column) = v;
+        *(u32*)(xs + fragment(token, column)) = pack_bf16(v.x * scales.x, v.y * scales.y);
+        float square = warp_sum(v.x * v.x + v.y * v.y);
+        if (lane == 0) squares[blockIdx.x * TOKENS + token] = square;
+    } else if (owned > 0) {
+        wait_for_data(&together);
     }
 }
 #endif
 
-// xs and squares of x as the chunk comes in. grid: tokens, block: WIDTH / 4. The first `clean` rows' scale is
-// `to_clean` floats further on.
-extern "C" __global__ void expert_start(const float* x, const float* scale, int clean, int to_clean, u16* xs, float* squares) {
+// x = (action += pending * velocity) W^T + b; xs and squares of x. w [dim, WIDTH]. grid: tokens, block: WIDTH / 4. The
+// first `clean` rows' scale is `to_clean` floats further on.
+extern "C" __global__ void expert_begin(float* action, const float* velocity, float pending, const float* w, const float* b,
+        float* x, const float* scale, int clean, int to_clean, u16* xs, float* squares, int dim) {
+    __shared__ float a[128];
     int i = threadIdx.x, token = blockIdx.x;
-    float4 s = ((const float4*)(scale + (token < clean ? to_clean : 0)))[i];
+    float4 s = ((const float4*)(scale + (token < clean ? to_clean : 0)))[i], v = ((const float4*)b)[i], early[16];
+#pragma unroll
+    for (int j = 0; j < 16; j++) early[j] = j < dim ? ((const float4*)w)[j * (WIDTH / 4) + i] : make_float4(0, 0, 0, 0);
     let_next_start();
     wait_for_previous();
-    float4 v = __ldcg((const float4*)x + (size_t)token * WIDTH / 4 + i);
+    for (int j = i; j < dim; j += WIDTH / 4) {
+        float value = __ldcg(action + token * dim + j);
+        if (pending != 0.0f) {
+            value += pending * __ldcg(velocity + token * dim + j);
+            action[token * dim + j] = value;
+        }
+        a[j] = value;
+    }
+    __syncthreads();
+#pragma unroll
+    for (int j = 0; j < 16; j++)
+        if (j < dim) {
+            v.x += a[j] * early[j].x; v.y += a[j] * early[j].y; v.z += a[j] * early[j].z; v.w += a[j] * early[j].w;
+        }
+#pragma unroll 16
+    for (int j = 16; j < dim; j++) {
+        float4 y = ((const float4*)w)[j * (WIDTH / 4) + i];
+        v.x += a[j] * y.x; v.y += a[j] * y.y; v.z += a[j] * y.z; v.w += a[j] * y.w;
+    }
+    ((float4*)x)[(size_t)token * WIDTH / 4 + i] = v;
     *(uint2*)(xs + fragment(token, i * 4)) = make_uint2(pack_bf16(v.x * s.x, v.y * s.y), pack_bf16(v.z * s.z, v.w * s.w));
     float sum = v.x * v.x + v.y * v.y + v.z * v.z + v.w * v.w;
 #pragma unroll
-    for (int d = 4; d > 0; d >>= 1) sum += __shfl_xor_sync(FULL, sum, d);
-    if (i % 8 == 0) squares[i / 8 * TOKENS + token] = sum;
+    for (int d = 8; d > 0; d >>= 1) sum += __shfl_xor_sync(FULL, sum, d);
+    if (i % 16 == 0) squares[i / 16 * TOKENS + token] = sum;
+}
+
+// velocity = norm(x) W^T + b in f32; W [dim, WIDTH]. grid: tokens, block: 256. The first `clean` rows' modulation is
+// `to_clean` floats further on.
+extern "C" __global__ __launch_bounds__(256) void expert_end(const float* x, const float* scale, const float* shift, int clean, int to_clean,
+        const float* w, const float* b, float* velocity, int dim) {
+    __shared__ float4 scales[WIDTH / 4], shifts[WIDTH / 4];
+    const int Q = WIDTH / 128;
+    int token = blockIdx.x, warp = threadIdx.x / 32, lane = threadIdx.x % 32, far = token < clean ? to_clean : 0;
+    for (int i = threadIdx.x; i < WIDTH / 4; i += 256) {
+        scales[i] = ((const float4*)(scale + far))[i];
+        shifts[i] = ((const float4*)(shift + far))[i];
+    }
+    float4 early[2][Q];
+#pragma unroll
+    for (int o = 0; o < 2; o++)
+#pragma unroll
+        for (int i = 0; i < Q; i++) early[o][i] = warp + o * 8 < dim ? ((const float4*)w)[(warp + o * 8) * (WIDTH / 4) + lane + i * 32] : make_float4(0, 0, 0, 0);
+    __syncthreads();
+    let_next_start();
+    wait_for_previous();
+    float4 h[Q];
+    float squares = 0.0f;
+#pragma unroll
+    for (int i = 0; i < Q; i++) {
+        h[i] = __ldcg((const float4*)x + (size_t)token * (WIDTH / 4) + lane + i * 32);
+        squares += h[i].x * h[i].x + h[i].y * h[i].y + h[i].z * h[i].z + h[i].w * h[i].w;
+    }
+    float r = rsqrtf(warp_sum(squares) / WIDTH + 1e-6f);
+#pragma unroll
+    for (int i = 0; i < Q; i++) {
+        float4 s = scales[lane + i * 32], t = shifts[lane + i * 32];
+        h[i].x = h[i].x * r * s.x + t.x; h[i].y = h[i].y * r * s.y + t.y; h[i].z = h[i].z * r * s.z + t.z; h[i].w = h[i].w * r * s.w + t.w;
+    }
+    for (int o = warp, n = 0; o < dim; o += 8, n++) {
+        float sum = 0.0f;
+#pragma unroll
+        for (int i = 0; i < Q; i++) {
+            float4 y = n == 0 ? early[0][i] : n == 1 ? early[1][i] : ((const float4*)w)[o * (WIDTH / 4) + lane + i * 32];
+            sum += h[i].x * y.x + h[i].y * y.y + h[i].z * y.z + h[i].w * y.w;
+        }
+        sum = warp_sum(sum);
+        if (lane == 0) velocity[token * dim + o] = sum + b[o];
+    }
 }
 
 // W shift of `count` times: out [.., pitch], packed rows in order. x: fragments [TOKENS, WIDTH]. grid: rows / 32.
 extern "C" __global__ __launch_bounds__(256) void expert_shift(const uint4* packed, const u16* x, float* out, int count, int pitch) {
 #if __CUDA_ARCH__ >= 900
-    const int KB = WIDTH / 32 / WARPS;
-    const float* sums = product<KB, 1>(packed, x, WIDTH / 32, blockIdx.x, 0, [] {});
+    __shared__ __align__(8) u64 arrived[8];
+    const float* sums = product<WIDTH / 256, 8, 1>(packed, x, WIDTH / 32, blockIdx.x, 0, nullptr, nullptr, arrived, [] {});
     for (int i = threadIdx.x; i < 32 * count; i += 256)
-        out[(size_t)(i / 32) * pitch + blockIdx.x * 32 + i % 32] = whole<KB>(sums, i / 32, i % 32);
+        out[(size_t)(i / 32) * pitch + blockIdx.x * 32 + i % 32] = whole<8>(sums, i / 32, i % 32);
 #endif
 }
 
 // q, k, v of the action tokens, q and k rotated to their positions; q is scaled by 1/16 as well, exactly.
 // Packed rows of a tile: 16 of a head's first half, then their partners of the second half.
 // grid: ((heads + 2) * dim / 128, 4), cluster 4. v lies at (token * v_token + j * v_dim).
-extern "C" __global__ __launch_bounds__(256, 1) void expert_qkv(const uint4* packed, const u16* xs, const float* squares,
+extern "C" __global__ __launch_bounds__(256, 2) void expert_qkv(const uint4* packed, const u16* xs, const float* squares,
         const float* shift, int clean, int to_clean, u16* q, u16* k, u16* v, int v_token, int v_dim, const float* cos,
         const float* sin, const int* valid, int heads, int first, int tokens, float scale, const char* next, int kilobytes) {
 #if __CUDA_ARCH__ >= 900
+    __shared__ __align__(128) float sq[SQUARES];
     __shared__ float r[TOKENS], c[2][32], angles[2][TOKENS][16];
-    const int dim = HEAD_DIM, half = dim / 2, KB = WIDTH / 32 / WARPS;
+    __shared__ __align__(8) u64 arrived[9];
+    const int dim = HEAD_DIM, half = dim / 2;
     int tile = blockIdx.x * 4 + blockIdx.y, head = tile / (half / 16), j0 = tile % (half / 16) * 16;
     ask_for(next, kilobytes);
     if (threadIdx.x < 32) c[0][threadIdx.x] = shift[tile * 32 + threadIdx.x];
@@ -280,50 +371,58 @@ extern "C" __global__ __launch_bounds__(256, 1) void expert_qkv(const uint4* pac
             angles[0][i / 16][i % 16] = cos[at];
             angles[1][i / 16][i % 16] = sin[at];
         }
-    const float* sums = product<KB, 4>(packed, xs, WIDTH / 32, tile, 0, [&] { root_mean_squares(squares, r); });
-    for (int i = threadIdx.x; i < 16 * tokens; i += 256) {
-        int token = i / 16, e = i % 16, j = j0 + e, which = token < clean;
-        float a = whole<KB>(sums, token, e) * r[token] + c[which][e];
-        float b = whole<KB>(sums, token, 16 + e) * r[token] + c[which][16 + e];
+    const float* sums = product<WIDTH / 256, 8, 4>(packed, xs, WIDTH / 32, tile, 0, squares, sq, arrived, [&] {
+        wait_for_data(&arrived[8]);
+        root_mean_squares(sq, r);
+    });
+    for (int i = threadIdx.x; i < 8 * tokens; i += 256) {
+        int token = i / 8, e = i % 8 * 2, j = j0 + e, which = token < clean;
+        float2 a = whole2<8>(sums, token, e), b = whole2<8>(sums, token, 16 + e);
+        const float* d = c[which] + e;
+        float x = r[token];
+        a.x = a.x * x + d[0]; a.y = a.y * x + d[1];
+        b.x = b.x * x + d[16]; b.y = b.y * x + d[17];
         if (head <= heads) {
-            float x = angles[0][token][e], y = angles[1][token][e];
-            float s = a * x - b * y, t = b * x + a * y;
-            if (head < heads) {
-                u16* to = q + ((size_t)token * heads + head) * dim;
-                to[j] = bf16_of(s * scale);
-                to[half + j] = bf16_of(t * scale);
-            } else {
-                u16* to = k + (size_t)(first + token) * dim;
-                to[j] = bf16_of(s);
-                to[half + j] = bf16_of(t);
-            }
+            const float *co = angles[0][token] + e, *si = angles[1][token] + e;
+            float s0 = a.x * co[0] - b.x * si[0], s1 = a.y * co[1] - b.y * si[1];
+            float t0 = b.x * co[0] + a.x * si[0], t1 = b.y * co[1] + a.y * si[1];
+            float factor = head < heads ? scale : 1.0f;
+            u16* to = head < heads ? q + ((size_t)token * heads + head) * dim : k + (size_t)(first + token) * dim;
+            *(u32*)(to + j) = pack_bf16(s0 * factor, s1 * factor);
+            *(u32*)(to + half + j) = pack_bf16(t0 * factor, t1 * factor);
         } else {
             u16* to = v + (size_t)(first + token) * v_token;
-            to[(size_t)j * v_dim] = bf16_of(a);
-            to[(size_t)(half + j) * v_dim] = bf16_of(b);
+            to[(size_t)j * v_dim] = bf16_of(a.x);
+            to[(size_t)(j + 1) * v_dim] = bf16_of(a.y);
+            to[(size_t)(half + j) * v_dim] = bf16_of(b.x);
+            to[(size_t)(half + j + 1) * v_dim] = bf16_of(b.y);
         }
     }
 #endif
 }
 
-// hidden = GELU(gate) * up. Packed rows of a tile: 16 of gate, then the same 16 of up. grid: (mlp / 64, 4), cluster 4.
+// hidden = GELU(gate) * up. Packed rows, 32 by 32: 16 of gate, then the same 16 of up. grid: (mlp / 128, 4), cluster 4.
 extern "C" __global__ __launch_bounds__(256, 2) void expert_gate_up(const uint4* packed, const u16* xs, const float* squares,
         const float* shift, int clean, int to_clean, u16* hidden, int tokens, const char* next, int kilobytes) {
 #if __CUDA_ARCH__ >= 900
-    __shared__ float r[TOKENS], c[2][32];
-    const int KB = WIDTH / 32 / WARPS;
+    __shared__ __align__(128) float sq[SQUARES];
+    __shared__ float r[TOKENS], c[2][64];
+    __shared__ __align__(8) u64 arrived[5];
     int tile = blockIdx.x * 4 + blockIdx.y;
     ask_for(next, kilobytes);
-    if (threadIdx.x < 32) c[0][threadIdx.x] = shift[tile * 32 + threadIdx.x];
-    if (threadIdx.x < 32 && clean) c[1][threadIdx.x] = shift[to_clean + tile * 32 + threadIdx.x];
-    const float* sums = product<KB, 4>(packed, xs, WIDTH / 32, tile, 0, [&] { root_mean_squares(squares, r); });
-    for (int i = threadIdx.x; i < 8 * tokens; i += 256) {
-        int token = i / 8, e = i % 8 * 2;
-        const float* d = c[token < clean] + e;
+    if (threadIdx.x < 64) c[0][threadIdx.x] = shift[tile * 64 + threadIdx.x];
+    if (threadIdx.x < 64 && clean) c[1][threadIdx.x] = shift[to_clean + tile * 64 + threadIdx.x];
+    const float* sums = product<WIDTH / 128, 4, 4>(packed, xs, WIDTH / 32, tile, 0, squares, sq, arrived, [&] {
+        wait_for_data(&arrived[4]);
+        root_mean_squares(sq, r);
+    });
+    for (int i = threadIdx.x; i < 16 * tokens; i += 256) {
+        int token = i / 16, group = i % 16 / 8, e = i % 8 * 2;
+        const float* d = c[token < clean] + group * 32 + e;
         float x = r[token];
-        float g0 = whole<KB>(sums, token, e) * x + d[0], g1 = whole<KB>(sums, token, e + 1) * x + d[1];
-        float u0 = whole<KB>(sums, token, e + 16) * x + d[16], u1 = whole<KB>(sums, token, e + 17) * x + d[17];
-        *(u32*)(hidden + fragment(token, tile * 16 + e)) = pack_bf16(gelu_tanh(g0) * u0, gelu_tanh(g1) * u1);
+        float2 g = whole2<4>(sums, token, group * 32 + e), u = whole2<4>(sums, token, group * 32 + 16 + e);
+        *(u32*)(hidden + fragment(token, tile * 32 + group * 16 + e)) =
+            pack_bf16(gelu_tanh(g.x * x + d[0]) * (u.x * x + d[16]), gelu_tanh(g.y * x + d[1]) * (u.y * x + d[17]));
     }
 #endif
 }
@@ -332,14 +431,14 @@ extern "C" __global__ __launch_bounds__(256, 2) void expert_o(const uint4* packe
         const float* scale, int clean, int to_clean, u16* xs, float* squares, int tokens, const char* next, int kilobytes) {
 #if __CUDA_ARCH__ >= 900
     ask_for(next, kilobytes);
-    residual<QWIDTH / 32 / WARPS / O_SHARES, O_SHARES>(packed, in, x, gate, scale, clean, to_clean, xs, squares, tokens);
+    residual<QWIDTH / 128 / SHARES>(packed, in, x, gate, scale, clean, to_clean, xs, squares, tokens);
 #endif
 }
 extern "C" __global__ __launch_bounds__(256, 2) void expert_down(const uint4* packed, const u16* in, float* x, const float* gate,
         const float* scale, int clean, int to_clean, u16* xs, float* squares, int tokens, const char* next, int kilobytes) {
 #if __CUDA_ARCH__ >= 900
     ask_for(next, kilobytes);
-    residual<MLP / 32 / WARPS / DOWN_SHARES, DOWN_SHARES>(packed, in, x, gate, scale, clean, to_clean, xs, squares, tokens);
+    residual<MLP / 128 / SHARES>(packed, in, x, gate, scale, clean, to_clean, xs, squares, tokens);
 #endif
 }
 
@@ -498,7 +597,6 @@ extern "C" __global__ __launch_bounds__(128) void expert_attention_90(const u16*
     __shared__ __align__(8) float statistics[80][2]; // [row / shares][share]: maximum, denominator
     __shared__ __align__(8) u64 together;
     u32 base = (local_address(shared) + 1023) / 1024 * 1024, qs = base, ks = qs + 4 * TILE, vs = ks + 4 * TILE;
-    float* numerators = (float*)(shared + (base - local_address(shared))); // [row / shares][share][256], later
     int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, c = lane % 4;
     int first = blockIdx.x * 64, shares = gridDim.y, rank = blockIdx.y, tiles = (keys + 63) / 64;
     // 64 rows of 256 as four tiles of 64 columns, 16-byte chunks swizzled within their 128-byte rows. What lies beyond
@@ -512,8 +610,9 @@ extern "C" __global__ __launch_bounds__(128) void expert_attention_90(const u16*
     };
     ask_for(next, kilobytes);
     // The prefix's keys and values have long been there.
-    int owned = (64 - rank + shares - 1) / shares;
-    if (threadIdx.x == 0) expect(&together, owned * shares * (1024 + 8));
+    // Rows [each * rank, + owned) are finished here; their numerators come to where keys and values were.
+    int each = (64 + shares - 1) / shares, owned = max(0, min(each, 64 - rank * each));
+    if (threadIdx.x == 0) expect(&together, owned * shares * (512 + 8));
     __syncwarp();
     cluster_arrive_relaxed(); // all blocks have started
     bool early = (rank + 1) * 64 <= prefix;
@@ -578,51 +677,58 @@ extern "C" __global__ __launch_bounds__(128) void expert_attention_90(const u16*
         wgmma_wait<0>();
     }
     cluster_wait();
-    cluster_arrive_relaxed(); // queries, keys and values have been read
+    cluster_arrive_relaxed(); // keys and values have been read
+    __syncthreads(); // and queries
     int row = warp * 16 + g;
 #pragma unroll
     for (int e = 0; e < 2; e++) {
         sum[e] += __shfl_xor_sync(FULL, sum[e], 1);
         sum[e] += __shfl_xor_sync(FULL, sum[e], 2);
+        int local = row + 8 * e;
+#pragma unroll
+        for (int n = 0; n < 32; n++)
+            asm volatile("st.shared.u32 [%0], %1;" ::"r"(qs + local * 512 + (n ^ local % 8) * 16 + c * 4), "r"(pack_bf16(o[n * 4 + e * 2], o[n * 4 + e * 2 + 1])) : "memory");
     }
+    fence_async();
+    __syncthreads();
     cluster_wait();
-    // Row `local` is finished by block local % shares.
+    if ((int)threadIdx.x < shares) {
+        int to = threadIdx.x, count = min(each, 64 - to * each);
+        if (count > 0)
+            asm volatile("cp.async.bulk.shared::cluster.shared::cta.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(of_rank_address(ks + rank * each * 512, to)), "r"(qs + to * each * 512), "r"(count * 512), "r"(of_rank(&together, to)) : "memory");
+    }
 #pragma unroll
     for (int e = 0; e < 2; e++) {
-        int local = row + 8 * e, owner = local % shares, slot = local / shares * shares + rank;
-        u32 to = of_rank(numerators + slot * 256, owner), barrier = of_rank(&together, owner);
-        if (c == 0) push2(of_rank(statistics[slot], owner), top[e], sum[e], barrier);
-        // Neighbours swap halves, so that each pushes four columns in a row.
-#pragma unroll
-        for (int n = 0; n < 32; n += 2) {
-            float a0 = o[n * 4 + e * 2], a1 = o[n * 4 + e * 2 + 1], b0 = o[n * 4 + 4 + e * 2], b1 = o[n * 4 + 5 + e * 2];
-            float p0 = __shfl_xor_sync(FULL, c % 2 ? a0 : b0, 1), p1 = __shfl_xor_sync(FULL, c % 2 ? a1 : b1, 1);
-            float4 y = c % 2 ? make_float4(p0, p1, b0, b1) : make_float4(a0, a1, p0, p1);
-            push4(to + ((n + c % 2) * 8 + c / 2 * 4) * 4, y, barrier);
-        }
+        int local = row + 8 * e, owner = local / each, slot = local % each * shares + rank;
+        if (c == 0) push2(of_rank(statistics[slot], owner), top[e], sum[e], of_rank(&together, owner));
     }
-    wait_for_data(&together);
+    if (owned > 0) wait_for_data(&together);
+    cluster_arrive_relaxed(); // what others sent is here: they may leave
     // A warp a row, a lane 8 columns.
     for (int mine = warp; mine < owned; mine += 4) {
-        int local = mine * shares + rank;
+        int local = rank * each + mine;
         float t = lane < shares ? statistics[mine * shares + lane][0] : -1e30f;
         float most = warp_max(t), w = lane < shares ? exp2f((t - most) * scale) : 0.0f;
         float all = warp_sum(lane < shares ? w * statistics[mine * shares + lane][1] : 0.0f);
-        float4 x = {}, y = {};
-        const float* from = numerators + mine * shares * 256 + lane * 4;
-#pragma unroll 4
+        float x[8] = {};
+        u32 from = ks + mine * 512 + (lane ^ local % 8) * 16;
+#pragma unroll 8
         for (int s = 0; s < shares; s++) {
-            float4 a = *(const float4*)(from + s * 256), b = *(const float4*)(from + s * 256 + 128);
+            u32 p[4];
+            asm volatile("ld.shared.v4.u32 {%0,%1,%2,%3}, [%4];" : "=r"(p[0]), "=r"(p[1]), "=r"(p[2]), "=r"(p[3]) : "r"(from + s * each * 512) : "memory");
             float ws = __shfl_sync(FULL, w, s);
-            x.x += ws * a.x; x.y += ws * a.y; x.z += ws * a.z; x.w += ws * a.w;
-            y.x += ws * b.x; y.y += ws * b.y; y.z += ws * b.z; y.w += ws * b.w;
+#pragma unroll
+            for (int i = 0; i < 4; i++) {
+                x[2 * i] += ws * of_bf16(p[i] & 0xffff);
+                x[2 * i + 1] += ws * of_bf16(p[i] >> 16);
+            }
         }
-        int global = first + local, token = global / heads, column = global % heads * 256 + lane * 4;
+        int global = first + local;
         float r = 1.0f / all;
-        if (global < rows) {
-            *(uint2*)(out + fragment(token, column)) = make_uint2(pack_bf16(x.x * r, x.y * r), pack_bf16(x.z * r, x.w * r));
-            *(uint2*)(out + fragment(token, column + 128)) = make_uint2(pack_bf16(y.x * r, y.y * r), pack_bf16(y.z * r, y.w * r));
-        }
+        if (global < rows)
+            *(uint4*)(out + fragment(global / heads, global % heads * 256 + lane * 8)) =
+                make_uint4(pack_bf16(x[0] * r, x[1] * r), pack_bf16(x[2] * r, x[3] * r), pack_bf16(x[4] * r, x[5] * r), pack_bf16(x[6] * r, x[7] * r));
     }
+    cluster_wait();
 #endif
 }
