@@ -428,6 +428,9 @@ impl Module {
         if is_clustered {
             let attribute = sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_NON_PORTABLE_CLUSTER_SIZE_ALLOWED;
             cu!(cuFuncSetAttribute(function, attribute, 1))?;
+            // All kernels divide a multiprocessor's memory alike: the next one can start beside the one before.
+            let attribute = sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT;
+            cu!(cuFuncSetAttribute(function, attribute, 100))?;
         }
         Ok(Kernel(function))
     }

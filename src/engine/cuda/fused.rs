@@ -291,7 +291,7 @@ impl Fused {
                 &[&residual(o, &self.mixed, 2 * i), &clean, &normed, &count, &ask(down, 0, 1)],
             )?;
 
-            let shape = Launch::new([mlp / 32 / SHARED, SHARED, 1], 256, sums(width)).clusters(SHARED);
+            let shape = Launch::new([mlp / 64, 2, 1], 256, sums(width)).clusters(2);
             let next = &self.layers[(i + 1) % layers];
             let to: [Arg; 1] = [(&self.hidden).into()];
             let args: [&[Arg]; 7] =

@@ -401,18 +401,19 @@ extern "C" __global__ __launch_bounds__(256, 2) void expert_qkv(const uint4* pac
 #endif
 }
 
-// hidden = GELU(gate) * up. Packed rows, 32 by 32: 16 of gate, then the same 16 of up. grid: (mlp / 128, 4), cluster 4.
+// hidden = GELU(gate) * up. Packed rows, 32 by 32: 16 of gate, then the same 16 of up. grid: (mlp / 64, 2), cluster 2: the
+// blocks fill the GPU once, and clusters of 4 would not fit everywhere.
 extern "C" __global__ __launch_bounds__(256, 2) void expert_gate_up(const uint4* packed, const u16* xs, const float* squares,
         const float* shift, int clean, int to_clean, u16* hidden, int tokens, const char* next, int kilobytes) {
 #if __CUDA_ARCH__ >= 900
     __shared__ __align__(128) float sq[SQUARES];
     __shared__ float r[TOKENS], c[2][64];
     __shared__ __align__(8) u64 arrived[5];
-    int tile = blockIdx.x * 4 + blockIdx.y;
+    int tile = blockIdx.x * 2 + blockIdx.y;
     ask_for(next, kilobytes);
     if (threadIdx.x < 64) c[0][threadIdx.x] = shift[tile * 64 + threadIdx.x];
     if (threadIdx.x < 64 && clean) c[1][threadIdx.x] = shift[to_clean + tile * 64 + threadIdx.x];
-    const float* sums = product<WIDTH / 128, 4, 4>(packed, xs, WIDTH / 32, tile, 0, squares, sq, arrived, [&] {
+    const float* sums = product<WIDTH / 128, 4, 2>(packed, xs, WIDTH / 32, tile, 0, squares, sq, arrived, [&] {
         wait_for_data(&arrived[4]);
         root_mean_squares(sq, r);
     });
@@ -692,9 +693,9 @@ extern "C" __global__ __launch_bounds__(128) void expert_attention_90(const u16*
     fence_async();
     __syncthreads();
     cluster_wait();
-    if ((int)threadIdx.x < shares) {
-        int to = threadIdx.x, count = min(each, 64 - to * each);
-        if (count > 0)
+    if (lane < 4) {
+        int to = warp * 4 + lane, count = min(each, 64 - to * each);
+        if (to < shares && count > 0)
             asm volatile("cp.async.bulk.shared::cluster.shared::cta.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(of_rank_address(ks + rank * each * 512, to)), "r"(qs + to * each * 512), "r"(count * 512), "r"(of_rank(&together, to)) : "memory");
     }
 #pragma unroll
