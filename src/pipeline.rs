@@ -9,10 +9,10 @@ use std::time::Instant;
 
 use thiserror::Error;
 
-use crate::engine::EngineError;
-use crate::engine::cpu::{CpuEngine, MissingTensor};
+use crate::engine::cuda::{CudaEngine, Measured};
 use crate::engine::probe::Tap;
 use crate::engine::weights::Weights;
+use crate::engine::{Choice, Engine, EngineError};
 use crate::model::ModelInput;
 use crate::model::dims::{Dims, DimsError, DimsHints};
 use crate::model::names;
@@ -64,14 +64,6 @@ pub enum LoadError {
     /// What surrounds the network does not fit it, or the parameters.
     #[error(transparent)]
     Policy(#[from] PolicyError),
-    /// Cannot happen after the dimensions were checked.
-    #[error("{checkpoint}: {source}")]
-    Missing {
-        /// The folder.
-        checkpoint: String,
-        /// Which tensor.
-        source: MissingTensor,
-    },
 }
 
 impl Synthetic {
@@ -163,22 +155,22 @@ impl Model {
     }
 
     /// The network, ready to run. `progress` hears of (parameters made, parameters in all) where they are made.
-    pub fn load(&self, mut progress: impl FnMut(usize, usize)) -> Result<CpuEngine, LoadError> {
+    pub fn load(&self, choice: Choice, mut progress: impl FnMut(usize, usize)) -> Result<Engine, LoadError> {
         let dims = self.dims()?;
-        let (weights, checkpoint) = match self {
+        if let (Choice::Cuda(_), Some(reason)) = (choice, CudaEngine::missing()) {
+            return Err(EngineError::NoGpu(reason).into()); // before anything that takes long
+        }
+        let weights = match self {
             Model::Synthetic(synthetic) => {
                 let (mut made, all) = (0, dims.parameters());
-                let weights = Weights::synthetic(&dims, synthetic.dtype(), |parameters| {
+                Weights::synthetic(&dims, synthetic.dtype(), |parameters| {
                     made += parameters;
                     progress(made, all);
-                })?;
-                (weights, "built-in".to_owned())
+                })?
             }
-            Model::Folder(checkpoint) => {
-                (Weights::map(&checkpoint.tensors)?, checkpoint.folder.display().to_string())
-            }
+            Model::Folder(checkpoint) => Weights::map(&checkpoint.tensors)?,
         };
-        CpuEngine::new(&weights, dims).map_err(|source| LoadError::Missing { checkpoint, source })
+        Ok(Engine::new(&weights, dims, choice, self.cameras().names.len())?)
     }
 
     /// Bytes of the network's weights.
@@ -197,7 +189,7 @@ impl Model {
     }
 }
 
-/// Wall time of each stage of one inference, milliseconds.
+/// Time of each stage of one inference, milliseconds: by the wall clock, or by the GPU's where one computes.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct StageTimes {
     /// SigLIP and projector, all cameras.
@@ -215,16 +207,26 @@ impl StageTimes {
     }
 }
 
-/// One inference, stage by stage: actions `[horizon, action_dim]` in model space, and what each stage took.
+impl From<Measured> for StageTimes {
+    fn from(Measured { vision_ms, prefix_ms, denoise_ms }: Measured) -> Self {
+        Self { vision_ms, prefix_ms, denoise_ms }
+    }
+}
+
+/// One inference, stage by stage (as graphs, on a GPU that nobody looks into): actions `[horizon, action_dim]` in model space, and what each stage took.
 /// `noise` has the same shape; `rtc`: what the previous chunk has to say.
 pub fn infer(
-    engine: &mut CpuEngine,
+    engine: &mut Engine,
     input: &ModelInput,
     noise: &[f32],
     sampler: &Sampler,
     rtc: &Rtc,
     tap: &mut Tap,
 ) -> Result<(Vec<f32>, StageTimes), EngineError> {
+    if let (Engine::Cuda(engine), Rtc::Off, false) = (&mut *engine, rtc, tap.is_listening()) {
+        let (actions, measured) = engine.run(&input.images, &input.tokens, noise, sampler)?;
+        return Ok((actions, measured.into()));
+    }
     let start = Instant::now();
     let features = engine.vision(&input.images, tap)?;
     let seen = Instant::now();

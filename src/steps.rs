@@ -8,9 +8,8 @@ use std::time::Instant;
 
 use serde::Serialize;
 
-use crate::engine::EngineError;
-use crate::engine::cpu::{CpuEngine, KvCache};
 use crate::engine::probe::Tap;
+use crate::engine::{Engine, EngineError, KvCache};
 use crate::model::ModelInput;
 use crate::model::sampler::rtc::Rtc;
 use crate::model::sampler::{Sampler, Schedule, Solver, TimeRounding};
@@ -84,7 +83,7 @@ impl Measurement<'_> {
     /// Measures each of `choices` (steps, solver, schedule). `progress` hears of (evaluations made, all).
     pub fn run(
         &self,
-        engine: &mut CpuEngine,
+        engine: &mut Engine,
         choices: &[(usize, Solver, Schedule)],
         mut progress: impl FnMut(usize, usize),
     ) -> Result<Table, EngineError> {
@@ -126,7 +125,7 @@ impl Measurement<'_> {
     /// The fine solution: twice as many steps until that changes next to nothing, or `fine_steps` are reached.
     fn fine(
         &self,
-        engine: &mut CpuEngine,
+        engine: &mut Engine,
         caches: &[KvCache],
         mut progress: impl FnMut(usize),
     ) -> Result<(Row, Vec<f32>), EngineError> {
@@ -151,7 +150,7 @@ impl Measurement<'_> {
     /// From every start, each so often (where it is quick) that the time can be believed.
     fn solve(
         &self,
-        engine: &mut CpuEngine,
+        engine: &mut Engine,
         caches: &[KvCache],
         sampler: &Sampler,
         runs: usize,

@@ -10,9 +10,8 @@ use std::path::Path;
 
 use thiserror::Error;
 
-use crate::engine::EngineError;
-use crate::engine::cpu::CpuEngine;
 use crate::engine::probe::{Probe, Tap};
+use crate::engine::{Engine, EngineError, Precision};
 use crate::model::dims::Dims;
 use crate::model::sampler::rtc::{Rtc, RtcError};
 use crate::model::sampler::{Sampler, TimeRounding};
@@ -96,6 +95,8 @@ pub struct Outcome {
     pub comparisons: Vec<Comparison>,
     /// Recorded, but masked or no stage of this engine (`bf16.actions`, …).
     pub skipped: Vec<String>,
+    /// Cosine of the angle between the chunk and the recorded one, where that was compared.
+    pub cosine: Option<f64>,
     /// What the run took, comparisons included.
     pub times: StageTimes,
 }
@@ -115,11 +116,11 @@ impl Case {
     }
 
     /// Runs the engine on the case's inputs and compares everything that was recorded.
-    pub fn run(&self, engine: &mut CpuEngine) -> Result<Outcome, VerifyError> {
+    pub fn run(&self, engine: &mut Engine) -> Result<Outcome, VerifyError> {
         if !self.runs.is_empty() {
             return self.run_rtc(engine);
         }
-        let mut comparer = Comparer::new(self);
+        let mut comparer = Comparer::new(self, Arithmetic::of(engine));
         self.compare_slots(&mut comparer);
         comparer.record("times", &self.sampler.times());
         let mut tap = Tap::new(&mut comparer);
@@ -129,7 +130,7 @@ impl Case {
     }
 
     /// Runs the engine on the case's inputs again, unobserved: what an inference takes once it is warm.
-    pub fn times(&self, engine: &mut CpuEngine) -> Result<StageTimes, VerifyError> {
+    pub fn times(&self, engine: &mut Engine) -> Result<StageTimes, VerifyError> {
         Ok(infer(engine, &self.input, &self.noise, &self.sampler, &Rtc::Off, &mut Tap::none())?.1)
     }
 
@@ -315,6 +316,8 @@ impl Slice {
 /// Compares what the engine reports with what was recorded.
 struct Comparer<'a> {
     case: &'a Case,
+    arithmetic: Arithmetic,
+    cosine: Option<f64>,
     /// Recorded tensors not yet compared, by stage.
     left: BTreeMap<&'a str, Vec<Recorded<'a>>>,
     comparisons: Vec<Comparison>,
@@ -323,7 +326,7 @@ struct Comparer<'a> {
 }
 
 impl<'a> Comparer<'a> {
-    fn new(case: &'a Case) -> Self {
+    fn new(case: &'a Case, arithmetic: Arithmetic) -> Self {
         let mut left: BTreeMap<&str, Vec<Recorded<'_>>> = BTreeMap::new();
         for (key, tensor) in &case.recorded {
             if key.starts_with("in.") || key.starts_with("raw.") {
@@ -333,7 +336,7 @@ impl<'a> Comparer<'a> {
             let (stage, slice) = sliced.map_or((key.as_str(), None), |(stage, slice)| (stage, Some(slice)));
             left.entry(stage).or_default().push(Recorded { key, tensor, slice });
         }
-        Self { case, left, comparisons: Vec::new(), masked: Vec::new() }
+        Self { case, arithmetic, cosine: None, left, comparisons: Vec::new(), masked: Vec::new() }
     }
 
     /// The engine numbers cameras; cases name them.
@@ -348,7 +351,7 @@ impl<'a> Comparer<'a> {
 
     /// `values`: one row per slot, or per valid slot where `valid` tells which those are.
     fn compare(&mut self, stage: &str, values: &[f32], valid: Option<&[bool]>) {
-        let tolerance = tolerance(stage, &self.case.dims);
+        let tight = tolerance(stage, &self.case.dims);
         for recorded in self.left.remove(stage).unwrap_or_default() {
             let stage = recorded.key.to_owned();
             let (max, rms) = match recorded.differences(values, valid) {
@@ -359,6 +362,11 @@ impl<'a> Comparer<'a> {
                 Some(differences) => spread(&differences),
                 None => (f64::NAN, f64::NAN),
             };
+            let expected = recorded.tensor.to_f64().unwrap_or_default();
+            let tolerance = self.arithmetic.tolerance(recorded.key, tight, &self.case.dims, &expected);
+            if recorded.key == "actions" {
+                self.cosine = cosine(values, &expected);
+            }
             self.comparisons.push(Comparison { stage, max, rms, tolerance });
         }
     }
@@ -366,7 +374,7 @@ impl<'a> Comparer<'a> {
     fn outcome(self, times: StageTimes) -> Outcome {
         let left = self.left.into_values().flatten().map(|recorded| recorded.key.to_owned());
         let skipped = self.masked.into_iter().chain(left).collect();
-        Outcome { comparisons: self.comparisons, skipped, times }
+        Outcome { comparisons: self.comparisons, skipped, cosine: self.cosine, times }
     }
 }
 
@@ -421,6 +429,67 @@ fn spread(differences: &[f64]) -> (f64, f64) {
     let larger = |max: f64, d: &f64| if d.abs() > max || d.is_nan() { d.abs() } else { max };
     let squares: f64 = differences.iter().map(|d| d * d).sum();
     (differences.iter().fold(0.0, larger), (squares / differences.len() as f64).sqrt())
+}
+
+/// How an engine computes, and so how near it has to come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Arithmetic {
+    /// The reference.
+    Reference,
+    /// Another order of sums, and the GPU's own functions.
+    GpuF32,
+    /// Rounded to 8 bits between products.
+    Bf16,
+}
+
+impl Arithmetic {
+    fn of(engine: &Engine) -> Self {
+        match (engine, engine.precision()) {
+            (_, Precision::Bf16) => Self::Bf16,
+            (Engine::Cuda(_), Precision::F32) => Self::GpuF32,
+            (Engine::Cpu(_), Precision::F32) => Self::Reference,
+        }
+    }
+
+    /// `tight`: the reference's own. `expected`: what was recorded.
+    fn tolerance(self, stage: &str, tight: f64, dims: &Dims, expected: &[f64]) -> f64 {
+        let is_deep = dims.expert.layers >= DEEP;
+        let is_chunk = stage.ends_with("actions") || stage.ends_with("x_t") || stage.ends_with("v_t");
+        let largest = expected.iter().fold(0.0, |max: f64, e| max.max(e.abs()));
+        // Made by the CPU for every engine, or not rounded at all.
+        let made_by_cpu = stage == "times" || stage.contains("time_sincos") || stage.contains("adarms_cond");
+        match self {
+            Self::Reference => tight,
+            _ if made_by_cpu || tight == 0.0 => tight,
+            Self::GpuF32 if is_chunk => {
+                if is_deep {
+                    1e-3
+                } else {
+                    2e-4
+                }
+            }
+            Self::GpuF32 => tight.max(2e-5 * largest) * if is_deep { 20.0 } else { 4.0 },
+            Self::Bf16 if is_chunk => {
+                if stage.ends_with("v_t") {
+                    0.1
+                } else {
+                    5e-2
+                }
+            }
+            Self::Bf16 => 5e-2 * largest,
+        }
+    }
+}
+
+/// Cosine of the angle between two vectors of the same length.
+fn cosine(values: &[f32], expected: &[f64]) -> Option<f64> {
+    let (mut dot, mut own, mut theirs) = (0.0, 0.0, 0.0);
+    for (&a, &b) in values.iter().zip(expected) {
+        dot += f64::from(a) * b;
+        own += f64::from(a) * f64::from(a);
+        theirs += b * b;
+    }
+    (values.len() == expected.len()).then(|| dot / (own.sqrt() * theirs.sqrt()))
 }
 
 /// Largest difference that f32 arithmetic in another order explains (spec/PI05.md §10). Errors grow with depth: the

@@ -25,6 +25,9 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand, ValueEnum};
 use tracing_subscriber::EnvFilter;
 
+use crate::config::{Backend, DtypeChoice};
+use crate::engine::{Choice, Precision};
+
 /// Runs the π0.5 vision-language-action model on a robot and streams its actions to the arm in real time.
 #[derive(Parser)]
 #[command(name = "pi05", version, max_term_width = 110, arg_required_else_help = true)]
@@ -79,6 +82,28 @@ enum BackendArg {
     Cuda,
     /// TensorRT engines.
     Tensorrt,
+}
+
+impl BackendArg {
+    /// The parameter's value; `None` leaves it to the parameter file.
+    fn chosen(self) -> Option<Backend> {
+        match self {
+            BackendArg::Auto => None,
+            BackendArg::Cpu => Some(Backend::Cpu),
+            BackendArg::Cuda => Some(Backend::Cuda),
+            BackendArg::Tensorrt => Some(Backend::TensorRt),
+        }
+    }
+}
+
+impl From<DtypeArg> for DtypeChoice {
+    fn from(dtype: DtypeArg) -> Self {
+        match dtype {
+            DtypeArg::F32 => DtypeChoice::F32,
+            DtypeArg::Bf16 => DtypeChoice::Bf16,
+            DtypeArg::Fp8 => DtypeChoice::Fp8,
+        }
+    }
 }
 
 /// Number formats of an engine.
@@ -136,19 +161,24 @@ fn is_broken_pipe(failure: &(dyn Error + 'static)) -> bool {
     failure.downcast_ref::<io::Error>().is_some_and(|e| e.kind() == io::ErrorKind::BrokenPipe)
 }
 
-/// This build has one engine; anything else is refused in one line.
-fn require_cpu(backend: BackendArg, dtype: Option<DtypeArg>) -> Result<(), Failure> {
-    if !matches!(backend, BackendArg::Auto | BackendArg::Cpu) {
-        let name = if backend == BackendArg::Cuda { "cuda" } else { "tensorrt" };
-        return Err(
-            format!("--backend {name}: this version has the cpu engine only; use --backend cpu").into()
-        );
-    }
-    match dtype {
-        None | Some(DtypeArg::F32) => Ok(()),
-        Some(other) => {
-            let name = if other == DtypeArg::Bf16 { "bf16" } else { "fp8" };
-            Err(format!("--dtype {name}: the cpu engine computes in f32 only; use --dtype f32").into())
+/// The engine that the command line asks for; what there is not is refused in one line.
+fn engine_choice(backend: BackendArg, dtype: Option<DtypeArg>) -> Result<Choice, Failure> {
+    use {BackendArg as B, DtypeArg as D};
+    match (backend, dtype) {
+        (B::Tensorrt, _) => {
+            Err("--backend tensorrt: this version has the engines cpu and cuda; use one of them".into())
         }
+        (_, Some(D::Fp8)) => {
+            Err("--dtype fp8: this version computes in f32 and bf16; use one of them".into())
+        }
+        (B::Cpu, Some(D::Bf16)) => {
+            Err("--dtype bf16: the cpu engine computes in f32 only; use --dtype f32".into())
+        }
+        (B::Cpu, _) => Ok(Choice::Cpu),
+        (B::Cuda, Some(D::F32)) => Ok(Choice::Cuda(Precision::F32)),
+        (B::Cuda, _) => Ok(Choice::Cuda(Precision::Bf16)),
+        (B::Auto, Some(D::F32)) => Ok(Choice::Auto.in_f32()),
+        (B::Auto, Some(D::Bf16)) => Ok(Choice::Cuda(Precision::Bf16)),
+        (B::Auto, None) => Ok(Choice::Auto),
     }
 }

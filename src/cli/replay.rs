@@ -4,7 +4,7 @@ use std::fs;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
-use super::{BackendArg, Failure, Verdict, progress, require_cpu};
+use super::{BackendArg, DtypeArg, Failure, Verdict, engine_choice, progress};
 use crate::config::{Config, RobotKind};
 use crate::pipeline::setup::Setup;
 use crate::replay::bag::Bag;
@@ -36,6 +36,9 @@ pub struct Args {
     /// Engine
     #[arg(long, value_enum, default_value = "auto", value_name = "B")]
     backend: BackendArg,
+    /// Number format of the engine [default: bf16 on cuda, f32 on cpu]
+    #[arg(long, value_enum, value_name = "D")]
+    dtype: Option<DtypeArg>,
     /// Folder for the results; made if it is not there
     #[arg(long, value_name = "DIR", default_value = "out")]
     out: PathBuf,
@@ -67,8 +70,14 @@ pub(super) fn load_config(file: Option<&Path>, checkpoint: Option<String>) -> Re
 }
 
 pub fn run(args: Args) -> Result<Verdict, Failure> {
-    require_cpu(args.backend, None)?;
-    let config = load_config(args.config.as_deref(), args.checkpoint)?;
+    let mut config = load_config(args.config.as_deref(), args.checkpoint)?;
+    engine_choice(args.backend, args.dtype)?;
+    if let Some(backend) = args.backend.chosen() {
+        config.backend = backend;
+    }
+    if let Some(dtype) = args.dtype {
+        config.dtype = dtype.into();
+    }
     let bag = Bag::open(&args.bag)?;
     fs::create_dir_all(&args.out).map_err(|e| format!("{}: cannot be made: {e}", args.out.display()))?;
     let setup = Setup::open(&config)?;

@@ -7,9 +7,9 @@ use clap::ArgGroup;
 use serde::Serialize;
 
 use super::replay::load_config;
-use super::{BackendArg, Failure, Verdict, progress, require_cpu};
-use crate::config::Config;
-use crate::engine::cpu::CpuEngine;
+use super::{BackendArg, Failure, Verdict, progress};
+use crate::config::{Backend, Config, DtypeChoice};
+use crate::engine::{self, Engine};
 use crate::model::sampler::{Schedule, Solver, TimeRounding, noise};
 use crate::pipeline::Model;
 use crate::pipeline::inference::Inference;
@@ -77,7 +77,7 @@ fn parse_schedule(text: &str) -> Result<Schedule, String> {
 
 /// Everything that is measured on.
 struct Subject {
-    engine: CpuEngine,
+    engine: Engine,
     starts: Vec<Start>,
     rounding: TimeRounding,
     columns: usize,
@@ -99,7 +99,9 @@ struct Results<'a> {
 }
 
 pub fn run(args: Args) -> Result<Verdict, Failure> {
-    require_cpu(args.backend, None)?;
+    if !matches!(args.backend, BackendArg::Auto | BackendArg::Cpu) {
+        return Err("--backend: steps are compared on the cpu engine only; use --backend cpu".into());
+    }
     let config = load_config(args.config.as_deref(), args.checkpoint.clone())?;
     let mut subject = match (&args.case, &args.bag) {
         (Some(case), _) => of_case(&config, case)?,
@@ -176,7 +178,7 @@ fn of_case(config: &Config, path: &Path) -> Result<Subject, Failure> {
     let dims = model.dims()?;
     let start = Case::read(path, &dims)?.start();
     let bar = progress::bar("weights");
-    let engine = model.load(|made, all| progress::set(&bar, made as u64, all as u64))?;
+    let engine = model.load(engine::Choice::Cpu, |made, all| progress::set(&bar, made as u64, all as u64))?;
     bar.finish_and_clear();
     Ok(Subject { engine, starts: vec![start], rounding: model.time_rounding(), columns: dims.action_dim })
 }
@@ -191,6 +193,7 @@ fn of_bag(config: &Config, path: &Path, count: usize) -> Result<Subject, Failure
         return Err(format!("{path}: no complete observation: `pi05 replay` says what is missing").into());
     }
     let bar = progress::bar("weights");
+    let config = &Config { backend: Backend::Cpu, dtype: DtypeChoice::Auto, ..config.clone() };
     let Inference { engine, policy, seed, .. } =
         setup.load(config, |made, all| progress::set(&bar, made as u64, all as u64))?;
     bar.finish_and_clear();

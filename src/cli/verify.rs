@@ -3,7 +3,7 @@
 use std::io::{self, Write};
 use std::path::PathBuf;
 
-use super::{BackendArg, DtypeArg, Failure, Verdict, progress, require_cpu};
+use super::{BackendArg, DtypeArg, Failure, Verdict, engine_choice, progress};
 use crate::pipeline::{Model, StageTimes};
 use crate::verify::Case;
 
@@ -23,23 +23,25 @@ pub struct Args {
     /// Engine
     #[arg(long, value_enum, default_value = "auto", value_name = "B")]
     backend: BackendArg,
-    /// Number format of the engine [default: f32]
+    /// Number format of the engine [default: bf16 on cuda, f32 on cpu]
     #[arg(long, value_enum, value_name = "D")]
     dtype: Option<DtypeArg>,
 }
 
 /// An inference that takes less than this is repeated for its time.
 const QUICK_MS: f64 = 500.0;
+/// Least cosine between a chunk and the recorded one.
+const COSINE: f64 = 0.9995;
 /// How often.
 const WARM_RUNS: usize = 21;
 
 pub fn run(args: Args) -> Result<Verdict, Failure> {
-    require_cpu(args.backend, args.dtype)?;
+    let choice = engine_choice(args.backend, args.dtype)?;
     let model = Model::open_network(&args.checkpoint)?;
     let dims = model.dims()?;
     let cases = args.cases.iter().map(|path| Case::read(path, &dims)).collect::<Result<Vec<_>, _>>()?;
     let bar = progress::bar("weights");
-    let mut engine = model.load(|made, all| progress::set(&bar, made as u64, all as u64))?;
+    let mut engine = model.load(choice, |made, all| progress::set(&bar, made as u64, all as u64))?;
     bar.finish_and_clear();
 
     let mut out = io::stdout().lock();
@@ -47,13 +49,24 @@ pub fn run(args: Args) -> Result<Verdict, Failure> {
     let mut compared = 0;
     for (path, case) in args.cases.iter().zip(&cases) {
         let outcome = case.run(&mut engine)?;
-        writeln!(out, "{}  (cpu f32, {})", path.display(), args.checkpoint)?;
+        writeln!(
+            out,
+            "{}  ({} {}, {})",
+            path.display(),
+            engine.backend(),
+            engine.precision(),
+            args.checkpoint
+        )?;
         writeln!(out, "{:<50} {:>10} {:>10} {:>10}", "stage", "max |Δ|", "rms Δ", "tolerance")?;
         for stage in &outcome.comparisons {
             let verdict = if stage.ok() { "ok" } else { "FAIL" };
             let (name, max, rms, tolerance) = (&stage.stage, stage.max, stage.rms, stage.tolerance);
             writeln!(out, "{name:<50} {max:>10.2e} {rms:>10.2e} {tolerance:>10.0e}  {verdict}")?;
             failed += usize::from(!stage.ok());
+        }
+        if let Some(cosine) = outcome.cosine {
+            writeln!(out, "cosine of the chunk and the recorded one: {cosine:.7}")?;
+            failed += usize::from(cosine.is_nan() || cosine < COSINE);
         }
         compared += outcome.comparisons.len();
         // A small network's first run is mostly cold pages: it is run again, unobserved, and the median counts.

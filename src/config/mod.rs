@@ -37,6 +37,7 @@ use crate::clock::NS_PER_MS;
 use crate::control::{
     ControlConfig, ControlMode, Guards, JointLimit, JointLimits, Splice, limits::LimitsError,
 };
+use crate::engine::{Choice, Precision};
 use crate::model::sampler::rtc::PrefixSchedule;
 use crate::model::sampler::{self, Schedule, Solver, TimeRounding};
 use crate::policy::PolicyOptions;
@@ -219,6 +220,18 @@ impl Config {
     pub fn measured_index(&self) -> Vec<Option<usize>> {
         let joints = &self.joints;
         joints.action_names.iter().map(|action| joints.names.iter().position(|name| name == action)).collect()
+    }
+
+    /// Which engine to make. What only a GPU can do is asked of a GPU.
+    pub fn engine(&self) -> Choice {
+        match (self.backend, self.dtype) {
+            (Backend::Cpu, _) => Choice::Cpu,
+            (Backend::Auto | Backend::TensorRt, DtypeChoice::Auto | DtypeChoice::Fp8) => Choice::Auto,
+            (Backend::Auto | Backend::TensorRt, DtypeChoice::F32) => Choice::Auto.in_f32(),
+            (Backend::Auto | Backend::TensorRt, DtypeChoice::Bf16) => Choice::Cuda(Precision::Bf16),
+            (Backend::Cuda, DtypeChoice::F32) => Choice::Cuda(Precision::F32),
+            (Backend::Cuda, _) => Choice::Cuda(Precision::Bf16),
+        }
     }
 
     /// What [`crate::policy::Policy`] needs; `None` there is `auto` here.

@@ -7,15 +7,192 @@
 //! | denoise | K/V, noise `[horizon, action_dim]`, sampler | actions `[horizon, action_dim]`, model space |
 //!
 //! Features and K/V live where the engine keeps them; callers only carry them from stage to stage.
-//! [`cpu`] is the readable reference, in f32.
+//! [`cpu`] is the readable reference, in f32; [`cuda`] is the fast one. [`Engine`] is either.
 
 #![allow(unsafe_code)] // the one place; every block says why it is sound
 
 pub mod cpu;
+pub mod cuda;
 pub mod probe;
 pub mod weights;
 
+use std::fmt;
+
 use thiserror::Error;
+
+use crate::model::Pixels;
+use crate::model::dims::Dims;
+use crate::model::sampler::Sampler;
+use crate::model::sampler::rtc::Rtc;
+use cpu::CpuEngine;
+use cuda::CudaEngine;
+use probe::Tap;
+use weights::Weights;
+
+/// Number format of weights and activations.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Precision {
+    /// 32-bit floats, never rounded to fewer.
+    F32,
+    /// bfloat16; norms, softmax, the residual stream and all sums in f32.
+    Bf16,
+}
+
+/// Which engine to make. `Auto` takes the GPU if there is one.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Choice {
+    /// CUDA in bf16 if it can, else CPU.
+    #[default]
+    Auto,
+    /// The reference.
+    Cpu,
+    /// CUDA kernels.
+    Cuda(Precision),
+}
+
+/// A network ready to run. One inference at a time.
+pub enum Engine {
+    /// The reference, in f32.
+    Cpu(Box<CpuEngine>),
+    /// On a GPU.
+    Cuda(Box<CudaEngine>),
+}
+
+/// Image tokens of all present cameras.
+pub enum Features {
+    /// In memory.
+    Cpu(cpu::Features),
+    /// On the GPU: the last ones made.
+    Cuda(cuda::Features),
+}
+
+/// Keys and values of every prefix layer.
+pub enum KvCache {
+    /// In memory.
+    Cpu(cpu::KvCache),
+    /// On the GPU: the last ones made.
+    Cuda(cuda::KvCache),
+}
+
+impl Choice {
+    /// What `Auto` comes to on this machine.
+    pub fn resolved(self) -> Self {
+        match self {
+            Choice::Auto if CudaEngine::missing().is_none() => Choice::Cuda(Precision::Bf16),
+            Choice::Auto => Choice::Cpu,
+            chosen => chosen,
+        }
+    }
+
+    /// The same engine in f32.
+    pub fn in_f32(self) -> Self {
+        match self.resolved() {
+            Choice::Cuda(_) => Choice::Cuda(Precision::F32),
+            other => other,
+        }
+    }
+}
+
+impl Engine {
+    /// Takes the tensors that `dims` implies; shapes were checked by [`Dims::from_tensors`]. `cameras`: how many the
+    /// model has.
+    pub fn new(weights: &Weights, dims: Dims, choice: Choice, cameras: usize) -> Result<Self, EngineError> {
+        match choice.resolved() {
+            Choice::Cuda(precision) => {
+                let engine = CudaEngine::new(weights, dims, precision == Precision::Bf16, cameras)?;
+                Ok(Engine::Cuda(Box::new(engine)))
+            }
+            Choice::Cpu | Choice::Auto => {
+                let engine = CpuEngine::new(weights, dims);
+                Ok(Engine::Cpu(Box::new(engine.map_err(|e| EngineError::Missing(e.name().to_owned()))?)))
+            }
+        }
+    }
+
+    /// The network's dimensions.
+    pub fn dims(&self) -> &Dims {
+        match self {
+            Engine::Cpu(engine) => engine.dims(),
+            Engine::Cuda(engine) => engine.dims(),
+        }
+    }
+
+    /// `cpu` or `cuda`.
+    pub fn backend(&self) -> &'static str {
+        match self {
+            Engine::Cpu(_) => "cpu",
+            Engine::Cuda(_) => "cuda",
+        }
+    }
+
+    /// Its number format.
+    pub fn precision(&self) -> Precision {
+        match self {
+            Engine::Cuda(engine) if engine.is_bf16() => Precision::Bf16,
+            Engine::Cpu(_) | Engine::Cuda(_) => Precision::F32,
+        }
+    }
+
+    /// Stage 1: image tokens of the present cameras.
+    pub fn vision(&mut self, images: &[Option<Pixels>], tap: &mut Tap) -> Result<Features, EngineError> {
+        match self {
+            Engine::Cpu(engine) => engine.vision(images, tap).map(Features::Cpu),
+            Engine::Cuda(engine) => engine.vision(images, tap).map(Features::Cuda),
+        }
+    }
+
+    /// Stage 2: the prefix (image tokens, then prompt tokens) to keys and values. A GPU holds one set of features, and
+    /// one of keys and values: earlier ones are refused.
+    pub fn prefix(
+        &mut self,
+        features: &Features,
+        tokens: &[u32],
+        tap: &mut Tap,
+    ) -> Result<KvCache, EngineError> {
+        match (self, features) {
+            (Engine::Cpu(engine), Features::Cpu(features)) => {
+                engine.prefix(features, tokens, tap).map(KvCache::Cpu)
+            }
+            (Engine::Cuda(engine), Features::Cuda(features)) => {
+                engine.prefix(features, tokens, tap).map(KvCache::Cuda)
+            }
+            (engine, _) => Err(engine.anothers("features")),
+        }
+    }
+
+    /// Stage 3: from `noise` `[horizon, action_dim]` to actions of the same shape, in model space.
+    pub fn denoise(
+        &mut self,
+        kv: &KvCache,
+        noise: &[f32],
+        sampler: &Sampler,
+        rtc: &Rtc,
+        tap: &mut Tap,
+    ) -> Result<Vec<f32>, EngineError> {
+        match (self, kv) {
+            (Engine::Cpu(engine), KvCache::Cpu(kv)) => engine.denoise(kv, noise, sampler, rtc, tap),
+            (Engine::Cuda(engine), KvCache::Cuda(kv)) => engine.denoise(kv, noise, sampler, rtc, tap),
+            (engine, _) => Err(engine.anothers("keys and values")),
+        }
+    }
+
+    fn anothers(&self, what: &'static str) -> EngineError {
+        EngineError::Input {
+            what,
+            expected: format!("those of the {} engine", self.backend()),
+            found: "another engine's".into(),
+        }
+    }
+}
+
+impl fmt::Display for Precision {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Precision::F32 => "f32",
+            Precision::Bf16 => "bf16",
+        })
+    }
+}
 
 /// Why a stage could not run.
 #[derive(Debug, Error)]
@@ -45,6 +222,20 @@ pub enum EngineError {
     /// No memory for procedural weights.
     #[error("no memory for the built-in model's weights: {0}")]
     OutOfMemory(std::io::Error),
+    /// A tensor that the engine needs is not among the weights.
+    #[error("tensor {0}: missing")]
+    Missing(String),
+    /// There is no GPU to run on.
+    #[error("backend cuda: {0}; use the cpu engine, or run on a machine with an NVIDIA GPU")]
+    NoGpu(String),
+    /// The driver or one of its libraries refused.
+    #[error("GPU: {call}: {reason}")]
+    Cuda {
+        /// The function.
+        call: String,
+        /// What it said.
+        reason: String,
+    },
     /// The input does not fit the network.
     #[error("{what}: expected {expected}, found {found}")]
     Input {

@@ -24,6 +24,11 @@ impl<'a> Tap<'a> {
         Self(None)
     }
 
+    /// Whether there is somebody.
+    pub fn is_listening(&self) -> bool {
+        self.0.is_some()
+    }
+
     /// Whether somebody wants `name`.
     pub fn wants(&self, name: fmt::Arguments<'_>) -> bool {
         self.0.as_ref().is_some_and(|probe| probe.wants(&name.to_string()))

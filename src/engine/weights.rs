@@ -5,7 +5,7 @@ use std::fs::File;
 use std::ops::Range;
 use std::sync::Arc;
 
-use half::f16;
+use half::{bf16, f16};
 use memmap2::{Advice, Mmap, MmapMut};
 use pulp::Arch;
 
@@ -134,6 +134,27 @@ impl Tensor {
             Dtype::BF16 => each(bytes, out, |b| f32::from_bits(u32::from(u16::from_le_bytes(b)) << 16)),
             Dtype::F16 => each(bytes, out, |b| f16::from_le_bytes(b).to_f32()),
         }
+    }
+
+    /// Elements `range` as bf16, rounded to nearest even, little-endian into `out` of two bytes each.
+    pub fn store_bf16(&self, range: Range<usize>, out: &mut [u8]) {
+        if self.dtype == Dtype::BF16 {
+            out.copy_from_slice(&self.bytes()[range.start * 2..range.end * 2]);
+            return;
+        }
+        let mut values = vec![0.0; range.len()];
+        self.convert(range, &mut values);
+        let (pairs, _) = out.as_chunks_mut::<2>();
+        for (pair, value) in pairs.iter_mut().zip(values) {
+            *pair = bf16::from_f32(value).to_le_bytes();
+        }
+    }
+
+    /// Elements `range` as f32, little-endian into `out` of four bytes each.
+    pub fn store_f32(&self, range: Range<usize>, out: &mut [u8]) {
+        let mut values = vec![0.0; range.len()];
+        self.convert(range, &mut values);
+        out.copy_from_slice(bytemuck::cast_slice(&values));
     }
 
     /// All elements as f32.

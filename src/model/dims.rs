@@ -256,6 +256,11 @@ impl Dims {
     /// Floating-point operations of one inference's matrix products (a multiply-add is two); the last prefix layer
     /// gives K and V only.
     pub fn flop(&self, work: &Work) -> f64 {
+        self.flops(work).iter().sum()
+    }
+
+    /// The same by stage: vision, prefix, denoising.
+    pub fn flops(&self, work: &Work) -> [f64; 3] {
         let (v, lm, ex) = (&self.vision, &self.language, &self.expert);
         let patches = v.tokens();
         let prefix = work.cameras * patches + work.tokens;
@@ -268,7 +273,18 @@ impl Dims {
         };
         let language = prefix * ((lm.layers - 1) * layer(lm, prefix) + kv(lm));
         let velocity = ex.layers * layer(ex, prefix + work.horizon) + 2 * self.action_dim * ex.width;
-        2.0 * (work.cameras * vision + language + work.steps * work.horizon * velocity) as f64
+        [work.cameras * vision, language, work.steps * work.horizon * velocity]
+            .map(|products| 2.0 * products as f64)
+    }
+
+    /// Parameters of matrix products that each stage reads, the expert's once per step: vision, prefix, denoising.
+    pub fn weights_read(&self, steps: usize) -> [usize; 3] {
+        let (v, lm) = (&self.vision, &self.language);
+        let vision = v.layers * (4 * v.width * v.width + 2 * v.width * v.mlp)
+            + v.width * (3 * v.patch * v.patch + lm.width);
+        let layer = |g: &GemmaDims| 2 * g.width * (g.head_dim + g.q_width()) + 3 * g.width * g.mlp;
+        let language = (lm.layers - 1) * layer(lm) + 2 * lm.width * lm.head_dim;
+        [vision, language, steps * self.expert.layers * layer(&self.expert)]
     }
 
     /// Parameters that inference reads.

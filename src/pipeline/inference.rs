@@ -7,9 +7,8 @@ use thiserror::Error;
 
 use super::chunking::{ModelActions, Steering};
 use super::infer;
-use crate::engine::EngineError;
-use crate::engine::cpu::CpuEngine;
 use crate::engine::probe::Tap;
+use crate::engine::{Engine, EngineError};
 use crate::model::Pixels;
 use crate::model::sampler::rtc::RtcError;
 use crate::model::sampler::{Sampler, noise};
@@ -93,7 +92,7 @@ pub enum InferenceError {
 /// The policy around the engine.
 pub struct Inference {
     /// Network.
-    pub engine: CpuEngine,
+    pub engine: Engine,
     /// What surrounds it.
     pub policy: Arc<Policy>,
     /// From noise to actions.

@@ -40,7 +40,7 @@ impl Setup {
     /// Loads the weights. `progress` hears of (parameters made, parameters in all) where they are made.
     pub fn load(&self, config: &Config, progress: impl FnMut(usize, usize)) -> Result<Inference, LoadError> {
         Ok(Inference {
-            engine: self.model.load(progress)?,
+            engine: self.model.load(config.engine(), progress)?,
             policy: Arc::clone(&self.policy),
             sampler: config.sampler.of(self.model.time_rounding()),
             seed: config.sampler.seed.unwrap_or_else(fresh_seed),

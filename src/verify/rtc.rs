@@ -18,8 +18,8 @@ use std::time::Instant;
 
 use serde::Deserialize;
 
-use super::{Case, Comparer, Outcome, Reader, VerifyError};
-use crate::engine::cpu::CpuEngine;
+use super::{Arithmetic, Case, Comparer, Outcome, Reader, VerifyError};
+use crate::engine::Engine;
 use crate::engine::probe::{Probe, Tap};
 use crate::model::dims::Dims;
 use crate::model::sampler::TimeRounding;
@@ -94,8 +94,8 @@ pub(super) fn read(path: &Path, own: Reader, dims: &Dims) -> Result<Case, Verify
 
 impl Case {
     /// Runs the two first stages once, then the third for each recorded run.
-    pub(super) fn run_rtc(&self, engine: &mut CpuEngine) -> Result<Outcome, VerifyError> {
-        let mut comparer = Comparer::new(self);
+    pub(super) fn run_rtc(&self, engine: &mut Engine) -> Result<Outcome, VerifyError> {
+        let mut comparer = Comparer::new(self, Arithmetic::of(engine));
         comparer.record("times", &self.sampler.times());
         let nobody = &mut Tap::none();
         let start = Instant::now();

@@ -5,7 +5,7 @@ use std::{fs, path::Path, sync::Arc};
 
 use pi05_thor::{
     config::RobotKind,
-    engine::probe::Tap,
+    engine::{Choice, probe::Tap},
     model::{Pixels, sampler::Sampler, sampler::TimeRounding, sampler::rtc::Rtc, synth},
     observe::{Observation, RgbImage},
     pipeline::{Model, infer},
@@ -76,7 +76,7 @@ impl Robot {
     fn actions(&self, seen: &Observation, prompt: &str, noise: &[f32]) -> Vec<f64> {
         let encoded = self.policy.encode(seen, prompt).unwrap();
         let sampler = Sampler::euler(10, self.model.time_rounding());
-        let mut engine = self.model.load(|_, _| {}).unwrap();
+        let mut engine = self.model.load(Choice::Cpu, |_, _| {}).unwrap();
         let (actions, _) =
             infer(&mut engine, &encoded.input, noise, &sampler, &Rtc::Off, &mut Tap::none()).unwrap();
         self.policy.decode(&actions, &encoded).unwrap().concat()

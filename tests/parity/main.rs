@@ -33,7 +33,7 @@ use std::{
 
 use arrays::Arrays;
 use pi05_thor::{
-    engine::{cpu::CpuEngine, probe::Tap},
+    engine::{Choice, Engine, probe::Tap},
     model::{ModelInput, Pixels, sampler::Sampler, sampler::TimeRounding, sampler::rtc::Rtc},
     pipeline::{Model, infer},
 };
@@ -53,12 +53,12 @@ fn case_file(case: &str) -> PathBuf {
 }
 
 /// The network of a checkpoint folder.
-fn engine(checkpoint: &Path) -> CpuEngine {
-    Model::open_network(checkpoint.to_str().unwrap()).unwrap().load(|_, _| {}).unwrap()
+fn engine(checkpoint: &Path) -> Engine {
+    Model::open_network(checkpoint.to_str().unwrap()).unwrap().load(Choice::Cpu, |_, _| {}).unwrap()
 }
 
 /// A case's recorded inputs, run without anybody looking on: actions as bits.
-fn actions(engine: &mut CpuEngine, case: &Arrays) -> Vec<u32> {
+fn actions(engine: &mut Engine, case: &Arrays) -> Vec<u32> {
     let (input, noise, sampler) = inputs(case);
     let (actions, _) = infer(engine, &input, &noise, &sampler, &Rtc::Off, &mut Tap::none()).unwrap();
     actions.into_iter().map(f32::to_bits).collect()

@@ -4,7 +4,10 @@ use std::{fs, path::Path};
 
 use half::{bf16, f16};
 use pi05_thor::{
-    engine::probe::{Probe, Tap},
+    engine::{
+        Choice,
+        probe::{Probe, Tap},
+    },
     model::sampler::rtc::Rtc,
     pipeline::{Model, infer},
     verify::{Case, Outcome},
@@ -239,7 +242,8 @@ fn floats(bits: &[u32]) -> Vec<f64> {
 fn the_full_size_network_gives_the_recorded_actions() {
     let model = Model::open_network("synth:full").unwrap();
     let case = Case::read(&fixture("full_f32.safetensors"), &model.dims().unwrap()).unwrap();
-    let Outcome { comparisons, skipped, .. } = case.run(&mut model.load(|_, _| {}).unwrap()).unwrap();
+    let Outcome { comparisons, skipped, .. } =
+        case.run(&mut model.load(Choice::Cpu, |_, _| {}).unwrap()).unwrap();
     for stage in &comparisons {
         assert!(stage.ok(), "{stage:?}");
     }

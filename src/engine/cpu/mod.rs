@@ -7,7 +7,7 @@ mod attention;
 mod gemma;
 mod linear;
 mod math;
-mod time;
+pub(super) mod time;
 mod vision;
 
 use std::sync::Arc;
@@ -68,6 +68,13 @@ pub struct KvCache {
 #[derive(Debug, Error)]
 #[error("tensor {0}: missing")]
 pub struct MissingTensor(String);
+
+impl MissingTensor {
+    /// Its name.
+    pub fn name(&self) -> &str {
+        &self.0
+    }
+}
 
 /// A whole tensor as f32.
 fn vector(weights: &Weights, name: &str) -> Result<Vec<f32>, MissingTensor> {

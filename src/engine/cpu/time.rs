@@ -94,6 +94,11 @@ impl TimeConditioning {
 }
 
 impl Modulation {
+    /// `[norms, 3, width]`
+    pub fn values(&self) -> &[f32] {
+        &self.norms
+    }
+
     fn channels(&self, i: usize) -> Channels<'_> {
         let row = &self.norms[i * 3 * self.width..][..3 * self.width];
         let (scale, rest) = row.split_at(self.width);

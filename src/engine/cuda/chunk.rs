@@ -1,0 +1,312 @@
+//! Whole chunks as two graphs: vision on its stream; prefix, all denoise steps and the sampler on the other.
+//!
+//! Features lie in two slots, so that the vision of the next observation may run beside the actions of this one. The
+//! result does not depend on that.
+
+use std::collections::HashMap;
+
+use super::driver::{Buffer, Event, Gpu, Graph, Pinned, failed};
+use super::gemm::{Operands, Shape};
+use super::lane::Lane;
+use super::prefix::{BUCKET, Layout};
+use super::vision::Pixel;
+use super::{CudaEngine, Images, Warm, request};
+use crate::engine::EngineError;
+use crate::engine::probe::Tap;
+use crate::model::Pixels;
+use crate::model::sampler::rtc::Rtc;
+use crate::model::sampler::{Sampler, Solver};
+
+/// Most graphs of actions kept: every bucket of prompts for a few schedules.
+const GRAPHS: usize = 96;
+
+/// What a chunk took on the GPU, milliseconds.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Measured {
+    /// SigLIP and projector, images' upload included.
+    pub vision_ms: f64,
+    /// Prefix to keys and values.
+    pub prefix_ms: f64,
+    /// All denoise steps.
+    pub denoise_ms: f64,
+}
+
+/// Graphs, and the host's side of what goes in and out.
+pub struct Graphs {
+    vision: HashMap<(Vec<usize>, Pixel, usize), Graph>,
+    actions: HashMap<Key, Graph>,
+    images: [Pinned; 2],
+    request: Pinned,
+    noise: Pinned,
+    out: Pinned,
+    /// Before and after vision, by slot.
+    seen: [[Event; 2]; 2],
+    /// Before the prefix, after it, after the last step.
+    marks: [Event; 3],
+    /// Image rows of each slot.
+    rows: [usize; 2],
+    /// Values of the chunk under way, and its slot.
+    under_way: Option<(usize, usize)>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+struct Key {
+    layout: Layout,
+    horizon: usize,
+    solver: &'static str,
+    times: Vec<u32>,
+}
+
+impl Graphs {
+    pub fn new(pixels: usize, tokens: usize, actions: usize) -> Result<Self, EngineError> {
+        let pair = || Ok::<_, EngineError>([Event::new()?, Event::new()?]);
+        Ok(Self {
+            vision: HashMap::new(),
+            actions: HashMap::new(),
+            images: [Pinned::new(pixels * 4)?, Pinned::new(pixels * 4)?],
+            request: Pinned::new((2 + tokens) * 4)?,
+            noise: Pinned::new(actions * 4)?,
+            out: Pinned::new(actions * 4)?,
+            seen: [pair()?, pair()?],
+            marks: [Event::new()?, Event::new()?, Event::new()?],
+            rows: [0; 2],
+            under_way: None,
+        })
+    }
+
+    /// Writes images to pinned memory; how many bytes. The slot's last upload must have passed.
+    pub(super) fn stage_images(&mut self, slot: usize, images: &Images<'_>) -> Result<usize, EngineError> {
+        let to = self.images[slot].bytes();
+        let mut at = 0;
+        for image in &images.present {
+            match (images.pixel, image) {
+                (Pixel::U8, Pixels::U8(data)) => {
+                    to[at..at + data.len()].copy_from_slice(data);
+                    at += data.len();
+                }
+                (_, Pixels::F32(data)) => {
+                    to[at..at + data.len() * 4].copy_from_slice(bytemuck::cast_slice(data));
+                    at += data.len() * 4;
+                }
+                (Pixel::F32, Pixels::U8(data)) => {
+                    for &byte in data {
+                        let value = f32::from(byte) / 255.0 * 2.0 - 1.0;
+                        to[at..at + 4].copy_from_slice(&value.to_ne_bytes());
+                        at += 4;
+                    }
+                }
+            }
+        }
+        Ok(at)
+    }
+
+    pub(super) fn upload_images(
+        &self,
+        gpu: &Gpu,
+        slot: usize,
+        to: &Buffer,
+        bytes: usize,
+    ) -> Result<(), EngineError> {
+        gpu.upload_later(to.address, &self.images[slot], bytes)
+    }
+}
+
+impl CudaEngine {
+    /// One chunk, stage after stage.
+    pub fn run(
+        &mut self,
+        images: &[Option<Pixels>],
+        tokens: &[u32],
+        noise: &[f32],
+        sampler: &Sampler,
+    ) -> Result<(Vec<f32>, Measured), EngineError> {
+        self.start_vision(0, images)?;
+        self.start_actions(0, tokens, noise, sampler)?;
+        self.finish()
+    }
+
+    /// Starts vision into `slot` (0 or 1), which no chunk under way reads.
+    pub fn start_vision(&mut self, slot: usize, images: &[Option<Pixels>]) -> Result<(), EngineError> {
+        self.see.gpu.bind()?;
+        let images = self.images(images)?;
+        self.generation += 1;
+        self.graphs.rows[slot] = images.slots.len() * self.dims.vision.tokens();
+        if !images.slots.is_empty() {
+            let key = (images.slots.clone(), images.pixel, slot);
+            if !self.graphs.vision.contains_key(&key) {
+                let graph = self.capture_vision(&images, slot)?;
+                self.graphs.vision.insert(key.clone(), graph);
+            }
+            self.graphs.seen[slot][1].wait()?;
+            self.graphs.stage_images(slot, &images)?;
+            self.see.gpu.mark(&self.graphs.seen[slot][0], false)?;
+            self.see.gpu.start(&self.graphs.vision[&key])?;
+        } else {
+            self.see.gpu.mark(&self.graphs.seen[slot][0], false)?;
+        }
+        self.see.gpu.mark(&self.graphs.seen[slot][1], false)
+    }
+
+    /// Starts prefix and denoising on the features of `slot`; none may be under way.
+    pub fn start_actions(
+        &mut self,
+        slot: usize,
+        tokens: &[u32],
+        noise: &[f32],
+        sampler: &Sampler,
+    ) -> Result<(), EngineError> {
+        self.act.gpu.bind()?;
+        if self.graphs.under_way.is_some() {
+            return Err(failed("start_actions", "another chunk is under way"));
+        }
+        let horizon = self.horizon(noise)?;
+        self.check_prompt(self.graphs.rows[slot], tokens)?;
+        let layout = Layout::new(self.graphs.rows[slot], tokens.len(), self.room.tokens);
+        let key = self.capture_actions(layout, horizon, sampler)?;
+        self.generation += 1;
+        let values = request(layout, slot, tokens);
+        self.graphs.request.bytes()[..values.len() * 4].copy_from_slice(bytemuck::cast_slice(&values));
+        self.graphs.noise.bytes()[..noise.len() * 4].copy_from_slice(bytemuck::cast_slice(noise));
+        let gpu = &self.act.gpu;
+        gpu.wait_for(&self.graphs.seen[slot][1])?;
+        gpu.mark(&self.graphs.marks[0], false)?;
+        gpu.start(&self.graphs.actions[&key])?;
+        gpu.mark(&self.graphs.marks[2], false)?;
+        self.graphs.under_way = Some((noise.len(), slot));
+        Ok(())
+    }
+
+    /// Waits for the chunk under way: its actions, `[horizon, action_dim]` in model space.
+    pub fn finish(&mut self) -> Result<(Vec<f32>, Measured), EngineError> {
+        let Some((count, slot)) = self.graphs.under_way.take() else {
+            return Err(failed("finish", "no chunk is under way"));
+        };
+        self.act.gpu.synchronize()?;
+        let graphs = &mut self.graphs;
+        let [start, middle, end] = &graphs.marks;
+        let measured = Measured {
+            vision_ms: graphs.seen[slot][1].ms_since(&graphs.seen[slot][0])?,
+            prefix_ms: middle.ms_since(start)?,
+            denoise_ms: end.ms_since(middle)?,
+        };
+        Ok((bytemuck::pod_collect_to_vec(&graphs.out.bytes()[..count * 4]), measured))
+    }
+
+    /// Captures the graphs of every prompt length for `cameras` images, so that none is captured later.
+    pub fn prepare(&mut self, cameras: usize, horizon: usize, sampler: &Sampler) -> Result<(), EngineError> {
+        self.act.gpu.bind()?;
+        let rows = cameras.min(self.room.cameras) * self.dims.vision.tokens();
+        let most = self.dims.max_tokens.min(self.room.tokens);
+        for tokens in (1..=most).step_by(BUCKET) {
+            self.capture_actions(Layout::new(rows, tokens, self.room.tokens), horizon, sampler)?;
+        }
+        Ok(())
+    }
+
+    /// Kernels and other nodes of the graphs: vision's with most, actions' with most.
+    pub fn graph_nodes(&self) -> (usize, usize) {
+        let most = |nodes: &mut dyn Iterator<Item = usize>| nodes.max().unwrap_or(0);
+        (
+            most(&mut self.graphs.vision.values().map(|graph| graph.nodes)),
+            most(&mut self.graphs.actions.values().map(|graph| graph.nodes)),
+        )
+    }
+
+    /// What this GPU can do, now: FLOP/s of one large matrix product, and bytes/s (read and written) of one large copy.
+    pub fn peaks(&mut self) -> Result<(f64, f64), EngineError> {
+        const SIDE: usize = 4096;
+        const COPY: usize = 512 << 20;
+        const RUNS: usize = 10;
+        self.act.gpu.bind()?;
+        let size = self.act.size();
+        let random = |salt: u32| -> Vec<u32> {
+            let next = |i: u32| {
+                i.wrapping_mul(2_654_435_761).wrapping_add(salt).rotate_left(13).wrapping_mul(2_246_822_519)
+            };
+            // The top bits of each half stay those of numbers about 1, in bf16 and f32 alike.
+            (0..(SIDE * SIDE * size / 4) as u32).map(|i| (next(i) & 0x807f_807f) | 0x3f80_3f80).collect()
+        };
+        let [x, w] = [self.act.gpu.buffer(&random(1))?, self.act.gpu.buffer(&random(2))?];
+        let y = self.act.gpu.zeros(SIDE * SIDE * size)?;
+        let [from, to] = [self.act.gpu.zeros(COPY)?, self.act.gpu.zeros(COPY)?];
+        let (start, end) = (Event::new()?, Event::new()?);
+        let mut seconds = [0.0; 2];
+        for (i, seconds) in seconds.iter_mut().enumerate() {
+            let once = |lane: &mut Lane| match i {
+                0 => lane
+                    .product(Shape::linear(SIDE, SIDE, SIDE), Operands::new(x.address, w.address, y.address)),
+                _ => lane.gpu.copy(to.address, from.address, COPY),
+            };
+            once(&mut self.act)?;
+            self.act.gpu.mark(&start, false)?;
+            for _ in 0..RUNS {
+                once(&mut self.act)?;
+            }
+            self.act.gpu.mark(&end, false)?;
+            self.act.gpu.synchronize()?;
+            *seconds = end.ms_since(&start)? * 1e-3 / RUNS as f64;
+        }
+        Ok((2.0 * (SIDE * SIDE * SIDE) as f64 / seconds[0], 2.0 * COPY as f64 / seconds[1]))
+    }
+
+    fn capture_vision(&mut self, images: &Images<'_>, slot: usize) -> Result<Graph, EngineError> {
+        let Self { vision, see, features, graphs, dims, room, .. } = self;
+        let out =
+            features.address + (slot * room.cameras * dims.vision.tokens() * dims.language.width * 4) as u64;
+        let at = self.images[slot].address;
+        if self.warm.insert(Warm::Vision(images.slots.len())) {
+            vision.record(see, at, images.pixel, &images.slots, out, &mut Tap::none())?;
+            see.gpu.synchronize()?;
+            see.keep();
+        }
+        let side = dims.vision.image;
+        let bytes = images.slots.len() * side * side * 3 * if images.pixel == Pixel::U8 { 1 } else { 4 };
+        let capture = see.gpu.begin_capture()?;
+        let work = see.gpu.upload_later(at, &graphs.images[slot], bytes);
+        let work =
+            work.and_then(|()| vision.record(see, at, images.pixel, &images.slots, out, &mut Tap::none()));
+        see.gpu.end_capture(capture, work)
+    }
+
+    fn capture_actions(
+        &mut self,
+        layout: Layout,
+        horizon: usize,
+        sampler: &Sampler,
+    ) -> Result<Key, EngineError> {
+        let times = sampler.times().iter().map(|t| t.to_bits()).collect();
+        let solver = if sampler.solver == Solver::Ddim { Solver::Euler } else { sampler.solver };
+        let key = Key { layout, horizon, solver: solver.name(), times };
+        if self.graphs.actions.contains_key(&key) {
+            return Ok(key);
+        }
+        if self.graphs.actions.len() >= GRAPHS {
+            self.graphs.actions.clear();
+        }
+        self.expert.prepare(&self.act, sampler, &Rtc::Off, horizon, &mut Tap::none())?;
+        // Algorithms are measured before the capture, on a prompt of zeros.
+        self.act.gpu.upload_to(self.cache.request.address, &request(layout, 0, &[]))?;
+        self.warm_prefix(layout)?;
+        if self.warm.insert(Warm::Denoise(layout, horizon)) {
+            self.put_denoise(layout, horizon, sampler, &Rtc::Off, &mut Tap::none())?;
+        }
+        self.act.gpu.synchronize()?;
+        self.act.keep();
+        let capture = self.act.gpu.begin_capture()?;
+        let work = self.put_chunk(layout, horizon, sampler);
+        let graph = self.act.gpu.end_capture(capture, work)?;
+        self.graphs.actions.insert(key.clone(), graph);
+        Ok(key)
+    }
+
+    fn put_chunk(&mut self, layout: Layout, horizon: usize, sampler: &Sampler) -> Result<(), EngineError> {
+        let (tap, count) = (&mut Tap::none(), horizon * self.dims.action_dim * 4);
+        let request = (2 + layout.rows - layout.image_rows) * 4;
+        self.act.gpu.upload_later(self.cache.request.address, &self.graphs.request, request)?;
+        self.act.gpu.upload_later(self.expert.action.address, &self.graphs.noise, count)?;
+        self.put_prefix(layout, 0, tap)?;
+        self.act.gpu.mark(&self.graphs.marks[1], true)?;
+        self.put_denoise(layout, horizon, sampler, &Rtc::Off, tap)?;
+        self.act.gpu.download_later(&self.graphs.out, self.expert.action.address, count)
+    }
+}

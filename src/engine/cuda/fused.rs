@@ -1,0 +1,403 @@
+//! The expert's blocks in bf16 with `kernels/expert.cu`: five kernels per block, weights packed for them.
+
+use std::f32::consts::LOG2_E;
+
+use half::bf16;
+
+use super::driver::{Arg, Buffer, Gpu, Launch};
+use super::expert::{ACTIONS, Pass};
+use super::lane::{EXPERT, Kernels, Lane, compiled, is_plain};
+use super::prefix::{Block, Cache};
+use crate::engine::EngineError;
+use crate::engine::cpu::time::Modulation;
+use crate::engine::probe::Tap;
+use crate::model::dims::GemmaDims;
+
+/// Blocks that share the sum of a product that is added to the residual stream.
+const SHARES: usize = 8;
+/// Blocks that fetch activations for each other.
+const SHARED: usize = 4;
+/// Rows and keys of a block of attention, with Hopper's matrix instructions and without.
+const HOPPER_TILE: [usize; 2] = [64, 64];
+const TILE: [usize; 2] = [32, 128];
+/// Most values of an action.
+const ACTION_DIM: usize = 128;
+/// Most blocks of a cluster, likewise.
+const HOPPER_CLUSTER: usize = 16;
+const CLUSTER: usize = 8;
+/// Shared memory of attention on Hopper: queries, keys and values of a block.
+const HOPPER_ATTENTION: usize = 3 * 32768 + 1024;
+
+/// Packed weights and activations.
+pub struct Fused {
+    dims: GemmaDims,
+    hopper: bool,
+    layers: Vec<[Buffer; 4]>,
+    /// By tokens / 8.
+    kernels: [Option<Kernels>; ACTIONS / 8 + 1],
+    /// x * (1 + scale), and the sums of squares of each 32 columns of x.
+    xs: Buffer,
+    squares: Buffer,
+    q: Buffer,
+    mixed: Buffer,
+    hidden: Buffer,
+    action_dim: usize,
+    /// Weight, transposed, and bias of the projection from actions.
+    begin: [Buffer; 2],
+    /// Weight and bias of that to velocities.
+    end: [Buffer; 2],
+}
+
+/// Where an evaluation begins and ends.
+#[derive(Clone, Copy)]
+pub struct Ends {
+    /// Actions, f32.
+    pub action: u64,
+    /// They are first moved by `pending` times this.
+    pub velocity: u64,
+    pub pending: f32,
+    /// The velocity there.
+    pub out: u64,
+}
+
+impl Fused {
+    /// Whether the kernels fit these widths, this GPU and so many keys.
+    pub fn can(gpu: &Gpu, dims: &GemmaDims, action_dim: usize, keys: usize) -> bool {
+        gpu.arch >= 90
+            && !is_plain()
+            && [256, 512, 1024].contains(&dims.width)
+            && dims.q_width().is_multiple_of(128 * SHARES)
+            && dims.mlp.is_multiple_of(128 * SHARES)
+            && action_dim <= ACTION_DIM
+            && dims.head_dim == 256
+            && (gpu.arch == 90 || keys <= CLUSTER * TILE[1])
+            && attention_shared(gpu.arch == 90, dims).max(product_shared(ACTIONS / 8, dims.width))
+                + (16 << 10)
+                <= gpu.shared as usize
+    }
+
+    pub fn new(
+        gpu: &Gpu,
+        dims: &GemmaDims,
+        blocks: impl Iterator<Item = Result<Block, EngineError>>,
+        begin: [Buffer; 2],
+        end: [Buffer; 2],
+        action_dim: usize,
+    ) -> Result<Self, EngineError> {
+        let kernels = compile(gpu, dims, 1)?;
+        let orders = [qkv_order(dims), rows(dims.width), gate_up_order(dims), rows(dims.width)];
+        let orders = orders
+            .iter()
+            .map(|order| Ok((order.len(), gpu.buffer(order)?)))
+            .collect::<Result<Vec<_>, EngineError>>()?;
+        let inputs = [dims.width, dims.q_width(), dims.width, dims.mlp];
+        let mut layers = Vec::with_capacity(dims.layers);
+        for block in blocks {
+            let Block { qkv, o, gate_up, down } = block?;
+            let mut packed = Vec::with_capacity(4);
+            for ((from, (rows, order)), k) in [qkv, o, gate_up, down].into_iter().zip(&orders).zip(inputs) {
+                let to = gpu.zeros(from.bytes)?;
+                let args = [(&from).into(), (&to).into(), order.into(), k.into()];
+                gpu.launch(kernels["pack_weights"], Launch::new([rows / 16, 1, 1], 256, 0), false, &args)?;
+                gpu.synchronize()?; // `from` is freed here
+                packed.push(to);
+            }
+            layers.extend(<[Buffer; 4]>::try_from(packed).ok());
+        }
+        let zeros = |columns: usize, size: usize| gpu.zeros(ACTIONS * columns * size);
+        Ok(Self {
+            layers,
+            kernels: Default::default(),
+            xs: zeros(dims.width, 2)?,
+            squares: zeros(dims.width / 32, 4)?,
+            q: zeros(dims.q_width(), 2)?,
+            mixed: zeros(dims.q_width(), 2)?,
+            hidden: zeros(dims.mlp, 2)?,
+            hopper: gpu.arch == 90,
+            action_dim,
+            begin,
+            end,
+            dims: *dims,
+        })
+    }
+
+    /// Whether it has Hopper's matrix instructions.
+    pub fn is_hopper(&self) -> bool {
+        self.hopper
+    }
+
+    /// Compiles the kernels for chunks of `horizon`.
+    pub fn prepare(&mut self, gpu: &Gpu, horizon: usize) -> Result<(), EngineError> {
+        let tiles = horizon.div_ceil(8);
+        if self.kernels[tiles].is_none() {
+            self.kernels[tiles] = Some(compile(gpu, &self.dims, tiles)?);
+        }
+        Ok(())
+    }
+
+    /// Floats of a time's shifts: of every block, those of q, k, v and of gate, up, in the order of packed rows.
+    pub fn shift_len(&self) -> usize {
+        self.dims.layers * self.shift_of(2)
+    }
+
+    /// Where in a block's shifts those of its first (0) or second (1) norm begin.
+    fn shift_of(&self, norm: usize) -> usize {
+        let qkv = (self.dims.heads + 2) * self.dims.head_dim;
+        [0, qkv, qkv + 2 * self.dims.mlp][norm]
+    }
+
+    /// Each time's shifts: what the products make of them. `[times, shift_len]`
+    pub fn shifts(&mut self, lane: &Lane, modulations: &[Modulation]) -> Result<Buffer, EngineError> {
+        self.prepare(&lane.gpu, ACTIONS)?;
+        let (width, pitch) = (self.dims.width, self.shift_len());
+        let out = lane.gpu.zeros(modulations.len() * pitch * 4)?;
+        let Some(kernels) = &self.kernels[ACTIONS / 8] else { return Ok(out) };
+        for (first, times) in modulations.chunks(ACTIONS).enumerate() {
+            let first = out.address + (first * ACTIONS * pitch * 4) as u64;
+            for (i, packed) in self.layers.iter().enumerate() {
+                for norm in 0..2 {
+                    let channels =
+                        |m: &Modulation| m.values()[((2 * i + norm) * 3 + 1) * width..][..width].to_vec();
+                    let mut values = vec![0u16; ACTIONS * width];
+                    for (token, row) in times.iter().map(channels).enumerate() {
+                        for (k, value) in row.into_iter().enumerate() {
+                            values[fragment(token, k, ACTIONS / 8)] = bf16::from_f32(value).to_bits();
+                        }
+                    }
+                    lane.gpu.upload_to(self.xs.address, &values)?;
+                    let at = first + ((i * self.shift_of(2) + self.shift_of(norm)) * 4) as u64;
+                    let count = self.shift_of(norm + 1) - self.shift_of(norm);
+                    let args = [
+                        (&packed[2 * norm]).into(),
+                        (&self.xs).into(),
+                        at.into(),
+                        times.len().into(),
+                        pitch.into(),
+                    ];
+                    let shape = Launch::new([count / 32, 1, 1], 256, product_shared(ACTIONS / 8, width));
+                    lane.launch_of(kernels, "expert_shift", shape, &args)?;
+                }
+            }
+        }
+        lane.gpu.synchronize()?;
+        Ok(out)
+    }
+
+    /// Puts an evaluation on the stream. `x`: residual stream, f32 `[horizon, width]`.
+    pub fn record(
+        &self,
+        lane: &Lane,
+        cache: &Cache,
+        pass: Pass,
+        x: &Buffer,
+        ends: Ends,
+        tap: &mut Tap,
+    ) -> Result<(), EngineError> {
+        let GemmaDims { width, heads, head_dim, mlp, layers, .. } = self.dims;
+        let tokens = pass.horizon;
+        let Some(kernels) = &self.kernels[tokens.div_ceil(8)] else {
+            return Err(super::driver::failed("denoise", "this horizon was not prepared"));
+        };
+        let skip = std::env::var("PI05_SKIP").unwrap_or_default();
+        let put = |name, shape, args: &[&[Arg]]| {
+            if skip.split(',').any(|s| s == name) {
+                return Ok(());
+            }
+            lane.launch_of(kernels, name, shape, &args.concat())
+        };
+        let clean: [Arg; 2] = [pass.clean.into(), pass.to_clean.into()];
+        let clean_shift: [Arg; 2] = [pass.clean.into(), pass.to_clean_shift.into()];
+        let normed: [Arg; 2] = [(&self.xs).into(), (&self.squares).into()];
+        let count: [Arg; 1] = [tokens.into()];
+        let shift = |i: usize, norm: usize| {
+            Arg::Address(pass.shifts + ((i * self.shift_of(2) + self.shift_of(norm)) * 4) as u64)
+        };
+        // Half of a matrix, for the cache.
+        let ask = |buffer: &Buffer, part: usize, parts: usize| -> [Arg; 2] {
+            let each = buffer.bytes / parts;
+            [(buffer.address + (part * each) as u64).into(), (each / 1024).into()]
+        };
+        let first = pass.layout.rows;
+        let (keys, rows) = (first + tokens, tokens * heads);
+        let sums = |k: usize| product_shared(tokens.div_ceil(8), k);
+        let [w, b] = &self.begin;
+        let args: [Arg; 7] = [
+            ends.action.into(),
+            ends.velocity.into(),
+            ends.pending.into(),
+            w.into(),
+            b.into(),
+            x.into(),
+            pass.channels(width, 0, 0).into(),
+        ];
+        let dim: [Arg; 1] = [self.action_dim.into()];
+        put("expert_begin", Launch::new([tokens, 1, 1], width / 4, 0), &[&args, &clean, &normed, &dim])?;
+        lane.record_wide(tap, format_args!("suffix.embs"), x.address, tokens * width)?;
+        for (i, [qkv, o, gate_up, down]) in self.layers.iter().enumerate() {
+            let scale = 1.0 / (head_dim as f32).sqrt();
+            // Where values lie, and how far the next token's and the next column's are.
+            let (v, v_token, v_dim) = match self.hopper {
+                true => (cache.v[i].address, head_dim, 1),
+                false => (cache.vt(i), 1, cache.capacity),
+            };
+            let args = [
+                (&self.q).into(),
+                (&cache.k[i]).into(),
+                v.into(),
+                v_token.into(),
+                v_dim.into(),
+                (&cache.cos).into(),
+                (&cache.sin).into(),
+                (&cache.request).into(),
+                heads.into(),
+                first.into(),
+                tokens.into(),
+                scale.into(),
+            ];
+            let tiles = (heads + 2) * head_dim / 32;
+            let shape = Launch::new([tiles / SHARED, SHARED, 1], 256, sums(width)).clusters(SHARED);
+            let weight: [Arg; 1] = [qkv.into()];
+            put(
+                "expert_qkv",
+                shape,
+                &[&weight, &normed, &[shift(i, 0)], &clean_shift, &args, &ask(gate_up, 0, 2)],
+            )?;
+
+            let args = [
+                (&self.q).into(),
+                (&cache.k[i]).into(),
+                v.into(),
+                (&self.mixed).into(),
+                (&cache.request).into(),
+                heads.into(),
+                rows.into(),
+                first.into(),
+                keys.into(),
+            ];
+            let room = attention_shared(self.hopper, &self.dims);
+            if self.hopper {
+                let shares = keys.div_ceil(HOPPER_TILE[1]).min(HOPPER_CLUSTER);
+                let shape =
+                    Launch::new([rows.div_ceil(HOPPER_TILE[0]), shares, 1], 128, room).clusters(shares);
+                put("expert_attention_90", shape, &[&args, &[LOG2_E.into()], &ask(gate_up, 1, 2)])?;
+            } else {
+                let shares = keys.div_ceil(TILE[1]);
+                let shape = Launch::new([rows.div_ceil(TILE[0]), shares, 1], 256, room).clusters(shares);
+                put("expert_attention", shape, &[&args, &[cache.capacity.into()], &ask(gate_up, 1, 2)])?;
+            }
+
+            let residual = |weight: &Buffer, from: &Buffer, n: usize| -> [Arg; 5] {
+                let channels = [pass.channels(width, n, 2).into(), pass.channels(width, n + 1, 0).into()];
+                [weight.into(), from.into(), x.into(), channels[0], channels[1]]
+            };
+            let shape =
+                Launch::new([width / 64, SHARES, 1], 256, sums(head_dim * heads / SHARES)).clusters(SHARES);
+            put(
+                "expert_o",
+                shape,
+                &[&residual(o, &self.mixed, 2 * i), &clean, &normed, &count, &ask(down, 0, 1)],
+            )?;
+
+            let shape = Launch::new([mlp / 64, 2, 1], 256, sums(width)).clusters(2);
+            let next = &self.layers[(i + 1) % layers];
+            let to: [Arg; 1] = [(&self.hidden).into()];
+            let args: [&[Arg]; 7] =
+                [&[gate_up.into()], &normed, &[shift(i, 1)], &clean_shift, &to, &count, &ask(&next[0], 0, 1)];
+            put("expert_gate_up", shape, &args)?;
+
+            let shape = Launch::new([width / 64, SHARES, 1], 256, sums(mlp / SHARES)).clusters(SHARES);
+            put(
+                "expert_down",
+                shape,
+                &[&residual(down, &self.hidden, 2 * i + 1), &clean, &normed, &count, &ask(&next[1], 0, 1)],
+            )?;
+            lane.record_wide(tap, format_args!("suffix.layer.{i}.out"), x.address, tokens * width)?;
+        }
+        let [w, b] = &self.end;
+        let channels = |part| pass.channels(width, 2 * layers, part);
+        let args: [Arg; 3] = [x.into(), channels(0).into(), channels(1).into()];
+        let out: [Arg; 4] = [w.into(), b.into(), ends.out.into(), self.action_dim.into()];
+        put("expert_end", Launch::new([tokens, 1, 1], 256, 0), &[&args, &clean, &out])
+    }
+}
+
+/// What the kernels of a network need to know when they are compiled.
+pub fn defines(dims: &GemmaDims, tiles: usize) -> Vec<String> {
+    let values = [
+        ("HEAD_DIM", dims.head_dim),
+        ("WIDTH", dims.width),
+        ("MLP", dims.mlp),
+        ("QWIDTH", dims.q_width()),
+        ("NT", tiles),
+    ];
+    let values = values.iter().map(|(name, value)| format!("{name}={value}"));
+    std::iter::once("BF16".to_owned()).chain(values).collect()
+}
+
+fn compile(gpu: &Gpu, dims: &GemmaDims, tiles: usize) -> Result<Kernels, EngineError> {
+    let hopper = gpu.arch == 90;
+    let sums = |k: usize| product_shared(tiles, k);
+    let names = [
+        ("pack_weights", 0),
+        ("expert_begin", 0),
+        ("expert_end", 0),
+        ("expert_shift", sums(dims.width)),
+        ("expert_qkv", sums(dims.width)),
+        (if hopper { "expert_attention_90" } else { "expert_attention" }, attention_shared(hopper, dims)),
+        ("expert_o", sums(dims.q_width() / SHARES)),
+        ("expert_gate_up", sums(dims.width)),
+        ("expert_down", sums(dims.mlp / SHARES)),
+    ];
+    compiled(gpu, EXPERT, &defines(dims, tiles), &names)
+}
+
+/// Activations of `k` columns, then eight warps' sums of 32 rows.
+fn product_shared(tiles: usize, k: usize) -> usize {
+    (k / 32 * tiles * 512).max(8 * tiles * 8 * 36 * 4)
+}
+
+fn attention_shared(hopper: bool, dims: &GemmaDims) -> usize {
+    if hopper { HOPPER_ATTENTION } else { 4 * 32 * (dims.head_dim + 4) * 4 }
+}
+
+/// Where a value of the activations of a product is, tokens in `tiles` of 8.
+fn fragment(token: usize, k: usize, tiles: usize) -> usize {
+    ((k / 32 * tiles + token / 8) * 32 + token % 8 * 4 + k % 32 / 8) * 8 + k % 8
+}
+
+fn rows(count: usize) -> Vec<i32> {
+    (0..count as i32).collect()
+}
+
+/// Tiles of 16 rows of a head's first half with their partners of the second.
+fn qkv_order(dims: &GemmaDims) -> Vec<i32> {
+    let half = dims.head_dim / 2;
+    let tile = |head: usize, j: usize| {
+        (0..32).map(move |r| (head * 2 * half + j + if r < 16 { r } else { half + r - 16 }) as i32)
+    };
+    (0..dims.heads + 2).flat_map(|head| (0..half).step_by(16).flat_map(move |j| tile(head, j))).collect()
+}
+
+/// Tiles of 16 rows of gate with the same of up.
+fn gate_up_order(dims: &GemmaDims) -> Vec<i32> {
+    let tile =
+        |first: usize| (0..32).map(move |r| if r < 16 { first + r } else { dims.mlp + first + r - 16 });
+    (0..dims.mlp).step_by(16).flat_map(tile).map(|row| row as i32).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::dims::Dims;
+
+    #[test]
+    fn packed_rows_are_all_rows_once() {
+        for order in [qkv_order(&Dims::FULL.expert), gate_up_order(&Dims::FULL.expert)] {
+            let mut sorted = order.clone();
+            sorted.sort_unstable();
+            assert_eq!(sorted, rows(order.len()));
+        }
+        assert_eq!(qkv_order(&Dims::FULL.expert).len(), 2560);
+        assert_eq!(gate_up_order(&Dims::FULL.expert)[15..18], [15, 4096, 4097]);
+    }
+}

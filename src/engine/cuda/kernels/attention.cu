@@ -1,0 +1,216 @@
+// Attention of vision and prefix in bf16, softmax in registers.
+
+__device__ __forceinline__ u32 shared_address(const void* p) { return (u32)__cvta_generic_to_shared(p); }
+__device__ __forceinline__ void copy_async(u32 to, const void* from) {
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to), "l"(from) : "memory");
+}
+__device__ __forceinline__ void copy_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+template <int N> __device__ __forceinline__ void copy_wait() { asm volatile("cp.async.wait_group %0;" ::"n"(N) : "memory"); }
+__device__ __forceinline__ void matrices(u32& a, u32& b, u32& c, u32& d, u32 at) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];" : "=r"(a), "=r"(b), "=r"(c), "=r"(d) : "r"(at));
+}
+__device__ __forceinline__ void matrices_transposed(u32& a, u32& b, u32& c, u32& d, u32 at) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];" : "=r"(a), "=r"(b), "=r"(c), "=r"(d) : "r"(at));
+}
+__device__ __forceinline__ void mma_16(float* d, u32 a0, u32 a1, u32 a2, u32 a3, u32 b0, u32 b1) {
+    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+                 : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+                 : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
+}
+__device__ __forceinline__ void mma_8(float* d, u32 a0, u32 a1, u32 b0) {
+    asm volatile("mma.sync.aligned.m16n8k8.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5}, {%6}, {%0,%1,%2,%3};"
+                 : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+                 : "r"(a0), "r"(a1), "r"(b0));
+}
+__device__ __forceinline__ float quad_max(float x) {
+    x = fmaxf(x, __shfl_xor_sync(FULL, x, 1));
+    return fmaxf(x, __shfl_xor_sync(FULL, x, 2));
+}
+__device__ __forceinline__ float quad_sum(float x) {
+    x += __shfl_xor_sync(FULL, x, 1);
+    return x + __shfl_xor_sync(FULL, x, 2);
+}
+
+// SigLIP: 256 tokens per image, heads of 72. qkv [tokens, 3 width]. 64 queries per block, all keys at once.
+// grid: (4, heads, images), block 128. scale includes log2 e.
+#define SEE 256
+#define SEE_DIM 72
+extern "C" __global__ __launch_bounds__(128) void vision_attention(const u16* qkv, u16* out, int width, float scale) {
+    extern __shared__ uint4 room[];
+    u32 ks = shared_address(room), vs = ks + SEE * SEE_DIM * 2;
+    int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, c = lane % 4;
+    wait_for_previous();
+    const u16* base = qkv + (size_t)blockIdx.z * SEE * 3 * width + blockIdx.y * SEE_DIM;
+    for (int e = threadIdx.x; e < SEE * (SEE_DIM / 8); e += 128) {
+        int row = e / (SEE_DIM / 8), chunk = e % (SEE_DIM / 8);
+        const u16* from = base + (size_t)row * 3 * width + width + chunk * 8;
+        copy_async(ks + (row * SEE_DIM + chunk * 8) * 2, from);
+        copy_async(vs + (row * SEE_DIM + chunk * 8) * 2, from + width);
+    }
+    copy_commit();
+    int row = blockIdx.x * 64 + warp * 16 + g;
+    const u16* q0 = base + (size_t)row * 3 * width + c * 2;
+    const u16* q1 = q0 + (size_t)8 * 3 * width;
+    u32 q[4][4], last[2];
+#pragma unroll
+    for (int s = 0; s < 4; s++) {
+        q[s][0] = *(const u32*)(q0 + s * 16);
+        q[s][1] = *(const u32*)(q1 + s * 16);
+        q[s][2] = *(const u32*)(q0 + s * 16 + 8);
+        q[s][3] = *(const u32*)(q1 + s * 16 + 8);
+    }
+    last[0] = *(const u32*)(q0 + 64);
+    last[1] = *(const u32*)(q1 + 64);
+    copy_wait<0>();
+    __syncthreads();
+    float s[SEE / 8][4];
+#pragma unroll
+    for (int n = 0; n < SEE / 8; n++) {
+        u32 at = ks + ((n * 8 + lane % 8) * SEE_DIM + lane / 8 * 8) * 2;
+        u32 b[9], unused[3];
+        matrices(b[0], b[1], b[2], b[3], at);
+        matrices(b[4], b[5], b[6], b[7], at + 64);
+        matrices(b[8], unused[0], unused[1], unused[2], ks + ((n * 8 + lane % 8) * SEE_DIM + 64) * 2);
+        s[n][0] = s[n][1] = s[n][2] = s[n][3] = 0.0f;
+#pragma unroll
+        for (int k = 0; k < 4; k++) mma_16(s[n], q[k][0], q[k][1], q[k][2], q[k][3], b[2 * k], b[2 * k + 1]);
+        mma_8(s[n], last[0], last[1], b[8]);
+    }
+    float top[2] = {-1e30f, -1e30f}, sum[2] = {0.0f, 0.0f};
+#pragma unroll
+    for (int n = 0; n < SEE / 8; n++)
+#pragma unroll
+        for (int e = 0; e < 4; e++) top[e / 2] = fmaxf(top[e / 2], s[n][e]);
+#pragma unroll
+    for (int e = 0; e < 2; e++) top[e] = quad_max(top[e]) * scale;
+    float o[SEE_DIM / 8][4] = {};
+#pragma unroll
+    for (int k = 0; k < SEE / 16; k++) {
+        u32 p[4];
+#pragma unroll
+        for (int half = 0; half < 2; half++) {
+            float* t = s[2 * k + half];
+#pragma unroll
+            for (int e = 0; e < 4; e++) {
+                t[e] = exp2f(fmaf(t[e], scale, -top[e / 2]));
+                sum[e / 2] += t[e];
+            }
+            p[2 * half] = pack_bf16(t[0], t[1]);
+            p[2 * half + 1] = pack_bf16(t[2], t[3]);
+        }
+        u32 at = vs + ((k * 16 + lane % 16) * SEE_DIM + lane / 16 * 8) * 2;
+#pragma unroll
+        for (int n = 0; n < 4; n++) {
+            u32 b[4];
+            matrices_transposed(b[0], b[1], b[2], b[3], at + n * 32);
+            mma_16(o[2 * n], p[0], p[1], p[2], p[3], b[0], b[1]);
+            mma_16(o[2 * n + 1], p[0], p[1], p[2], p[3], b[2], b[3]);
+        }
+        u32 b[4];
+        matrices_transposed(b[0], b[1], b[2], b[3], vs + ((k * 16 + lane % 16) * SEE_DIM + 64) * 2);
+        mma_16(o[8], p[0], p[1], p[2], p[3], b[0], b[1]);
+    }
+    let_next_start();
+    float r0 = 1.0f / quad_sum(sum[0]), r1 = 1.0f / quad_sum(sum[1]);
+    u16* to = out + ((size_t)blockIdx.z * SEE + row) * width + blockIdx.y * SEE_DIM + c * 2;
+#pragma unroll
+    for (int n = 0; n < SEE_DIM / 8; n++) {
+        *(u32*)(to + n * 8) = pack_bf16(o[n][0] * r0, o[n][1] * r0);
+        *(u32*)(to + (size_t)8 * width + n * 8) = pack_bf16(o[n][2] * r1, o[n][3] * r1);
+    }
+}
+
+// Gemma's prefix: heads of 256 that share keys and values, so that queries are rows [rows, 256] over k, v [keys, 256].
+// Keys from *valid on do not count. 64 rows per block, 64 keys at a time. grid: rows / 64 rounded up, block 128.
+// scale includes log2 e. Hopper only.
+#define TILE 8192 // bytes of 64 rows x 64 columns
+#define PREFIX_SHARED (20 * TILE + 1024)
+extern "C" __global__ __launch_bounds__(128) void prefix_attention(const u16* q, const u16* k, const u16* v, u16* out,
+        const int* valid, int rows, float scale) {
+#if __CUDA_ARCH__ == 900
+    extern __shared__ uint4 room[];
+    u32 qs = (shared_address(room) + 1023) / 1024 * 1024, ks = qs + 4 * TILE, vs = ks + 8 * TILE;
+    int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, c = lane % 4;
+    int first = blockIdx.x * 64;
+    // 64 rows of 256 as four tiles of 64 columns, 16-byte chunks swizzled within their 128-byte rows. What lies beyond
+    // the rows that count is finite.
+    u32 to_even = lane / 8 * TILE + warp * 128 + (lane % 8 ^ warp) * 16, to_odd = lane / 8 * TILE + (warp + 4) * 128 + (lane % 8 ^ warp + 4) * 16;
+    auto fetch = [&](u32 to, const u16* from, int row) {
+        const u16* source = from + (size_t)(row + warp) * 256 + lane * 8;
+#pragma unroll
+        for (int i = 0; i < 16; i++) copy_async(to + (i % 2 ? to_odd : to_even) + i / 2 * 1024, source + i * 1024);
+    };
+    wait_for_previous();
+    int end = *valid, tiles = (end + 63) / 64;
+    fetch(qs, q, first);
+    fetch(ks, k, 0);
+    copy_commit();
+    fetch(vs, v, 0);
+    copy_commit();
+    float o[128], top[2] = {-1e30f, -1e30f}, sum[2] = {0.0f, 0.0f};
+#pragma unroll
+    for (int i = 0; i < 128; i++) o[i] = 0.0f;
+    for (int j = 0; j < tiles; j++) {
+        u32 kj = ks + j % 2 * 4 * TILE, vj = vs + j % 2 * 4 * TILE;
+        __syncthreads(); // the other half of each buffer is free
+        if (j + 1 < tiles) fetch(ks + (j + 1) % 2 * 4 * TILE, k, (j + 1) * 64);
+        copy_commit();
+        if (j + 1 < tiles) fetch(vs + (j + 1) % 2 * 4 * TILE, v, (j + 1) * 64);
+        copy_commit();
+        copy_wait<3>();
+        fence_async();
+        __syncthreads();
+        float s[32];
+        wgmma_fence();
+#pragma unroll
+        for (int i = 0; i < 16; i++) {
+            u32 at = i / 4 * TILE + i % 4 * 32;
+            wgmma_64(s, operand(qs + at, 16, 1024), operand(kj + at, 16, 1024), i > 0);
+        }
+        wgmma_commit();
+        wgmma_wait<0>();
+        if (j == tiles - 1)
+#pragma unroll
+            for (int i = 0; i < 32; i++)
+                if (j * 64 + i / 4 * 8 + c * 2 + i % 2 >= end) s[i] = -1e30f;
+        float most[2] = {top[0], top[1]}, shrink[2];
+#pragma unroll
+        for (int i = 0; i < 32; i++) most[i / 2 % 2] = fmaxf(most[i / 2 % 2], s[i] * scale);
+#pragma unroll
+        for (int e = 0; e < 2; e++) {
+            most[e] = quad_max(most[e]);
+            shrink[e] = exp2f(top[e] - most[e]);
+            top[e] = most[e];
+            sum[e] *= shrink[e];
+        }
+#pragma unroll
+        for (int i = 0; i < 32; i++) {
+            s[i] = exp2f(fmaf(s[i], scale, -top[i / 2 % 2]));
+            sum[i / 2 % 2] += s[i];
+        }
+#pragma unroll
+        for (int i = 0; i < 128; i++) o[i] *= shrink[i / 2 % 2];
+        copy_wait<2>();
+        fence_async();
+        __syncthreads();
+        wgmma_fence();
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+            float* t = s + i * 8;
+            wgmma_256_ra(o, pack_bf16(t[0], t[1]), pack_bf16(t[2], t[3]), pack_bf16(t[4], t[5]), pack_bf16(t[6], t[7]),
+                         operand(vj + i * 2048, TILE, 1024), 1);
+        }
+        wgmma_commit();
+        wgmma_wait<0>();
+    }
+    let_next_start();
+    int row = first + warp * 16 + g;
+    float r0 = 1.0f / quad_sum(sum[0]), r1 = 1.0f / quad_sum(sum[1]);
+    u16* to = out + (size_t)row * 256 + c * 2;
+#pragma unroll
+    for (int n = 0; n < 32; n++) {
+        if (row < rows) *(u32*)(to + n * 8) = pack_bf16(o[n * 4] * r0, o[n * 4 + 1] * r0);
+        if (row + 8 < rows) *(u32*)(to + 8 * 256 + n * 8) = pack_bf16(o[n * 4 + 2] * r1, o[n * 4 + 3] * r1);
+    }
+#endif
+}

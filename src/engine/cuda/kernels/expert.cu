@@ -1,0 +1,735 @@
+// The action expert in bf16: at most 64 action tokens against weights that stream through once per step.
+// Five kernels per block: a product each, with what follows it in its epilogue, and attention. Weights wait in
+// registers before the kernel before has ended; clusters of blocks share a product's sum through each other's memory.
+//
+// A norm needs whole rows, a block has 32 columns of them: so the kernel that makes x also makes xs = x * (1 + scale)
+// and each 32 columns' sum of squares, and the next product is W norm(x) = r W xs + W shift, with r = 1 / rms(x) in its
+// epilogue. W shift depends on the time alone and is made with the schedule.
+//
+// NT: tokens / 8, rounded up, set when these are compiled.
+
+#ifndef NT
+#define NT 7
+#endif
+#define TOKENS (NT * 8)
+#define WARPS 8
+#define MT 2            // weight rows per block / 16
+#define PITCH 36        // floats between the tokens of a warp's sums: no two lanes in one bank
+
+// Products take their activations as fragments: unit of 32 k by unit, in it 8 tokens by 8 tokens, in those lane by lane
+// (token % 8, k % 32 / 8) 8 values.
+__device__ __forceinline__ size_t fragment(int token, int k) {
+    return (((size_t)(k / 32) * NT + token / 8) * 32 + token % 8 * 4 + k % 32 / 8) * 8 + k % 8;
+}
+#define SHARES 8        // blocks that share the sum of a product that is added to x
+#define SQUARES (WIDTH / 64 * TOKENS)
+
+extern __shared__ __align__(128) unsigned char shared[];
+
+__device__ __forceinline__ void mma(float* d, u32 a0, u32 a1, u32 a2, u32 a3, u32 b0, u32 b1) {
+    asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+                 : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+                 : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
+}
+__device__ __forceinline__ uint4 stream16(const uint4* p) {
+    uint4 r;
+    asm volatile("ld.global.nc.L1::no_allocate.v4.u32 {%0,%1,%2,%3}, [%4];" : "=r"(r.x), "=r"(r.y), "=r"(r.z), "=r"(r.w) : "l"(p));
+    return r;
+}
+
+// Packs W [rows, k] row-major: unit (16 rows, 32 k) by unit along k, in it two fragments, lane by lane: rows g and g + 8
+// (g = lane / 4) of k = 8 (lane % 4) + 0..3, then + 4..7, as (g: 2 k), (g + 8: 2 k), (g: 2 k), (g + 8: 2 k).
+// `order` gives the source row of each packed row. grid: rows / 16, block: any.
+extern "C" __global__ void pack_weights(const uint2* w, uint4* packed, const int* order, int k) {
+    int units = k / 32;
+    for (int e = threadIdx.x; e < units * 64; e += blockDim.x) {
+        int unit = e / 64, which = e % 64 / 32, lane = e % 32, at = unit * 8 + lane % 4 * 2 + which;
+        uint2 f = w[(size_t)order[blockIdx.x * 16 + lane / 4] * (k / 4) + at], g = w[(size_t)order[blockIdx.x * 16 + lane / 4 + 8] * (k / 4) + at];
+        packed[((size_t)blockIdx.x * units + unit) * 64 + which * 32 + lane] = make_uint4(f.x, g.x, f.y, g.y);
+    }
+}
+
+#if __CUDA_ARCH__ >= 900
+__device__ __forceinline__ void cluster_arrive() { asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory"); }
+__device__ __forceinline__ void cluster_wait() { asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory"); }
+__device__ __forceinline__ u32 local_address(const void* p) { return (u32)__cvta_generic_to_shared(p); }
+__device__ __forceinline__ u32 of_rank_address(u32 mine, int rank) {
+    u32 at;
+    asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(at) : "r"(mine), "r"(rank));
+    return at;
+}
+__device__ __forceinline__ u32 of_rank(const void* mine, int rank) { return of_rank_address(local_address(mine), rank); }
+// A barrier that waits for nobody's memory: all blocks have started, or are done with something.
+__device__ __forceinline__ void cluster_arrive_relaxed() { asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory"); }
+// A barrier for data: completes when `bytes` have come. To be followed by a barrier of the cluster.
+__device__ __forceinline__ void expect(u64* barrier, u32 bytes) {
+    u32 at = local_address(barrier);
+    asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;" ::"r"(at) : "memory");
+    asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+    asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(at), "r"(bytes) : "memory");
+}
+__device__ __forceinline__ void wait_for_data(u64* barrier) {
+    asm volatile("{\n.reg .pred p;\nagain:\nmbarrier.try_wait.parity.shared::cta.b64 p, [%0], 0;\n@!p bra again;\n}" ::"r"(local_address(barrier)) : "memory");
+}
+// From memory into shared memory, counted by a barrier: this block's, or those of a cluster of SHARED.
+template <int SHARED> __device__ __forceinline__ void fetch(const void* to, const void* from, u32 bytes, u64* barrier) {
+    if (SHARED == 1)
+        asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(local_address(to)), "l"(from), "r"(bytes), "r"(local_address(barrier)) : "memory");
+    else
+        asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster [%0], [%1], %2, [%3], %4;" ::"r"(local_address(to)), "l"(from), "r"(bytes), "r"(local_address(barrier)), "h"((u16)((1 << SHARED) - 1)) : "memory");
+}
+// Into another block's shared memory, counted by its barrier.
+__device__ __forceinline__ void push4(u32 at, float4 x, u32 barrier) {
+    asm volatile("st.async.shared::cluster.mbarrier::complete_tx::bytes.v4.f32 [%0], {%1,%2,%3,%4}, [%5];" ::"r"(at), "f"(x.x), "f"(x.y), "f"(x.z), "f"(x.w), "r"(barrier) : "memory");
+}
+__device__ __forceinline__ void push2(u32 at, float x, float y, u32 barrier) {
+    asm volatile("st.async.shared::cluster.mbarrier::complete_tx::bytes.v2.f32 [%0], {%1,%2}, [%3];" ::"r"(at), "f"(x), "f"(y), "r"(barrier) : "memory");
+}
+__device__ __forceinline__ float load_of_rank(const float* mine, int rank) {
+    float x;
+    asm volatile("ld.shared::cluster.f32 %0, [%1];" : "=f"(x) : "r"(of_rank(mine, rank)) : "memory");
+    return x;
+}
+__device__ __forceinline__ float4 load4_of_rank(const float* mine, int rank) {
+    float4 x;
+    asm volatile("ld.shared::cluster.v4.f32 {%0,%1,%2,%3}, [%4];" : "=f"(x.x), "=f"(x.y), "=f"(x.z), "=f"(x.w) : "r"(of_rank(mine, rank)) : "memory");
+    return x;
+}
+
+// Weights that a later kernel reads, on their way into the cache; each block asks for its part.
+__device__ __forceinline__ void ask_for(const char* next, int kilobytes) {
+    int blocks = gridDim.x * gridDim.y, block = blockIdx.y * gridDim.x + blockIdx.x;
+    int each = (kilobytes + blocks - 1) / blocks, first = block * each, count = min(each, kilobytes - first);
+    if (threadIdx.x == 0 && count > 0)
+        asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(next + (size_t)first * 1024), "r"(count * 1024) : "memory");
+}
+
+// Products: 8 warps, KG groups of them along k, the rest along rows, 32 each.
+#define ROWS(kg) (WARPS / (kg) * 32)
+
+// Each warp's sums [TOKENS][PITCH] of ROWS(KG) rows of `tile`, over k in KG * KB units of 32 from `first`; `units` in a
+// row of W. SHARED: blocks along y with the same x: each fetches its part of it for all. `meanwhile` is done while x
+// comes. `squares` (or null) come along into `to_squares`, counted by arrived[KG].
+template <int KB, int KG, int SHARED, class F>
+__device__ __forceinline__ const float* product(const uint4* packed, const u16* x, int units, int tile, int first,
+                                                const float* squares, float* to_squares, u64* arrived, F meanwhile) {
+    const u32 bytes = KB * NT * 512;
+    const int AHEAD = KB < 4 ? KB : 4;
+    int warp = threadIdx.x / 32, lane = threadIdx.x % 32, kg = warp % KG, unit = first + kg * KB;
+    const uint4* from = packed + ((size_t)(tile * (WARPS / KG) + warp / KG) * MT * units + unit) * 64 + lane;
+    uint4 a[AHEAD][MT][2];
+#pragma unroll
+    for (int b = 0; b < AHEAD; b++)
+#pragma unroll
+        for (int m = 0; m < MT; m++) {
+            a[b][m][0] = stream16(from + ((size_t)m * units + b) * 64);
+            a[b][m][1] = stream16(from + ((size_t)m * units + b) * 64 + 32);
+        }
+    const unsigned char* mine = shared + kg * bytes;
+    bool fetches = lane == 0 && warp < KG;
+    if (fetches) expect(&arrived[kg], bytes);
+    if (squares && threadIdx.x == 0) expect(&arrived[KG], SQUARES * 4);
+    __syncthreads();
+    if (SHARED > 1) cluster_arrive_relaxed();
+    let_next_start();
+    if (SHARED > 1) cluster_wait();
+    wait_for_previous();
+    if (fetches && (SHARED == 1 || kg % SHARED == (int)blockIdx.y))
+        fetch<SHARED>(mine, x + (size_t)unit * NT * 256, bytes, &arrived[kg]);
+    if (squares && threadIdx.x == 0 && (SHARED == 1 || blockIdx.y == SHARED - 1))
+        fetch<SHARED>(to_squares, squares, SQUARES * 4, &arrived[KG]);
+    meanwhile();
+    wait_for_data(&arrived[kg]);
+    float acc[MT][NT][4] = {};
+#pragma unroll
+    for (int b = 0; b < KB; b++) {
+        uint4 t[NT];
+#pragma unroll
+        for (int n = 0; n < NT; n++) t[n] = ((const uint4*)mine)[(b * NT + n) * 32 + lane];
+#pragma unroll
+        for (int half = 0; half < 2; half++)
+#pragma unroll
+            for (int n = 0; n < NT; n++)
+#pragma unroll
+                for (int m = 0; m < MT; m++) {
+                    uint4 f = a[b % AHEAD][m][half];
+                    mma(acc[m][n], f.x, f.y, f.z, f.w, half ? t[n].z : t[n].x, half ? t[n].w : t[n].y);
+                }
+        if (b + AHEAD < KB)
+#pragma unroll
+            for (int m = 0; m < MT; m++) {
+                a[b % AHEAD][m][0] = stream16(from + ((size_t)m * units + b + AHEAD) * 64);
+                a[b % AHEAD][m][1] = stream16(from + ((size_t)m * units + b + AHEAD) * 64 + 32);
+            }
+    }
+    __syncthreads(); // all have read their activations
+    float* sums = (float*)shared + warp * (TOKENS * PITCH);
+#pragma unroll
+    for (int m = 0; m < MT; m++)
+#pragma unroll
+        for (int n = 0; n < NT; n++)
+#pragma unroll
+            for (int e = 0; e < 4; e++) {
+                int row = m * 16 + lane / 4 + 8 * (e / 2), token = n * 8 + lane % 4 * 2 + e % 2;
+                sums[token * PITCH + row] = acc[m][n][e];
+            }
+    __syncthreads();
+    return (const float*)shared;
+}
+// The warps' sums together, in their order.
+template <int KG> __device__ __forceinline__ float whole(const float* sums, int token, int row) {
+    float sum = 0.0f;
+#pragma unroll
+    for (int w = 0; w < KG; w++) sum += sums[(row / 32 * KG + w) * (TOKENS * PITCH) + token * PITCH + row % 32];
+    return sum;
+}
+template <int KG> __device__ __forceinline__ float2 whole2(const float* sums, int token, int row) {
+    float2 sum = {};
+#pragma unroll
+    for (int w = 0; w < KG; w++) {
+        float2 y = *(const float2*)(sums + (row / 32 * KG + w) * (TOKENS * PITCH) + token * PITCH + row % 32);
+        sum.x += y.x; sum.y += y.y;
+    }
+    return sum;
+}
+template <int KG> __device__ __forceinline__ float4 whole4(const float* sums, int token, int row) {
+    float4 sum = {};
+#pragma unroll
+    for (int w = 0; w < KG; w++) {
+        float4 y = *(const float4*)(sums + (row / 32 * KG + w) * (TOKENS * PITCH) + token * PITCH + row % 32);
+        sum.x += y.x; sum.y += y.y; sum.z += y.z; sum.w += y.w;
+    }
+    return sum;
+}
+
+// r[token] = 1 / rms(x), from the sums of squares of each 64 columns.
+__device__ __forceinline__ void root_mean_squares(const float* squares, float* r) {
+    int token = threadIdx.x / 4;
+    float sum = 0.0f;
+    if (token < TOKENS)
+#pragma unroll
+        for (int i = 0; i < WIDTH / 256; i++) sum += squares[(threadIdx.x % 4 + 4 * i) * TOKENS + token];
+    sum += __shfl_xor_sync(FULL, sum, 1);
+    sum += __shfl_xor_sync(FULL, sum, 2);
+    if (token < TOKENS && threadIdx.x % 4 == 0) r[token] = rsqrtf(sum / WIDTH + 1e-6f);
+}
+
+// x += gate * (W in); xs and squares for the next norm. Cluster: SHARES blocks in y, each with a share of k; each then
+// finishes every SHARES-th token. grid: (WIDTH / 64, SHARES).
+template <int KB>
+__device__ __forceinline__ void residual(const uint4* packed, const u16* in, float* x, const float* gate,
+        const float* scale, int clean, int to_clean, u16* xs, float* squares, int tokens) {
+    const int KG = 4, EACH = NT; // tokens of a block: TOKENS / SHARES
+    __shared__ __align__(16) float shares[SHARES][EACH][64];
+    __shared__ __align__(8) u64 together, arrived[KG];
+    int mine = threadIdx.x / 32, lane = threadIdx.x % 32, rank = blockIdx.y, column = blockIdx.x * 64 + lane * 2;
+    int token = mine * SHARES + rank, owned = (tokens - rank + SHARES - 1) / SHARES;
+    bool finishes = mine < EACH && token < tokens;
+    int far = token < clean ? to_clean : 0;
+    float2 old = {};
+    if (threadIdx.x == 0) expect(&together, owned * SHARES * 256);
+    __syncwarp();
+    cluster_arrive_relaxed(); // all blocks have started
+    float2 gates = *(const float2*)(gate + far + column), scales = *(const float2*)(scale + far + column);
+    const float* sums = product<KB, KG, 1>(packed, in, KB * KG * SHARES, blockIdx.x, rank * KB * KG, nullptr, nullptr, arrived, [&] {
+        if (finishes) old = __ldcg((const float2*)(x + (size_t)token * WIDTH + column));
+    });
+    cluster_wait();
+    for (int i = threadIdx.x; i < 16 * tokens; i += WARPS * 32) {
+        int t = i / 16, row = i % 16 * 4, owner = t % SHARES;
+        push4(of_rank(&shares[rank][t / SHARES][row], owner), whole4<KG>(sums, t, row), of_rank(&together, owner));
+    }
+    if (finishes) {
+        wait_for_data(&together);
+        float2 y = {};
+#pragma unroll
+        for (int s = 0; s < SHARES; s++) {
+            float2 z = *(const float2*)&shares[s][mine][lane * 2];
+            y.x += z.x; y.y += z.y;
+        }
+        float2 v = make_float2(old.x + gates.x * y.x, old.y + gates.y * y.y);
+        *(float2*)(x + (size_t)token * WIDTH + column) = v;
+        *(u32*)(xs + fragment(token, column)) = pack_bf16(v.x * scales.x, v.y * scales.y);
+        float square = warp_sum(v.x * v.x + v.y * v.y);
+        if (lane == 0) squares[blockIdx.x * TOKENS + token] = square;
+    } else if (owned > 0) {
+        wait_for_data(&together);
+    }
+}
+#endif
+
+// x = (action += pending * velocity) W^T + b; xs and squares of x. w [dim, WIDTH]. grid: tokens, block: WIDTH / 4. The
+// first `clean` rows' scale is `to_clean` floats further on.
+extern "C" __global__ void expert_begin(float* action, const float* velocity, float pending, const float* w, const float* b,
+        float* x, const float* scale, int clean, int to_clean, u16* xs, float* squares, int dim) {
+    __shared__ float a[128];
+    int i = threadIdx.x, token = blockIdx.x;
+    float4 s = ((const float4*)(scale + (token < clean ? to_clean : 0)))[i], v = ((const float4*)b)[i], early[16];
+#pragma unroll
+    for (int j = 0; j < 16; j++) early[j] = j < dim ? ((const float4*)w)[j * (WIDTH / 4) + i] : make_float4(0, 0, 0, 0);
+    let_next_start();
+    wait_for_previous();
+    for (int j = i; j < dim; j += WIDTH / 4) {
+        float value = __ldcg(action + token * dim + j);
+        if (pending != 0.0f) {
+            value += pending * __ldcg(velocity + token * dim + j);
+            action[token * dim + j] = value;
+        }
+        a[j] = value;
+    }
+    __syncthreads();
+#pragma unroll
+    for (int j = 0; j < 16; j++)
+        if (j < dim) {
+            v.x += a[j] * early[j].x; v.y += a[j] * early[j].y; v.z += a[j] * early[j].z; v.w += a[j] * early[j].w;
+        }
+#pragma unroll 16
+    for (int j = 16; j < dim; j++) {
+        float4 y = ((const float4*)w)[j * (WIDTH / 4) + i];
+        v.x += a[j] * y.x; v.y += a[j] * y.y; v.z += a[j] * y.z; v.w += a[j] * y.w;
+    }
+    ((float4*)x)[(size_t)token * WIDTH / 4 + i] = v;
+    *(uint2*)(xs + fragment(token, i * 4)) = make_uint2(pack_bf16(v.x * s.x, v.y * s.y), pack_bf16(v.z * s.z, v.w * s.w));
+    float sum = v.x * v.x + v.y * v.y + v.z * v.z + v.w * v.w;
+#pragma unroll
+    for (int d = 8; d > 0; d >>= 1) sum += __shfl_xor_sync(FULL, sum, d);
+    if (i % 16 == 0) squares[i / 16 * TOKENS + token] = sum;
+}
+
+// velocity = norm(x) W^T + b in f32; W [dim, WIDTH]. grid: tokens, block: 256. The first `clean` rows' modulation is
+// `to_clean` floats further on.
+extern "C" __global__ __launch_bounds__(256) void expert_end(const float* x, const float* scale, const float* shift, int clean, int to_clean,
+        const float* w, const float* b, float* velocity, int dim) {
+    __shared__ float4 scales[WIDTH / 4], shifts[WIDTH / 4];
+    const int Q = WIDTH / 128;
+    int token = blockIdx.x, warp = threadIdx.x / 32, lane = threadIdx.x % 32, far = token < clean ? to_clean : 0;
+    for (int i = threadIdx.x; i < WIDTH / 4; i += 256) {
+        scales[i] = ((const float4*)(scale + far))[i];
+        shifts[i] = ((const float4*)(shift + far))[i];
+    }
+    float4 early[2][Q];
+#pragma unroll
+    for (int o = 0; o < 2; o++)
+#pragma unroll
+        for (int i = 0; i < Q; i++) early[o][i] = warp + o * 8 < dim ? ((const float4*)w)[(warp + o * 8) * (WIDTH / 4) + lane + i * 32] : make_float4(0, 0, 0, 0);
+    __syncthreads();
+    let_next_start();
+    wait_for_previous();
+    float4 h[Q];
+    float squares = 0.0f;
+#pragma unroll
+    for (int i = 0; i < Q; i++) {
+        h[i] = __ldcg((const float4*)x + (size_t)token * (WIDTH / 4) + lane + i * 32);
+        squares += h[i].x * h[i].x + h[i].y * h[i].y + h[i].z * h[i].z + h[i].w * h[i].w;
+    }
+    float r = rsqrtf(warp_sum(squares) / WIDTH + 1e-6f);
+#pragma unroll
+    for (int i = 0; i < Q; i++) {
+        float4 s = scales[lane + i * 32], t = shifts[lane + i * 32];
+        h[i].x = h[i].x * r * s.x + t.x; h[i].y = h[i].y * r * s.y + t.y; h[i].z = h[i].z * r * s.z + t.z; h[i].w = h[i].w * r * s.w + t.w;
+    }
+    for (int o = warp, n = 0; o < dim; o += 8, n++) {
+        float sum = 0.0f;
+#pragma unroll
+        for (int i = 0; i < Q; i++) {
+            float4 y = n == 0 ? early[0][i] : n == 1 ? early[1][i] : ((const float4*)w)[o * (WIDTH / 4) + lane + i * 32];
+            sum += h[i].x * y.x + h[i].y * y.y + h[i].z * y.z + h[i].w * y.w;
+        }
+        sum = warp_sum(sum);
+        if (lane == 0) velocity[token * dim + o] = sum + b[o];
+    }
+}
+
+// W shift of `count` times: out [.., pitch], packed rows in order. x: fragments [TOKENS, WIDTH]. grid: rows / 32.
+extern "C" __global__ __launch_bounds__(256) void expert_shift(const uint4* packed, const u16* x, float* out, int count, int pitch) {
+#if __CUDA_ARCH__ >= 900
+    __shared__ __align__(8) u64 arrived[8];
+    const float* sums = product<WIDTH / 256, 8, 1>(packed, x, WIDTH / 32, blockIdx.x, 0, nullptr, nullptr, arrived, [] {});
+    for (int i = threadIdx.x; i < 32 * count; i += 256)
+        out[(size_t)(i / 32) * pitch + blockIdx.x * 32 + i % 32] = whole<8>(sums, i / 32, i % 32);
+#endif
+}
+
+// q, k, v of the action tokens, q and k rotated to their positions; q is scaled by 1/16 as well, exactly.
+// Packed rows of a tile: 16 of a head's first half, then their partners of the second half.
+// grid: ((heads + 2) * dim / 128, 4), cluster 4. v lies at (token * v_token + j * v_dim).
+extern "C" __global__ __launch_bounds__(256, 2) void expert_qkv(const uint4* packed, const u16* xs, const float* squares,
+        const float* shift, int clean, int to_clean, u16* q, u16* k, u16* v, int v_token, int v_dim, const float* cos,
+        const float* sin, const int* valid, int heads, int first, int tokens, float scale, const char* next, int kilobytes) {
+#if __CUDA_ARCH__ >= 900
+    __shared__ __align__(128) float sq[SQUARES];
+    __shared__ float r[TOKENS], c[2][32], angles[2][TOKENS][16];
+    __shared__ __align__(8) u64 arrived[9];
+    const int dim = HEAD_DIM, half = dim / 2;
+    int tile = blockIdx.x * 4 + blockIdx.y, head = tile / (half / 16), j0 = tile % (half / 16) * 16;
+    ask_for(next, kilobytes);
+    if (threadIdx.x < 32) c[0][threadIdx.x] = shift[tile * 32 + threadIdx.x];
+    if (threadIdx.x < 32 && clean) c[1][threadIdx.x] = shift[to_clean + tile * 32 + threadIdx.x];
+    if (head <= heads)
+        for (int i = threadIdx.x; i < 16 * tokens; i += 256) {
+            int at = (*valid + i / 16) * half + j0 + i % 16;
+            angles[0][i / 16][i % 16] = cos[at];
+            angles[1][i / 16][i % 16] = sin[at];
+        }
+    const float* sums = product<WIDTH / 256, 8, 4>(packed, xs, WIDTH / 32, tile, 0, squares, sq, arrived, [&] {
+        wait_for_data(&arrived[8]);
+        root_mean_squares(sq, r);
+    });
+    for (int i = threadIdx.x; i < 8 * tokens; i += 256) {
+        int token = i / 8, e = i % 8 * 2, j = j0 + e, which = token < clean;
+        float2 a = whole2<8>(sums, token, e), b = whole2<8>(sums, token, 16 + e);
+        const float* d = c[which] + e;
+        float x = r[token];
+        a.x = a.x * x + d[0]; a.y = a.y * x + d[1];
+        b.x = b.x * x + d[16]; b.y = b.y * x + d[17];
+        if (head <= heads) {
+            const float *co = angles[0][token] + e, *si = angles[1][token] + e;
+            float s0 = a.x * co[0] - b.x * si[0], s1 = a.y * co[1] - b.y * si[1];
+            float t0 = b.x * co[0] + a.x * si[0], t1 = b.y * co[1] + a.y * si[1];
+            float factor = head < heads ? scale : 1.0f;
+            u16* to = head < heads ? q + ((size_t)token * heads + head) * dim : k + (size_t)(first + token) * dim;
+            *(u32*)(to + j) = pack_bf16(s0 * factor, s1 * factor);
+            *(u32*)(to + half + j) = pack_bf16(t0 * factor, t1 * factor);
+        } else {
+            u16* to = v + (size_t)(first + token) * v_token;
+            to[(size_t)j * v_dim] = bf16_of(a.x);
+            to[(size_t)(j + 1) * v_dim] = bf16_of(a.y);
+            to[(size_t)(half + j) * v_dim] = bf16_of(b.x);
+            to[(size_t)(half + j + 1) * v_dim] = bf16_of(b.y);
+        }
+    }
+#endif
+}
+
+// hidden = GELU(gate) * up. Packed rows, 32 by 32: 16 of gate, then the same 16 of up. grid: (mlp / 64, 2), cluster 2: the
+// blocks fill the GPU once, and clusters of 4 would not fit everywhere.
+extern "C" __global__ __launch_bounds__(256, 2) void expert_gate_up(const uint4* packed, const u16* xs, const float* squares,
+        const float* shift, int clean, int to_clean, u16* hidden, int tokens, const char* next, int kilobytes) {
+#if __CUDA_ARCH__ >= 900
+    __shared__ __align__(128) float sq[SQUARES];
+    __shared__ float r[TOKENS], c[2][64];
+    __shared__ __align__(8) u64 arrived[5];
+    int tile = blockIdx.x * 2 + blockIdx.y;
+    ask_for(next, kilobytes);
+    if (threadIdx.x < 64) c[0][threadIdx.x] = shift[tile * 64 + threadIdx.x];
+    if (threadIdx.x < 64 && clean) c[1][threadIdx.x] = shift[to_clean + tile * 64 + threadIdx.x];
+    const float* sums = product<WIDTH / 128, 4, 2>(packed, xs, WIDTH / 32, tile, 0, squares, sq, arrived, [&] {
+        wait_for_data(&arrived[4]);
+        root_mean_squares(sq, r);
+    });
+    for (int i = threadIdx.x; i < 16 * tokens; i += 256) {
+        int token = i / 16, group = i % 16 / 8, e = i % 8 * 2;
+        const float* d = c[token < clean] + group * 32 + e;
+        float x = r[token];
+        float2 g = whole2<4>(sums, token, group * 32 + e), u = whole2<4>(sums, token, group * 32 + 16 + e);
+        *(u32*)(hidden + fragment(token, tile * 32 + group * 16 + e)) =
+            pack_bf16(gelu_tanh(g.x * x + d[0]) * (u.x * x + d[16]), gelu_tanh(g.y * x + d[1]) * (u.y * x + d[17]));
+    }
+#endif
+}
+
+extern "C" __global__ __launch_bounds__(256, 2) void expert_o(const uint4* packed, const u16* in, float* x, const float* gate,
+        const float* scale, int clean, int to_clean, u16* xs, float* squares, int tokens, const char* next, int kilobytes) {
+#if __CUDA_ARCH__ >= 900
+    ask_for(next, kilobytes);
+    residual<QWIDTH / 128 / SHARES>(packed, in, x, gate, scale, clean, to_clean, xs, squares, tokens);
+#endif
+}
+extern "C" __global__ __launch_bounds__(256, 2) void expert_down(const uint4* packed, const u16* in, float* x, const float* gate,
+        const float* scale, int clean, int to_clean, u16* xs, float* squares, int tokens, const char* next, int kilobytes) {
+#if __CUDA_ARCH__ >= 900
+    ask_for(next, kilobytes);
+    residual<MLP / 128 / SHARES>(packed, in, x, gate, scale, clean, to_clean, xs, squares, tokens);
+#endif
+}
+
+// From the cache that all multiprocessors share: what the kernel before has written while this one was there already.
+__device__ __forceinline__ uint4 fresh(const u16* p) { return __ldcg((const uint4*)p); }
+
+// Attention of all heads' queries over one share of the keys. Block: 8 warps = 2 tiles of 16 query rows x 4 groups of
+// 32 keys. grid: (rows / 32, keys / 128), rounded up. q is scaled. k [keys, dim], vt [dim, ld]; padding is finite.
+// Cluster: all shares of the keys, at most 8; each block then finishes some of the rows. out: fragments [tokens, heads * dim].
+extern "C" __global__ __launch_bounds__(256) void expert_attention(const u16* q, const u16* k, const u16* vt, u16* out_rows,
+        const int* valid, int heads, int rows, int prefix, int keys, int ld, const char* next, int kilobytes) {
+#if __CUDA_ARCH__ >= 900
+    float* shared = (float*)::shared; // [4 groups][32 rows][dim + 4] numerators
+    __shared__ float tops[4][32], sums[4][32], all_top[32], all_sum[32];
+    const int dim = HEAD_DIM, pitch = dim + 4;
+    int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, c = lane % 4;
+    int tile = warp % 2, group = warp / 2;
+    int row = blockIdx.x * 32 + tile * 16 + g;
+    int key0 = blockIdx.y * 128 + group * 32;
+    ask_for(next, kilobytes);
+    {
+        // The prefix's keys and values left the cache since the last step.
+        int i = threadIdx.x;
+        const u16* line = i < 128 ? k + (size_t)(blockIdx.y * 128 + i) * dim : vt + (size_t)(i - 128) * 2 * ld + blockIdx.y * 128;
+        int step = i < 128 ? 64 : ld;
+#pragma unroll
+        for (int j = 0; j < 4; j++) {
+            const u16* at = i < 128 ? line + j * step : line + j / 2 * step + j % 2 * 64;
+            asm volatile("prefetch.global.L2 [%0];" ::"l"(at));
+        }
+    }
+    let_next_start();
+    wait_for_previous();
+    int end = *valid;
+    // Logits: four tiles of 8 keys; column j of tile i is key (j / 2) * 8 + 2 i + j % 2, so that lane c ends up with keys 8 c .. 8 c + 7.
+    float s[4][4] = {};
+    const u16* q0 = q + (size_t)min(row, rows - 1) * dim + c * 8;
+    const u16* q1 = q + (size_t)min(row + 8, rows - 1) * dim + c * 8;
+    const u16* ks = k + (size_t)(key0 + g / 2 * 8 + g % 2) * dim + c * 8;
+#pragma unroll
+    for (int d = 0; d < dim / 32; d++) {
+        uint4 f = fresh(q0 + d * 32), h = fresh(q1 + d * 32);
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+            uint4 t = fresh(ks + (size_t)2 * i * dim + d * 32);
+            mma(s[i], f.x, h.x, f.y, h.y, t.x, t.y);
+            mma(s[i], f.z, h.z, f.w, h.w, t.z, t.w);
+        }
+    }
+    float top[2] = {-1e30f, -1e30f}, sum[2] = {0.0f, 0.0f};
+#pragma unroll
+    for (int i = 0; i < 4; i++)
+#pragma unroll
+        for (int e = 0; e < 4; e++) {
+            int key = key0 + c * 8 + 2 * i + e % 2;
+            bool counts = key < end || (key >= prefix && key < keys);
+            if (!counts) s[i][e] = -1e30f;
+            top[e / 2] = fmaxf(top[e / 2], s[i][e]);
+        }
+#pragma unroll
+    for (int e = 0; e < 2; e++) {
+        top[e] = fmaxf(top[e], __shfl_xor_sync(FULL, top[e], 1));
+        top[e] = fmaxf(top[e], __shfl_xor_sync(FULL, top[e], 2));
+    }
+#pragma unroll
+    for (int i = 0; i < 4; i++)
+#pragma unroll
+        for (int e = 0; e < 4; e++) {
+            s[i][e] = s[i][e] > -1e29f ? __expf(s[i][e] - top[e / 2]) : 0.0f;
+            sum[e / 2] += s[i][e];
+        }
+#pragma unroll
+    for (int e = 0; e < 2; e++) {
+        sum[e] += __shfl_xor_sync(FULL, sum[e], 1);
+        sum[e] += __shfl_xor_sync(FULL, sum[e], 2);
+    }
+    if (c == 0) {
+        tops[group][tile * 16 + g] = top[0];
+        tops[group][tile * 16 + g + 8] = top[1];
+        sums[group][tile * 16 + g] = sum[0];
+        sums[group][tile * 16 + g + 8] = sum[1];
+    }
+    u32 p[4][2];
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+        p[i][0] = pack_bf16(s[i][0], s[i][1]);
+        p[i][1] = pack_bf16(s[i][2], s[i][3]);
+    }
+    float* out = shared + (size_t)(group * 32 + tile * 16) * pitch;
+    const u16* vs = vt + (size_t)g * ld + key0 + c * 8;
+#pragma unroll 8
+    for (int n = 0; n < dim / 8; n++) {
+        uint4 t = fresh(vs + (size_t)n * 8 * ld);
+        float o[4] = {};
+        mma(o, p[0][0], p[0][1], p[1][0], p[1][1], t.x, t.y);
+        mma(o, p[2][0], p[2][1], p[3][0], p[3][1], t.z, t.w);
+        *(float2*)(out + g * pitch + n * 8 + c * 2) = make_float2(o[0], o[1]);
+        *(float2*)(out + (g + 8) * pitch + n * 8 + c * 2) = make_float2(o[2], o[3]);
+    }
+    __syncthreads();
+    // The groups' numerators on one scale, in a fixed order, in place of the first group's: a warp takes 4 rows.
+#pragma unroll
+    for (int r = 0; r < 4; r++) {
+        int local = warp * 4 + r;
+        float t = fmaxf(fmaxf(tops[0][local], tops[1][local]), fmaxf(tops[2][local], tops[3][local]));
+        float w[4], all = 0.0f;
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+            w[i] = __expf(tops[i][local] - t);
+            all += w[i] * sums[i][local];
+        }
+        for (int e = lane; e < dim / 4; e += 32) {
+            float4 o = {};
+#pragma unroll
+            for (int i = 0; i < 4; i++) {
+                float4 y = *(float4*)(shared + (size_t)(i * 32 + local) * pitch + e * 4);
+                o.x += w[i] * y.x; o.y += w[i] * y.y; o.z += w[i] * y.z; o.w += w[i] * y.w;
+            }
+            *(float4*)(shared + (size_t)local * pitch + e * 4) = o;
+        }
+        if (lane == 0) {
+            all_top[local] = t;
+            all_sum[local] = all;
+        }
+    }
+    cluster_arrive();
+    cluster_wait();
+    // The shares on one scale: this block finishes rows blockIdx.y, blockIdx.y + shares, ...
+    int shares = gridDim.y;
+    for (int local = blockIdx.y + threadIdx.x / (dim / 4) * shares; local < 32; local += 256 / (dim / 4) * shares) {
+        int e = threadIdx.x % (dim / 4) * 4, global = blockIdx.x * 32 + local;
+        float t = -1e30f, all = 0.0f;
+        for (int s = 0; s < shares; s++) t = fmaxf(t, load_of_rank(all_top + local, s));
+        float4 o = {};
+        for (int s = 0; s < shares; s++) {
+            float w = __expf(load_of_rank(all_top + local, s) - t);
+            float4 y = load4_of_rank(shared + (size_t)local * pitch + e, s);
+            all += w * load_of_rank(all_sum + local, s);
+            o.x += w * y.x; o.y += w * y.y; o.z += w * y.z; o.w += w * y.w;
+        }
+        float r = 1.0f / all;
+        if (global < rows)
+            *(uint2*)(out_rows + fragment(global / heads, global % heads * dim + e)) = make_uint2(pack_bf16(o.x * r, o.y * r), pack_bf16(o.z * r, o.w * r));
+    }
+    cluster_arrive();
+    cluster_wait();
+#endif
+}
+
+// The same on Hopper, with its matrix instructions: 64 rows and 64 keys per block. v [keys, dim]. scale: log2 e (q is
+// scaled already). grid: (rows / 64 rounded up, shares), cluster: the shares, at most 16. block: 128.
+#define TILE 8192 // bytes of 64 rows x 64 columns
+extern "C" __global__ __launch_bounds__(128) void expert_attention_90(const u16* q, const u16* k, const u16* v, u16* out,
+        const int* valid, int heads, int rows, int prefix, int keys, float scale, const char* next, int kilobytes) {
+#if __CUDA_ARCH__ == 900
+    __shared__ __align__(8) float statistics[80][2]; // [row / shares][share]: maximum, denominator
+    __shared__ __align__(8) u64 together;
+    u32 base = (local_address(shared) + 1023) / 1024 * 1024, qs = base, ks = qs + 4 * TILE, vs = ks + 4 * TILE;
+    int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, c = lane % 4;
+    int first = blockIdx.x * 64, shares = gridDim.y, rank = blockIdx.y, tiles = (keys + 63) / 64;
+    // 64 rows of 256 as four tiles of 64 columns, 16-byte chunks swizzled within their 128-byte rows. What lies beyond
+    // the rows that count is finite.
+    u32 to_even = lane / 8 * TILE + warp * 128 + (lane % 8 ^ warp) * 16, to_odd = lane / 8 * TILE + (warp + 4) * 128 + (lane % 8 ^ warp + 4) * 16;
+    auto fetch = [&](u32 to, const u16* from, int row) {
+        const u16* source = from + (size_t)(row + warp) * 256 + lane * 8;
+#pragma unroll
+        for (int i = 0; i < 16; i++)
+            asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to + (i % 2 ? to_odd : to_even) + i / 2 * 1024), "l"(source + i * 1024) : "memory");
+    };
+    ask_for(next, kilobytes);
+    // The prefix's keys and values have long been there.
+    // Rows [each * rank, + owned) are finished here; their numerators come to where keys and values were.
+    int each = (64 + shares - 1) / shares, owned = max(0, min(each, 64 - rank * each));
+    if (threadIdx.x == 0) expect(&together, owned * shares * (512 + 8));
+    __syncwarp();
+    cluster_arrive_relaxed(); // all blocks have started
+    bool early = (rank + 1) * 64 <= prefix;
+    if (early) {
+        fetch(ks, k, rank * 64);
+        fetch(vs, v, rank * 64);
+    }
+    let_next_start();
+    int end = *valid;
+    wait_for_previous();
+    fetch(qs, q, first);
+    float o[128], top[2] = {-1e30f, -1e30f}, sum[2] = {0.0f, 0.0f};
+    for (int j = rank; j < tiles; j += shares) {
+        if (j > rank || !early) {
+            __syncthreads();
+            fetch(ks, k, j * 64);
+            fetch(vs, v, j * 64);
+        }
+        asm volatile("cp.async.wait_all;" ::: "memory");
+        fence_async();
+        __syncthreads();
+        float s[32];
+        wgmma_fence();
+#pragma unroll
+        for (int i = 0; i < 16; i++) {
+            u32 at = i / 4 * TILE + i % 4 * 32;
+            wgmma_64(s, operand(qs + at, 16, 1024), operand(ks + at, 16, 1024), i > 0);
+        }
+        wgmma_commit();
+        wgmma_wait<0>();
+        float most[2] = {top[0], top[1]};
+#pragma unroll
+        for (int i = 0; i < 32; i++) {
+            int key = j * 64 + i / 4 * 8 + c * 2 + i % 2;
+            if (!(key < end || (key >= prefix && key < keys))) s[i] = -1e30f;
+            most[i / 2 % 2] = fmaxf(most[i / 2 % 2], s[i]);
+        }
+#pragma unroll
+        for (int e = 0; e < 2; e++) {
+            most[e] = fmaxf(most[e], __shfl_xor_sync(FULL, most[e], 1));
+            most[e] = fmaxf(most[e], __shfl_xor_sync(FULL, most[e], 2));
+            float shrink = exp2f((top[e] - most[e]) * scale);
+            top[e] = most[e];
+            sum[e] *= shrink;
+            if (j > rank)
+#pragma unroll
+                for (int i = 0; i < 64; i++) o[i / 2 * 4 + e * 2 + i % 2] *= shrink;
+        }
+#pragma unroll
+        for (int i = 0; i < 32; i++) {
+            s[i] = s[i] > -1e29f ? exp2f((s[i] - top[i / 2 % 2]) * scale) : 0.0f;
+            sum[i / 2 % 2] += s[i];
+        }
+        wgmma_fence();
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+            float* t = s + i * 8;
+            wgmma_256_ra(o, pack_bf16(t[0], t[1]), pack_bf16(t[2], t[3]), pack_bf16(t[4], t[5]), pack_bf16(t[6], t[7]),
+                         operand(vs + i * 2048, TILE, 1024), i > 0 || j > rank);
+        }
+        wgmma_commit();
+        wgmma_wait<0>();
+    }
+    cluster_wait();
+    cluster_arrive_relaxed(); // keys and values have been read
+    __syncthreads(); // and queries
+    int row = warp * 16 + g;
+#pragma unroll
+    for (int e = 0; e < 2; e++) {
+        sum[e] += __shfl_xor_sync(FULL, sum[e], 1);
+        sum[e] += __shfl_xor_sync(FULL, sum[e], 2);
+        int local = row + 8 * e;
+#pragma unroll
+        for (int n = 0; n < 32; n++)
+            asm volatile("st.shared.u32 [%0], %1;" ::"r"(qs + local * 512 + (n ^ local % 8) * 16 + c * 4), "r"(pack_bf16(o[n * 4 + e * 2], o[n * 4 + e * 2 + 1])) : "memory");
+    }
+    fence_async();
+    __syncthreads();
+    cluster_wait();
+    if (lane < 4) {
+        int to = warp * 4 + lane, count = min(each, 64 - to * each);
+        if (to < shares && count > 0)
+            asm volatile("cp.async.bulk.shared::cluster.shared::cta.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(of_rank_address(ks + rank * each * 512, to)), "r"(qs + to * each * 512), "r"(count * 512), "r"(of_rank(&together, to)) : "memory");
+    }
+#pragma unroll
+    for (int e = 0; e < 2; e++) {
+        int local = row + 8 * e, owner = local / each, slot = local % each * shares + rank;
+        if (c == 0) push2(of_rank(statistics[slot], owner), top[e], sum[e], of_rank(&together, owner));
+    }
+    if (owned > 0) wait_for_data(&together);
+    cluster_arrive_relaxed(); // what others sent is here: they may leave
+    // A warp a row, a lane 8 columns.
+    for (int mine = warp; mine < owned; mine += 4) {
+        int local = rank * each + mine;
+        float t = lane < shares ? statistics[mine * shares + lane][0] : -1e30f;
+        float most = warp_max(t), w = lane < shares ? exp2f((t - most) * scale) : 0.0f;
+        float all = warp_sum(lane < shares ? w * statistics[mine * shares + lane][1] : 0.0f);
+        float x[8] = {};
+        u32 from = ks + mine * 512 + (lane ^ local % 8) * 16;
+#pragma unroll 8
+        for (int s = 0; s < shares; s++) {
+            u32 p[4];
+            asm volatile("ld.shared.v4.u32 {%0,%1,%2,%3}, [%4];" : "=r"(p[0]), "=r"(p[1]), "=r"(p[2]), "=r"(p[3]) : "r"(from + s * each * 512) : "memory");
+            float ws = __shfl_sync(FULL, w, s);
+#pragma unroll
+            for (int i = 0; i < 4; i++) {
+                x[2 * i] += ws * of_bf16(p[i] & 0xffff);
+                x[2 * i + 1] += ws * of_bf16(p[i] >> 16);
+            }
+        }
+        int global = first + local;
+        float r = 1.0f / all;
+        if (global < rows)
+            *(uint4*)(out + fragment(global / heads, global % heads * 256 + lane * 8)) =
+                make_uint4(pack_bf16(x[0] * r, x[1] * r), pack_bf16(x[2] * r, x[3] * r), pack_bf16(x[4] * r, x[5] * r), pack_bf16(x[6] * r, x[7] * r));
+    }
+    cluster_wait();
+#endif
+}

@@ -1,0 +1,291 @@
+// What surrounds the matrix products in all three stages. Rows are tokens; x is the residual stream, always f32.
+
+// Images to patch rows: bytes stay bytes (exact in bf16), the product's scale and the position table do the rest:
+// W (p / 127.5 - 1) + b = W p / 127.5 + (b - sum W). grid: tokens of all images, block: any. ld >= 3 patch^2.
+extern "C" __global__ void patches_u8(const u8* images, T* rows, int side, int patch, int ld) {
+    int grid = side / patch, tokens = grid * grid, len = 3 * patch * patch;
+    int token = blockIdx.x, image = token / tokens, at = token % tokens;
+    int top = at / grid * patch, left = at % grid * patch;
+    const u8* from = images + (size_t)image * side * side * 3;
+    for (int e = threadIdx.x; e < ld; e += blockDim.x) {
+        int c = e / (patch * patch), i = e / patch % patch, j = e % patch;
+        float p = e < len ? (float)from[((top + i) * side + left + j) * 3 + c] : 0.0f;
+        rows[(size_t)token * ld + e] = store(p);
+    }
+}
+// The same for pixels in [-1, 1], brought to the scale of bytes.
+extern "C" __global__ void patches_f32(const float* images, T* rows, int side, int patch, int ld) {
+    int grid = side / patch, tokens = grid * grid, len = 3 * patch * patch;
+    int token = blockIdx.x, image = token / tokens, at = token % tokens;
+    int top = at / grid * patch, left = at % grid * patch;
+    const float* from = images + (size_t)image * side * side * 3;
+    for (int e = threadIdx.x; e < ld; e += blockDim.x) {
+        int c = e / (patch * patch), i = e / patch % patch, j = e % patch;
+        float p = e < len ? (from[((top + i) * side + left + j) * 3 + c] + 1.0f) * 127.5f : 0.0f;
+        rows[(size_t)token * ld + e] = store(p);
+    }
+}
+
+// Norms: a warp per row, widths are multiples of 4. grid: rows / 4 rounded up, block: 128.
+__device__ __forceinline__ void store4(T* to, float a, float b, float c, float d) {
+#ifdef BF16
+    *(uint2*)to = make_uint2(pack_bf16(a, b), pack_bf16(c, d));
+#else
+    *(float4*)to = make_float4(a, b, c, d);
+#endif
+}
+// LayerNorm, eps 1e-6.
+extern "C" __global__ void layer_norm(const float* x, const float* weight, const float* bias, T* out, int width, int rows) {
+    int row = blockIdx.x * 4 + threadIdx.x / WARP, lane = threadIdx.x % WARP, quads = width / 4;
+    wait_for_previous();
+    let_next_start();
+    if (row >= rows) return;
+    const float4* from = (const float4*)(x + (size_t)row * width);
+    float sum = 0.0f, squares = 0.0f;
+#pragma unroll 8
+    for (int i = lane; i < quads; i += WARP) {
+        float4 v = from[i];
+        sum += (v.x + v.y) + (v.z + v.w);
+    }
+    float mean = warp_sum(sum) / width;
+#pragma unroll 8
+    for (int i = lane; i < quads; i += WARP) {
+        float4 v = from[i];
+        v.x -= mean; v.y -= mean; v.z -= mean; v.w -= mean;
+        squares += (v.x * v.x + v.y * v.y) + (v.z * v.z + v.w * v.w);
+    }
+    float r = rsqrtf(warp_sum(squares) / width + 1e-6f);
+#pragma unroll 8
+    for (int i = lane; i < quads; i += WARP) {
+        float4 v = from[i], w = ((const float4*)weight)[i], b = ((const float4*)bias)[i];
+        store4(out + (size_t)row * width + i * 4, (v.x - mean) * r * w.x + b.x, (v.y - mean) * r * w.y + b.y,
+               (v.z - mean) * r * w.z + b.z, (v.w - mean) * r * w.w + b.w);
+    }
+}
+// RMSNorm with multipliers `scale` (1 + w, or adaRMS's 1 + scale) and, if not null, `shift`; the first `clean` rows take
+// theirs `to_clean` floats further on.
+extern "C" __global__ void rms_norm(const float* x, const float* scale, const float* shift, int clean, int to_clean,
+                                    T* out, int width, int rows) {
+    int row = blockIdx.x * 4 + threadIdx.x / WARP, lane = threadIdx.x % WARP, quads = width / 4;
+    wait_for_previous();
+    let_next_start();
+    if (row >= rows) return;
+    if (row < clean) {
+        scale += to_clean;
+        shift += to_clean;
+    }
+    const float4* from = (const float4*)(x + (size_t)row * width);
+    float squares = 0.0f;
+#pragma unroll 8
+    for (int i = lane; i < quads; i += WARP) {
+        float4 v = from[i];
+        squares += (v.x * v.x + v.y * v.y) + (v.z * v.z + v.w * v.w);
+    }
+    float r = rsqrtf(warp_sum(squares) / width + 1e-6f);
+#pragma unroll 8
+    for (int i = lane; i < quads; i += WARP) {
+        float4 v = from[i], s = ((const float4*)scale)[i], t = {};
+        if (shift) t = ((const float4*)shift)[i];
+        store4(out + (size_t)row * width + i * 4, v.x * r * s.x + t.x, v.y * r * s.y + t.y, v.z * r * s.z + t.z, v.w * r * s.w + t.w);
+    }
+}
+
+// x += gate * y, both [rows, width]; the first `clean` rows' gate is `to_clean` floats further on. grid-stride.
+extern "C" __global__ void add_gated(float* x, const float* gate, const float* y, int clean, int to_clean, int width, int count) {
+    wait_for_previous();
+    for (int i = blockIdx.x * blockDim.x + threadIdx.x; i < count; i += gridDim.x * blockDim.x)
+        x[i] += gate[i % width + (i / width < clean ? to_clean : 0)] * y[i];
+    let_next_start();
+}
+
+// x += scale * y; grid-stride.
+extern "C" __global__ void add_scaled(float* x, const float* y, float scale, int count) {
+    wait_for_previous();
+    for (int i = blockIdx.x * blockDim.x + threadIdx.x; i < count; i += gridDim.x * blockDim.x) x[i] += scale * y[i];
+    let_next_start();
+}
+
+// x *= y; grid-stride.
+extern "C" __global__ void multiply(float* x, const float* y, int count) {
+    wait_for_previous();
+    for (int i = blockIdx.x * blockDim.x + threadIdx.x; i < count; i += gridDim.x * blockDim.x) x[i] *= y[i];
+    let_next_start();
+}
+
+// The residual stream of the prefix: grid: image rows, then prompt slots. request: valid rows, which features, tokens.
+// features [2][slot_rows][width]; a prompt token's row is E[token] * sqrt(width).
+extern "C" __global__ void prefix_start(const int* request, const float* features, const T* table, float* x,
+                                        int image_rows, int slot_rows, int width, float scale) {
+    wait_for_previous();
+    int row = blockIdx.x;
+    float* to = x + (size_t)row * width;
+    if (row < image_rows) {
+        const float* from = features + ((size_t)request[1] * slot_rows + row) * width;
+        for (int i = threadIdx.x; i < width; i += blockDim.x) to[i] = from[i];
+    } else {
+        const T* from = table + (size_t)request[2 + row - image_rows] * width;
+        for (int i = threadIdx.x; i < width; i += blockDim.x) to[i] = load(from[i]) * scale;
+    }
+    let_next_start();
+}
+
+// grid: tokens. qkv [tokens, (heads + 2) * dim] to q [tokens, heads * dim] and k after RoPE and v, written to rows
+// `first + token` of the cache: k [.., dim], v [.., dim], and v transposed [dim, keys] if vt is not null.
+// Token i stands at position `*valid * at_valid + i`. cos, sin: [positions, dim / 2].
+extern "C" __global__ void split_rope(const T* qkv, T* q, T* k, T* v, T* vt, const float* cos, const float* sin,
+                                      const int* valid, int at_valid, int heads, int dim, int first, int keys) {
+    wait_for_previous();
+    int token = blockIdx.x, half = dim / 2, row = first + token;
+    int position = token + (at_valid ? *valid : 0);
+    const T* from = qkv + (size_t)token * (heads + 2) * dim;
+    for (int e = threadIdx.x; e < (heads + 1) * half; e += blockDim.x) {
+        int head = e / half, j = e % half;
+        float c = cos[position * half + j], s = sin[position * half + j];
+        float a = load(from[head * dim + j]), b = load(from[head * dim + half + j]);
+        T* to = head < heads ? q + ((size_t)token * heads + head) * dim : k + (size_t)row * dim;
+        to[j] = store(a * c - b * s);
+        to[half + j] = store(b * c + a * s);
+    }
+    for (int e = threadIdx.x; e < dim; e += blockDim.x) {
+        T value = from[(heads + 1) * dim + e];
+        v[(size_t)row * dim + e] = value;
+        if (vt) vt[(size_t)e * keys + row] = value;
+    }
+    let_next_start();
+}
+
+#ifdef BF16
+// The same, eight at a time, of prompt and images; heads of a multiple of 16. block: (heads + 1) * dim / 16 + dim / 8.
+extern "C" __global__ void split_rope_8(const u16* qkv, u16* q, u16* k, u16* v, const float* cos, const float* sin, int heads, int dim) {
+    wait_for_previous();
+    let_next_start();
+    int token = blockIdx.x, half = dim / 2, each = half / 8, i = threadIdx.x;
+    const u16* from = qkv + (size_t)token * (heads + 2) * dim;
+    if (i >= (heads + 1) * each) {
+        int e = (i - (heads + 1) * each) * 8;
+        if (e < dim) *(uint4*)(v + (size_t)token * dim + e) = *(const uint4*)(from + (heads + 1) * dim + e);
+        return;
+    }
+    int head = i / each, j = i % each * 8;
+    uint4 a = *(const uint4*)(from + head * dim + j), b = *(const uint4*)(from + head * dim + half + j), x, y;
+    const u32 *as = &a.x, *bs = &b.x;
+    u32 *xs = &x.x, *ys = &y.x;
+#pragma unroll
+    for (int e = 0; e < 4; e++) {
+        float2 c = *(const float2*)(cos + token * half + j + 2 * e), s = *(const float2*)(sin + token * half + j + 2 * e);
+        float a0 = of_bf16(as[e] & 0xffff), a1 = of_bf16(as[e] >> 16), b0 = of_bf16(bs[e] & 0xffff), b1 = of_bf16(bs[e] >> 16);
+        xs[e] = pack_bf16(a0 * c.x - b0 * s.x, a1 * c.y - b1 * s.y);
+        ys[e] = pack_bf16(b0 * c.x + a0 * s.x, b1 * c.y + a1 * s.y);
+    }
+    u16* to = head < heads ? q + ((size_t)token * heads + head) * dim : k + (size_t)token * dim;
+    *(uint4*)(to + j) = x;
+    *(uint4*)(to + half + j) = y;
+}
+#endif
+
+// One warp per row of logits [rows, ld]: softmax(logits * scale) over the keys that count, 0 elsewhere, to T.
+// Keys below *valid (all below `prefix` if null) count, and those from `prefix` to `keys`.
+extern "C" __global__ void softmax(const float* logits, T* out, const int* valid, int rows, int prefix, int keys,
+                                   int ld, float scale) {
+    wait_for_previous();
+    int row = blockIdx.x * (blockDim.x / WARP) + threadIdx.x / WARP, lane = threadIdx.x % WARP;
+    if (row >= rows) return;
+    int end = valid ? *valid : prefix;
+    const float* from = logits + (size_t)row * ld;
+    T* to = out + (size_t)row * ld;
+    float top = -1e30f;
+    for (int j = lane; j < keys; j += WARP)
+        if (j < end || j >= prefix) top = fmaxf(top, from[j] * scale);
+    top = warp_max(top);
+    float sum = 0.0f;
+    for (int j = lane; j < keys; j += WARP)
+        if (j < end || j >= prefix) sum += expf(from[j] * scale - top);
+    float r = 1.0f / warp_sum(sum);
+    for (int j = lane; j < ld; j += WARP) {
+        bool counts = j < keys && (j < end || j >= prefix);
+        to[j] = store(counts ? expf(from[j] * scale - top) * r : 0.0f);
+    }
+    let_next_start();
+}
+
+// hidden[row][i] = GELU(gate) * up of gate_up [rows, 2 mlp]; grid: (mlp / block, rows).
+extern "C" __global__ void geglu(const T* gate_up, T* hidden, int mlp) {
+    wait_for_previous();
+    int i = blockIdx.x * blockDim.x + threadIdx.x;
+    const T* row = gate_up + (size_t)blockIdx.y * 2 * mlp;
+    if (i < mlp) hidden[(size_t)blockIdx.y * mlp + i] = store(gelu_tanh(load(row[i])) * load(row[mlp + i]));
+    let_next_start();
+}
+#ifdef BF16
+// The same, eight at a time; mlp is a multiple of 8.
+extern "C" __global__ void geglu_8(const uint4* gate_up, uint4* hidden, int mlp) {
+    wait_for_previous();
+    int i = blockIdx.x * blockDim.x + threadIdx.x;
+    const uint4* row = gate_up + (size_t)blockIdx.y * 2 * (mlp / 8);
+    if (i < mlp / 8) {
+        uint4 a = row[i], b = row[mlp / 8 + i], r;
+        const u32* g = &a.x; const u32* u = &b.x; u32* o = &r.x;
+#pragma unroll
+        for (int e = 0; e < 4; e++)
+            o[e] = pack_bf16(gelu_tanh(of_bf16(g[e] & 0xffff)) * of_bf16(u[e] & 0xffff),
+                             gelu_tanh(of_bf16(g[e] >> 16)) * of_bf16(u[e] >> 16));
+        hidden[(size_t)blockIdx.y * (mlp / 8) + i] = r;
+    }
+    let_next_start();
+}
+#endif
+
+// In place; grid-stride.
+extern "C" __global__ void gelu(T* x, int count) {
+    wait_for_previous();
+    for (int i = blockIdx.x * blockDim.x + threadIdx.x; i < count; i += gridDim.x * blockDim.x)
+        x[i] = store(gelu_tanh(load(x[i])));
+    let_next_start();
+}
+
+// grid: rows; block: any, at least dim. action += pending * velocity; x[row] = action[row] W^T + b, W [width, dim] f32.
+extern "C" __global__ void action_in(float* action, const float* velocity, float pending, const float* w, const float* b,
+                                     float* x, int dim, int width) {
+    extern __shared__ float a[];
+    wait_for_previous();
+    for (int j = threadIdx.x; j < dim; j += blockDim.x) {
+        float value = action[blockIdx.x * dim + j];
+        if (pending != 0.0f) {
+            value += pending * velocity[blockIdx.x * dim + j];
+            action[blockIdx.x * dim + j] = value;
+        }
+        a[j] = value;
+    }
+    __syncthreads();
+    for (int i = threadIdx.x; i < width; i += blockDim.x) {
+        float sum = b[i];
+        for (int j = 0; j < dim; j++) sum += a[j] * w[i * dim + j];
+        x[(size_t)blockIdx.x * width + i] = sum;
+    }
+    let_next_start();
+}
+// grid: rows; block: a multiple of 32. velocity = norm(x) W^T + b, W [dim, width]. The last norm is adaRMS in f32; the
+// first `clean` rows' is `to_clean` floats further on.
+extern "C" __global__ void action_out(const float* x, const float* scale, const float* shift, int clean, int to_clean,
+                                      const float* w, const float* b, float* velocity, int dim, int width) {
+    extern __shared__ float h[];
+    wait_for_previous();
+    if ((int)blockIdx.x < clean) {
+        scale += to_clean;
+        shift += to_clean;
+    }
+    const float* row = x + (size_t)blockIdx.x * width;
+    float squares = 0.0f;
+    for (int i = threadIdx.x; i < width; i += blockDim.x) squares += row[i] * row[i];
+    float r = rsqrtf(block_sum(squares) / width + 1e-6f);
+    for (int i = threadIdx.x; i < width; i += blockDim.x) h[i] = row[i] * r * scale[i] + shift[i];
+    __syncthreads();
+    int lane = threadIdx.x % WARP;
+    for (int j = threadIdx.x / WARP; j < dim; j += blockDim.x / WARP) {
+        float sum = 0.0f;
+        for (int i = lane; i < width; i += WARP) sum += h[i] * w[j * width + i];
+        sum = warp_sum(sum);
+        if (lane == 0) velocity[blockIdx.x * dim + j] = sum + b[j];
+    }
+    let_next_start();
+}

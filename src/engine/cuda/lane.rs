@@ -1,0 +1,181 @@
+//! A stream with what is put on it: kernels, matrix products and their scratch memory.
+//!
+//! Vision has one, prefix and denoising share another, so that they may run side by side.
+
+use std::cell::Cell;
+use std::collections::HashMap;
+
+use super::compile::cubin;
+use super::driver::{Arg, Gpu, Kernel, Launch, failed};
+use super::gemm::{Gemm, Operands, Shape};
+use crate::engine::EngineError;
+use crate::engine::probe::Tap;
+
+/// Sources, compiled together.
+pub const STAGES: &[&str] = &[include_str!("kernels/element.cu"), include_str!("kernels/stages.cu")];
+/// The fused action expert.
+pub const EXPERT: &[&str] = &[
+    include_str!("kernels/element.cu"),
+    include_str!("kernels/wgmma.cu"),
+    include_str!("kernels/expert.cu"),
+];
+
+/// Attention of vision and prefix.
+pub const ATTENTION: &[&str] = &[
+    include_str!("kernels/element.cu"),
+    include_str!("kernels/wgmma.cu"),
+    include_str!("kernels/attention.cu"),
+];
+/// Shared memory of `vision_attention`: keys and values of a head.
+pub const VISION_SHARED: usize = 2 * 256 * 72 * 2;
+/// Shared memory of `prefix_attention`: queries, and two sets of keys and values.
+pub const PREFIX_SHARED: usize = 20 * 8192 + 1024;
+
+/// Kernels of `stages.cu`.
+const STAGE_KERNELS: [&str; 14] = [
+    "patches_u8",
+    "patches_f32",
+    "layer_norm",
+    "rms_norm",
+    "add_gated",
+    "add_scaled",
+    "multiply",
+    "prefix_start",
+    "split_rope",
+    "softmax",
+    "geglu",
+    "gelu",
+    "action_in",
+    "action_out",
+];
+
+/// Kernels by name.
+pub type Kernels = HashMap<&'static str, Kernel>;
+
+/// A stream and what runs on it.
+pub struct Lane {
+    pub gpu: Gpu,
+    gemm: Gemm,
+    kernels: Kernels,
+    /// Weights and activations are bf16, else f32.
+    pub bf16: bool,
+    /// Kernels put on the stream so far.
+    pub launched: Cell<usize>,
+}
+
+/// For measurements: everything by the library and the plainest kernels.
+pub fn is_plain() -> bool {
+    std::env::var_os("PI05_PLAIN").is_some()
+}
+
+/// Kernels that were compiled together, by name.
+pub fn compiled(
+    gpu: &Gpu,
+    sources: &[&str],
+    defines: &[String],
+    names: &[(&'static str, usize)],
+) -> Result<Kernels, EngineError> {
+    let module = gpu.module(&cubin(&sources.concat(), defines, gpu.arch)?)?;
+    names.iter().map(|&(name, shared)| Ok((name, module.kernel(name, shared, gpu.arch >= 90)?))).collect()
+}
+
+impl Lane {
+    pub fn new(gpu: Gpu, bf16: bool) -> Result<Self, EngineError> {
+        let mut names: Vec<(&'static str, usize)> = STAGE_KERNELS.iter().map(|&name| (name, 0)).collect();
+        let mut defines = Vec::new();
+        if bf16 {
+            defines.push("BF16".to_owned());
+            names.push(("geglu_8", 0));
+            names.push(("split_rope_8", 0));
+        }
+        let mut kernels = compiled(&gpu, STAGES, &defines, &names)?;
+        if bf16 && gpu.arch >= 80 && !is_plain() {
+            let names = [("vision_attention", VISION_SHARED), ("prefix_attention", PREFIX_SHARED)];
+            let hopper = if gpu.arch == 90 { 2 } else { 1 };
+            kernels.extend(compiled(&gpu, ATTENTION, &defines, &names[..hopper])?);
+        }
+        Ok(Self { gemm: Gemm::new(&gpu, bf16)?, kernels, gpu, bf16, launched: Cell::new(0) })
+    }
+
+    /// Whether this GPU has a kernel.
+    pub fn has(&self, name: &str) -> bool {
+        self.kernels.contains_key(name)
+    }
+
+    /// Bytes of an element of weights and activations.
+    pub fn size(&self) -> usize {
+        if self.bf16 { 2 } else { 4 }
+    }
+
+    /// Puts a kernel of `stages.cu` on the stream; it may start before the one before it has ended, and waits for it inside.
+    pub fn launch(
+        &self,
+        name: &'static str,
+        grid: [usize; 3],
+        block: usize,
+        shared: usize,
+        args: &[Arg],
+    ) -> Result<(), EngineError> {
+        self.launch_of(&self.kernels, name, Launch::new(grid, block, shared), args)
+    }
+
+    /// The same for a kernel that was compiled elsewhere.
+    pub fn launch_of(
+        &self,
+        kernels: &Kernels,
+        name: &'static str,
+        shape: Launch,
+        args: &[Arg],
+    ) -> Result<(), EngineError> {
+        let Some(&kernel) = kernels.get(name) else {
+            return Err(failed("cuLaunchKernelEx", format!("no kernel {name} was compiled")));
+        };
+        self.launched.set(self.launched.get() + 1);
+        let launched = self.gpu.launch(kernel, shape, true, args);
+        launched.map_err(|e| failed("cuLaunchKernelEx", format!("{name}: {e}")))
+    }
+
+    /// Puts a matrix product on the stream.
+    pub fn product(&mut self, shape: Shape, at: Operands) -> Result<(), EngineError> {
+        self.launched.set(self.launched.get() + 1);
+        self.gemm.run(&self.gpu, shape, at)
+    }
+
+    /// Writes newly measured algorithms to disk.
+    pub fn keep(&mut self) {
+        self.gemm.keep();
+    }
+
+    /// `x [rows, width]` f32 to the tap, if it wants it.
+    pub fn record_wide(
+        &self,
+        tap: &mut Tap,
+        name: std::fmt::Arguments<'_>,
+        x: u64,
+        count: usize,
+    ) -> Result<(), EngineError> {
+        if tap.wants(name) {
+            tap.record(name, &self.gpu.download::<f32>(x, count)?);
+        }
+        Ok(())
+    }
+
+    /// Activations in the lane's own type to the tap, if it wants them.
+    pub fn record(
+        &self,
+        tap: &mut Tap,
+        name: std::fmt::Arguments<'_>,
+        x: u64,
+        count: usize,
+    ) -> Result<(), EngineError> {
+        if !self.bf16 {
+            return self.record_wide(tap, name, x, count);
+        }
+        if tap.wants(name) {
+            let bits = self.gpu.download::<u16>(x, count)?;
+            let values: Vec<f32> = bits.iter().map(|&b| f32::from_bits(u32::from(b) << 16)).collect();
+            tap.record(name, &values);
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,121 @@
+//! Weights onto the GPU: converted by all cores into pinned memory while the piece before is copied.
+
+use half::bf16;
+use rayon::prelude::*;
+
+use super::driver::{Buffer, Event, Gpu, Pinned};
+use crate::engine::EngineError;
+use crate::engine::weights::{Tensor, Weights};
+
+/// Bytes of a staging buffer.
+const STAGING: usize = 64 << 20;
+/// Elements that one thread converts at a time.
+const PIECE: usize = 1 << 18;
+
+/// Puts tensors on the GPU.
+pub struct Loader<'a> {
+    gpu: &'a Gpu,
+    weights: &'a Weights,
+    bf16: bool,
+    staging: [(Pinned, Event); 2],
+    turn: usize,
+    /// Bytes on the GPU so far.
+    pub bytes: usize,
+}
+
+impl<'a> Loader<'a> {
+    pub fn new(gpu: &'a Gpu, weights: &'a Weights, bf16: bool) -> Result<Self, EngineError> {
+        let staging = || Ok::<_, EngineError>((Pinned::new(STAGING)?, Event::new()?));
+        Ok(Self { gpu, weights, bf16, staging: [staging()?, staging()?], turn: 0, bytes: 0 })
+    }
+
+    pub fn tensor(&self, name: &str) -> Result<Tensor, EngineError> {
+        self.weights.get(name).ok_or_else(|| EngineError::Missing(name.to_owned()))
+    }
+
+    /// Matrices one below the other, in the engine's type; rows are padded with zeros to `pitch` elements.
+    pub fn matrices(&mut self, names: &[String], pitch: Option<usize>) -> Result<Buffer, EngineError> {
+        let tensors = names.iter().map(|name| self.tensor(name)).collect::<Result<Vec<_>, _>>()?;
+        let size = if self.bf16 { 2 } else { 4 };
+        let columns = |t: &Tensor| t.shape()[1..].iter().product::<usize>();
+        let pitch = pitch.unwrap_or_else(|| tensors.first().map_or(1, columns));
+        let rows: usize = tensors.iter().map(|t| t.shape()[0]).sum();
+        let buffer = self.gpu.zeros(rows * pitch * size)?;
+        self.bytes += buffer.bytes;
+        let mut at = buffer.address;
+        for tensor in &tensors {
+            let (rows, columns) = (tensor.shape()[0], columns(tensor));
+            let step = (STAGING / (pitch * size)).max(1);
+            for first in (0..rows).step_by(step) {
+                let count = step.min(rows - first);
+                self.piece(tensor, first * columns, count, columns, pitch, at)?;
+                at += (count * pitch * size) as u64;
+            }
+        }
+        Ok(buffer)
+    }
+
+    /// One matrix.
+    pub fn matrix(&mut self, name: String) -> Result<Buffer, EngineError> {
+        self.matrices(&[name], None)
+    }
+
+    /// Vectors one after the other, in the engine's type.
+    pub fn vectors(&mut self, names: &[String]) -> Result<Buffer, EngineError> {
+        let values = self.values(names)?;
+        let buffer = if self.bf16 {
+            self.gpu.buffer(&values.iter().map(|&v| bf16::from_f32(v).to_bits()).collect::<Vec<_>>())?
+        } else {
+            self.gpu.buffer(&values)?
+        };
+        self.bytes += buffer.bytes;
+        Ok(buffer)
+    }
+
+    /// A vector in f32, each value plus `offset`.
+    pub fn wide(&mut self, name: &str, offset: f32) -> Result<Buffer, EngineError> {
+        let values: Vec<f32> = self.tensor(name)?.to_vec().iter().map(|v| v + offset).collect();
+        self.bytes += size_of_val(values.as_slice());
+        self.gpu.buffer(&values)
+    }
+
+    fn values(&self, names: &[String]) -> Result<Vec<f32>, EngineError> {
+        let mut values = Vec::new();
+        for name in names {
+            values.extend(self.tensor(name)?.to_vec());
+        }
+        Ok(values)
+    }
+
+    /// `count` rows from element `first` of a tensor to device memory at `to`.
+    fn piece(
+        &mut self,
+        tensor: &Tensor,
+        first: usize,
+        count: usize,
+        columns: usize,
+        pitch: usize,
+        to: u64,
+    ) -> Result<(), EngineError> {
+        let size = if self.bf16 { 2 } else { 4 };
+        let (pinned, copied) = &mut self.staging[self.turn];
+        self.turn = 1 - self.turn;
+        copied.wait()?;
+        let bytes = &mut pinned.bytes()[..count * pitch * size];
+        let rows = (PIECE / columns).max(1);
+        bytes.par_chunks_mut(rows * pitch * size).enumerate().for_each(|(piece, bytes)| {
+            for (row, bytes) in bytes.chunks_exact_mut(pitch * size).enumerate() {
+                let start = first + (piece * rows + row) * columns;
+                let (filled, rest) = bytes.split_at_mut(columns * size);
+                rest.fill(0);
+                if size == 2 {
+                    tensor.store_bf16(start..start + columns, filled);
+                } else {
+                    tensor.store_f32(start..start + columns, filled);
+                }
+            }
+        });
+        self.gpu.upload_later(to, pinned, count * pitch * size)?;
+        self.gpu.mark(copied, false)
+    }
+}

@@ -1,0 +1,363 @@
+//! Gemma-2B over image and prompt tokens, to keys and values (spec/PI05.md §5).
+//!
+//! Missing cameras are not there. Prompts are padded to a multiple of [`BUCKET`] rows, so that few graphs do for all
+//! lengths; padding is never a key.
+
+use super::driver::{Buffer, Gpu};
+use super::gemm::{Operands, Shape};
+use super::lane::{Lane, PREFIX_SHARED};
+use super::load::Loader;
+use crate::engine::EngineError;
+use crate::engine::probe::Tap;
+use crate::model::dims::{Dims, GemmaDims};
+use crate::model::names::LANGUAGE;
+use crate::model::tensors::TOKEN_EMBEDDING;
+
+/// Rows by which prompts are padded.
+pub const BUCKET: usize = 16;
+
+/// How a chunk lies in memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Layout {
+    /// Rows of images.
+    pub image_rows: usize,
+    /// Rows of images and prompt, padding included.
+    pub rows: usize,
+}
+
+impl Layout {
+    /// `most`: tokens that there is room for; they are the last bucket.
+    pub fn new(image_rows: usize, tokens: usize, most: usize) -> Self {
+        Self { image_rows, rows: image_rows + tokens.next_multiple_of(BUCKET).min(most) }
+    }
+}
+
+/// Keys and values of all layers, and what tells positions.
+pub struct Cache {
+    /// Keys that fit; a multiple of 128.
+    pub capacity: usize,
+    pub head_dim: usize,
+    /// Per layer `[capacity, head_dim]`.
+    pub k: Vec<Buffer>,
+    /// Like `k`.
+    pub v: Vec<Buffer>,
+    /// Per layer `[head_dim, capacity]`, for the fused expert.
+    pub vt: Vec<Buffer>,
+    /// `[positions, head_dim / 2]`
+    pub cos: Buffer,
+    pub sin: Buffer,
+    /// Valid rows, which features, prompt tokens.
+    pub request: Buffer,
+}
+
+impl Cache {
+    pub fn new(
+        gpu: &Gpu,
+        dims: &Dims,
+        keys: usize,
+        transposed: bool,
+        size: usize,
+    ) -> Result<Self, EngineError> {
+        let GemmaDims { head_dim, layers, .. } = dims.language;
+        let capacity = keys.next_multiple_of(128);
+        let all = |count: usize| {
+            (0..count).map(|_| gpu.zeros(capacity * head_dim * size)).collect::<Result<Vec<_>, _>>()
+        };
+        let (cos, sin) = angles(head_dim, capacity);
+        Ok(Self {
+            capacity,
+            head_dim,
+            k: all(layers)?,
+            v: all(layers)?,
+            vt: all(if transposed { layers } else { 0 })?,
+            cos: gpu.buffer(&cos)?,
+            sin: gpu.buffer(&sin)?,
+            request: gpu.zeros((2 + capacity) * 4)?,
+        })
+    }
+
+    pub fn vt(&self, layer: usize) -> u64 {
+        self.vt.get(layer).map_or(0, |buffer| buffer.address)
+    }
+}
+
+/// cos and sin of `position * 10000^(-2j / head_dim)`; f32 with an unrounded `inv_freq` (spec/PI05.md §10).
+fn angles(head_dim: usize, positions: usize) -> (Vec<f32>, Vec<f32>) {
+    let inv_freq: Vec<f32> =
+        (0..head_dim / 2).map(|j| 1.0 / 10_000f32.powf((2 * j) as f32 / head_dim as f32)).collect();
+    let angles = (0..positions).flat_map(|p| inv_freq.iter().map(move |f| p as f32 * f));
+    angles.map(|angle| (angle.cos(), angle.sin())).unzip()
+}
+
+/// A decoder block's matrices, q, k and v as one, gate and up as one.
+pub struct Block {
+    pub qkv: Buffer,
+    pub o: Buffer,
+    pub gate_up: Buffer,
+    pub down: Buffer,
+}
+
+impl Block {
+    pub fn new(load: &mut Loader<'_>, at: &str) -> Result<Self, EngineError> {
+        let names =
+            |parts: &[&str]| parts.iter().map(|part| format!("{at}{part}.weight")).collect::<Vec<_>>();
+        Ok(Self {
+            qkv: load
+                .matrices(&names(&["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"]), None)?,
+            o: load.matrices(&names(&["self_attn.o_proj"]), None)?,
+            gate_up: load.matrices(&names(&["mlp.gate_proj", "mlp.up_proj"]), None)?,
+            down: load.matrices(&names(&["mlp.down_proj"]), None)?,
+        })
+    }
+}
+
+/// Activations of a Gemma's blocks.
+pub struct Activations {
+    /// Residual stream, f32.
+    pub x: Buffer,
+    pub h: Buffer,
+    pub qkv: Buffer,
+    pub q: Buffer,
+    pub logits: Buffer,
+    pub probabilities: Buffer,
+    pub mixed: Buffer,
+    pub gate_up: Buffer,
+    pub hidden: Buffer,
+    /// A sub-layer's output, f32.
+    pub y: Buffer,
+}
+
+impl Activations {
+    pub fn new(
+        gpu: &Gpu,
+        dims: &GemmaDims,
+        rows: usize,
+        keys: usize,
+        size: usize,
+    ) -> Result<Self, EngineError> {
+        let zeros = |columns: usize, size: usize| gpu.zeros(rows * columns * size);
+        let keys = keys.next_multiple_of(16);
+        Ok(Self {
+            x: zeros(dims.width, 4)?,
+            h: zeros(dims.width, size)?,
+            qkv: zeros((dims.heads + 2) * dims.head_dim, size)?,
+            q: zeros(dims.q_width(), size)?,
+            logits: zeros(dims.heads * keys, 4)?,
+            probabilities: zeros(dims.heads * keys, size)?,
+            mixed: zeros(dims.q_width(), size)?,
+            gate_up: zeros(2 * dims.mlp, size)?,
+            hidden: zeros(dims.mlp, size)?,
+            y: zeros(dims.width, 4)?,
+        })
+    }
+
+    /// `q` over the first `keys` keys of a layer to `mixed`; keys from the request's valid rows to `prefix` do not count.
+    pub fn attend(
+        &self,
+        lane: &mut Lane,
+        dims: &GemmaDims,
+        cache: &Cache,
+        layer: usize,
+        tokens: usize,
+        prefix: usize,
+        keys: usize,
+    ) -> Result<(), EngineError> {
+        let (dim, rows, pitch) = (dims.head_dim, tokens * dims.heads, keys.next_multiple_of(16));
+        let shape = Shape { ldy: pitch, ..Shape::linear(rows, keys, dim).wide() };
+        lane.product(shape, Operands::new(self.q.address, cache.k[layer].address, self.logits.address))?;
+        let scale = 1.0 / (dim as f32).sqrt();
+        let args = [
+            (&self.logits).into(),
+            (&self.probabilities).into(),
+            (&cache.request).into(),
+            rows.into(),
+            prefix.into(),
+            keys.into(),
+            pitch.into(),
+            scale.into(),
+        ];
+        lane.launch("softmax", [rows.div_ceil(4), 1, 1], 128, 0, &args)?;
+        let shape = Shape { kn: true, ldx: pitch, ldw: dim, ..Shape::linear(rows, dim, keys) };
+        lane.product(
+            shape,
+            Operands::new(self.probabilities.address, cache.v[layer].address, self.mixed.address),
+        )
+    }
+
+    /// `gate_up` to `hidden`.
+    pub fn geglu(&self, lane: &Lane, mlp: usize, rows: usize) -> Result<(), EngineError> {
+        let args = [(&self.gate_up).into(), (&self.hidden).into(), mlp.into()];
+        if lane.bf16 && mlp.is_multiple_of(8) {
+            lane.launch("geglu_8", [(mlp / 8).div_ceil(256), rows, 1], 256, 0, &args)
+        } else {
+            lane.launch("geglu", [mlp.div_ceil(256), rows, 1], 256, 0, &args)
+        }
+    }
+}
+
+/// The prefix model's weights and activations.
+pub struct Prefix {
+    dims: GemmaDims,
+    embedding: Buffer,
+    layers: Vec<(Block, [Buffer; 2])>,
+    activations: Activations,
+}
+
+impl Prefix {
+    /// For at most `rows` rows.
+    pub fn new(
+        gpu: &Gpu,
+        load: &mut Loader<'_>,
+        dims: &Dims,
+        rows: usize,
+        size: usize,
+    ) -> Result<Self, EngineError> {
+        let language = dims.language;
+        let mut layers = Vec::with_capacity(language.layers);
+        for i in 0..language.layers {
+            let at = format!("{LANGUAGE}layers.{i}.");
+            let norms = [
+                load.wide(&format!("{at}input_layernorm.weight"), 1.0)?,
+                load.wide(&format!("{at}post_attention_layernorm.weight"), 1.0)?,
+            ];
+            layers.push((Block::new(load, &at)?, norms));
+        }
+        Ok(Self {
+            embedding: load.matrix(TOKEN_EMBEDDING.to_owned())?,
+            layers,
+            activations: Activations::new(gpu, &language, rows, rows, size)?,
+            dims: language,
+        })
+    }
+
+    /// Puts the stage on the stream: features and the cache's request to the cache's keys and values. `slot_rows`: rows
+    /// of each of the two sets of features. `valid`: rows that the tap hears of.
+    pub fn record(
+        &self,
+        lane: &mut Lane,
+        cache: &Cache,
+        features: &Buffer,
+        slot_rows: usize,
+        layout: Layout,
+        valid: usize,
+        tap: &mut Tap,
+    ) -> Result<(), EngineError> {
+        let GemmaDims { width, heads, head_dim, mlp, .. } = self.dims;
+        let a = &self.activations;
+        let Layout { image_rows, rows } = layout;
+        let args = [
+            (&cache.request).into(),
+            features.into(),
+            (&self.embedding).into(),
+            (&a.x).into(),
+            image_rows.into(),
+            slot_rows.into(),
+            width.into(),
+            (width as f32).sqrt().into(),
+        ];
+        lane.launch("prefix_start", [rows, 1, 1], 256, 0, &args)?;
+        lane.record_wide(tap, format_args!("prefix.embs"), a.x.address, valid * width)?;
+        let last = self.layers.len() - 1;
+        for (i, (block, norms)) in self.layers.iter().enumerate() {
+            self.norm(lane, &norms[0], rows)?;
+            lane.record(tap, format_args!("prefix.layer.{i}.input_layernorm"), a.h.address, valid * width)?;
+            // Of the last layer only keys and values are needed; the rest of what is copied then is stale.
+            let q_rows = if i < last { 0 } else { heads * head_dim };
+            let columns = (heads + 2) * head_dim;
+            let offset = (q_rows * lane.size()) as u64;
+            let weight = block.qkv.address + offset * width as u64;
+            let shape = Shape { ldy: columns, ..Shape::linear(rows, columns - q_rows, width) };
+            lane.product(shape, Operands::new(a.h.address, weight, a.qkv.address + offset))?;
+            if cache.vt.is_empty() && head_dim.is_multiple_of(16) && lane.has("split_rope_8") {
+                let args = [
+                    (&a.qkv).into(),
+                    (&a.q).into(),
+                    (&cache.k[i]).into(),
+                    (&cache.v[i]).into(),
+                    (&cache.cos).into(),
+                    (&cache.sin).into(),
+                    heads.into(),
+                    head_dim.into(),
+                ];
+                let threads = (heads + 1) * head_dim / 16 + head_dim / 8;
+                lane.launch("split_rope_8", [rows, 1, 1], threads, 0, &args)?;
+            } else {
+                let args = [
+                    (&a.qkv).into(),
+                    (&a.q).into(),
+                    (&cache.k[i]).into(),
+                    (&cache.v[i]).into(),
+                    cache.vt(i).into(),
+                    (&cache.cos).into(),
+                    (&cache.sin).into(),
+                    (&cache.request).into(),
+                    0usize.into(),
+                    heads.into(),
+                    head_dim.into(),
+                    0usize.into(),
+                    cache.capacity.into(),
+                ];
+                lane.launch("split_rope", [rows, 1, 1], 256, 0, &args)?;
+            }
+            lane.record(tap, format_args!("prefix.kv.{i}.k"), cache.k[i].address, valid * head_dim)?;
+            lane.record(tap, format_args!("prefix.kv.{i}.v"), cache.v[i].address, valid * head_dim)?;
+            if i == last {
+                break;
+            }
+            if head_dim == 256 && lane.has("prefix_attention") {
+                let scale = std::f32::consts::LOG2_E / (head_dim as f32).sqrt();
+                let args = [
+                    (&a.q).into(),
+                    (&cache.k[i]).into(),
+                    (&cache.v[i]).into(),
+                    (&a.mixed).into(),
+                    (&cache.request).into(),
+                    (rows * heads).into(),
+                    scale.into(),
+                ];
+                lane.launch(
+                    "prefix_attention",
+                    [(rows * heads).div_ceil(64), 1, 1],
+                    128,
+                    PREFIX_SHARED,
+                    &args,
+                )?;
+            } else {
+                a.attend(lane, &self.dims, cache, i, rows, rows, rows)?;
+            }
+            let shape = Shape::linear(rows, width, heads * head_dim).wide().add();
+            lane.product(shape, Operands::new(a.mixed.address, block.o.address, a.x.address))?;
+            self.norm(lane, &norms[1], rows)?;
+            lane.record(
+                tap,
+                format_args!("prefix.layer.{i}.post_attention_layernorm"),
+                a.h.address,
+                valid * width,
+            )?;
+            lane.product(
+                Shape::linear(rows, 2 * mlp, width),
+                Operands::new(a.h.address, block.gate_up.address, a.gate_up.address),
+            )?;
+            a.geglu(lane, mlp, rows)?;
+            let shape = Shape::linear(rows, width, mlp).wide().add();
+            lane.product(shape, Operands::new(a.hidden.address, block.down.address, a.x.address))?;
+            lane.record_wide(tap, format_args!("prefix.layer.{i}.out"), a.x.address, valid * width)?;
+        }
+        Ok(())
+    }
+
+    fn norm(&self, lane: &Lane, scale: &Buffer, rows: usize) -> Result<(), EngineError> {
+        let a = &self.activations;
+        let args = [
+            (&a.x).into(),
+            scale.into(),
+            0u64.into(),
+            0usize.into(),
+            0usize.into(),
+            (&a.h).into(),
+            self.dims.width.into(),
+            rows.into(),
+        ];
+        lane.launch("rms_norm", [rows.div_ceil(4), 1, 1], 128, 0, &args)
+    }
+}
