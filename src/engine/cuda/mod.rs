@@ -11,6 +11,8 @@
 //! | `vision`, `prefix`, `expert`, `fused` | the stages: what each puts on its stream |
 //! | `chunk` | graphs of them, and two chunks in flight |
 
+#![allow(clippy::too_many_arguments)] // what a stage puts on a stream says all that it reads and writes
+
 mod chunk;
 mod compile;
 mod driver;

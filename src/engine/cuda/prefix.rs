@@ -36,7 +36,6 @@ impl Layout {
 pub struct Cache {
     /// Keys that fit; a multiple of 128.
     pub capacity: usize,
-    pub head_dim: usize,
     /// Per layer `[capacity, head_dim]`.
     pub k: Vec<Buffer>,
     /// Like `k`.
@@ -66,7 +65,6 @@ impl Cache {
         let (cos, sin) = angles(head_dim, capacity);
         Ok(Self {
             capacity,
-            head_dim,
             k: all(layers)?,
             v: all(layers)?,
             vt: all(if transposed { layers } else { 0 })?,
