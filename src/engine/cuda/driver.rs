@@ -44,8 +44,6 @@ pub struct Gpu {
     pub name: String,
     /// Compute capability, 90 for 9.0.
     pub arch: i32,
-    /// Streaming multiprocessors.
-    pub processors: i32,
     /// Most shared memory of a block.
     pub shared: i32,
     /// Driver's CUDA version, 13000 for 13.0.
@@ -107,7 +105,6 @@ impl Gpu {
         Ok(Self {
             arch: attribute(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)? * 10
                 + attribute(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?,
-            processors: attribute(Attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?,
             shared: attribute(Attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)?,
             stream: new_stream(greatest)?,
             device,

@@ -6,7 +6,7 @@ use half::bf16;
 
 use super::driver::{Arg, Buffer, Gpu, Launch};
 use super::expert::{ACTIONS, Pass};
-use super::lane::{EXPERT, Kernels, Lane, compiled, is_plain};
+use super::lane::{EXPERT, Kernels, Lane, compiled};
 use super::prefix::{Block, Cache};
 use crate::engine::EngineError;
 use crate::engine::cpu::time::Modulation;
@@ -64,14 +64,14 @@ impl Fused {
     /// Whether the kernels fit these widths, this GPU and so many keys.
     pub fn can(gpu: &Gpu, dims: &GemmaDims, action_dim: usize, keys: usize) -> bool {
         gpu.arch >= 90
-            && !is_plain()
             && [256, 512, 1024].contains(&dims.width)
             && dims.q_width().is_multiple_of(128 * SHARES)
             && dims.mlp.is_multiple_of(128 * SHARES)
             && action_dim <= ACTION_DIM
             && dims.head_dim == 256
             && (gpu.arch == 90 || keys <= CLUSTER * TILE[1])
-            && attention_shared(gpu.arch == 90, dims).max(product_shared(ACTIONS / 8, dims.width)) + (16 << 10)
+            && attention_shared(gpu.arch == 90, dims).max(product_shared(ACTIONS / 8, dims.width))
+                + (16 << 10)
                 <= gpu.shared as usize
     }
 
@@ -197,13 +197,7 @@ impl Fused {
         let Some(kernels) = &self.kernels[tokens.div_ceil(8)] else {
             return Err(super::driver::failed("denoise", "this horizon was not prepared"));
         };
-        let skip = std::env::var("PI05_SKIP").unwrap_or_default();
-        let put = |name, shape, args: &[&[Arg]]| {
-            if skip.split(',').any(|s| s == name) {
-                return Ok(());
-            }
-            lane.launch_of(kernels, name, shape, &args.concat())
-        };
+        let put = |name, shape, args: &[&[Arg]]| lane.launch_of(kernels, name, shape, &args.concat());
         let clean: [Arg; 2] = [pass.clean.into(), pass.to_clean.into()];
         let clean_shift: [Arg; 2] = [pass.clean.into(), pass.to_clean_shift.into()];
         let normed: [Arg; 2] = [(&self.xs).into(), (&self.squares).into()];
@@ -256,7 +250,11 @@ impl Fused {
             let tiles = (heads + 2) * head_dim / 32;
             let shape = Launch::new([tiles / SHARED, SHARED, 1], 256, sums(width)).clusters(SHARED);
             let weight: [Arg; 1] = [qkv.into()];
-            put("expert_qkv", shape, &[&weight, &normed, &[shift(i, 0)], &clean_shift, &args, &ask(gate_up, 0, 2)])?;
+            put(
+                "expert_qkv",
+                shape,
+                &[&weight, &normed, &[shift(i, 0)], &clean_shift, &args, &ask(gate_up, 0, 2)],
+            )?;
 
             let args = [
                 (&self.q).into(),
@@ -272,7 +270,8 @@ impl Fused {
             let room = attention_shared(self.hopper, &self.dims);
             if self.hopper {
                 let shares = keys.div_ceil(HOPPER_TILE[1]).min(HOPPER_CLUSTER);
-                let shape = Launch::new([rows.div_ceil(HOPPER_TILE[0]), shares, 1], 128, room).clusters(shares);
+                let shape =
+                    Launch::new([rows.div_ceil(HOPPER_TILE[0]), shares, 1], 128, room).clusters(shares);
                 put("expert_attention_90", shape, &[&args, &[LOG2_E.into()], &ask(gate_up, 1, 2)])?;
             } else {
                 let shares = keys.div_ceil(TILE[1]);
@@ -284,7 +283,8 @@ impl Fused {
                 let channels = [pass.channels(width, n, 2).into(), pass.channels(width, n + 1, 0).into()];
                 [weight.into(), from.into(), x.into(), channels[0], channels[1]]
             };
-            let shape = Launch::new([width / 64, SHARES, 1], 256, sums(head_dim * heads / SHARES)).clusters(SHARES);
+            let shape =
+                Launch::new([width / 64, SHARES, 1], 256, sums(head_dim * heads / SHARES)).clusters(SHARES);
             put(
                 "expert_o",
                 shape,

@@ -11,6 +11,8 @@
 //! | `vision`, `prefix`, `expert`, `fused` | the stages: what each puts on its stream |
 //! | `chunk` | graphs of them, and two chunks in flight |
 
+#![allow(clippy::too_many_arguments)] // what records work takes all that the work reads and writes, as kernels do
+
 mod chunk;
 mod compile;
 mod driver;

@@ -36,7 +36,6 @@ impl Layout {
 pub struct Cache {
     /// Keys that fit; a multiple of 128.
     pub capacity: usize,
-    pub head_dim: usize,
     /// Per layer `[capacity, head_dim]`.
     pub k: Vec<Buffer>,
     /// Like `k`.
@@ -66,7 +65,6 @@ impl Cache {
         let (cos, sin) = angles(head_dim, capacity);
         Ok(Self {
             capacity,
-            head_dim,
             k: all(layers)?,
             v: all(layers)?,
             vt: all(if transposed { layers } else { 0 })?,
@@ -282,21 +280,21 @@ impl Prefix {
                 let threads = (heads + 1) * head_dim / 16 + head_dim / 8;
                 lane.launch("split_rope_8", [rows, 1, 1], threads, 0, &args)?;
             } else {
-            let args = [
-                (&a.qkv).into(),
-                (&a.q).into(),
-                (&cache.k[i]).into(),
-                (&cache.v[i]).into(),
-                cache.vt(i).into(),
-                (&cache.cos).into(),
-                (&cache.sin).into(),
-                (&cache.request).into(),
-                0usize.into(),
-                heads.into(),
-                head_dim.into(),
-                0usize.into(),
-                cache.capacity.into(),
-            ];
+                let args = [
+                    (&a.qkv).into(),
+                    (&a.q).into(),
+                    (&cache.k[i]).into(),
+                    (&cache.v[i]).into(),
+                    cache.vt(i).into(),
+                    (&cache.cos).into(),
+                    (&cache.sin).into(),
+                    (&cache.request).into(),
+                    0usize.into(),
+                    heads.into(),
+                    head_dim.into(),
+                    0usize.into(),
+                    cache.capacity.into(),
+                ];
                 lane.launch("split_rope", [rows, 1, 1], 256, 0, &args)?;
             }
             lane.record(tap, format_args!("prefix.kv.{i}.k"), cache.k[i].address, valid * head_dim)?;

@@ -195,7 +195,7 @@ impl Vision {
             self.dims.width.into(),
             rows.into(),
         ];
-lane.launch("layer_norm", [rows.div_ceil(4), 1, 1], 128, 0, &args)
+        lane.launch("layer_norm", [rows.div_ceil(4), 1, 1], 128, 0, &args)
     }
 
     /// `qkv` to `mixed`, image by image, head by head.
