@@ -6,7 +6,7 @@ use half::bf16;
 
 use super::driver::{Arg, Buffer, Gpu, Launch};
 use super::expert::{ACTIONS, Pass};
-use super::lane::{EXPERT, Kernels, Lane, compiled, is_plain};
+use super::lane::{EXPERT, Kernels, Lane, compiled};
 use super::prefix::{Block, Cache};
 use crate::engine::EngineError;
 use crate::engine::cpu::time::Modulation;
@@ -64,7 +64,6 @@ impl Fused {
     /// Whether the kernels fit these widths, this GPU and so many keys.
     pub fn can(gpu: &Gpu, dims: &GemmaDims, action_dim: usize, keys: usize) -> bool {
         gpu.arch >= 90
-            && !is_plain()
             && [256, 512, 1024].contains(&dims.width)
             && dims.q_width().is_multiple_of(128 * SHARES)
             && dims.mlp.is_multiple_of(128 * SHARES)
@@ -198,13 +197,7 @@ impl Fused {
         let Some(kernels) = &self.kernels[tokens.div_ceil(8)] else {
             return Err(super::driver::failed("denoise", "this horizon was not prepared"));
         };
-        let skip = std::env::var("PI05_SKIP").unwrap_or_default();
-        let put = |name, shape, args: &[&[Arg]]| {
-            if skip.split(',').any(|s| s == name) {
-                return Ok(());
-            }
-            lane.launch_of(kernels, name, shape, &args.concat())
-        };
+        let put = |name, shape, args: &[&[Arg]]| lane.launch_of(kernels, name, shape, &args.concat());
         let clean: [Arg; 2] = [pass.clean.into(), pass.to_clean.into()];
         let clean_shift: [Arg; 2] = [pass.clean.into(), pass.to_clean_shift.into()];
         let normed: [Arg; 2] = [(&self.xs).into(), (&self.squares).into()];

@@ -63,11 +63,6 @@ pub struct Lane {
     pub launched: Cell<usize>,
 }
 
-/// For measurements: everything by the library and the plainest kernels.
-pub fn is_plain() -> bool {
-    std::env::var_os("PI05_PLAIN").is_some()
-}
-
 /// Kernels that were compiled together, by name.
 pub fn compiled(
     gpu: &Gpu,
@@ -89,7 +84,7 @@ impl Lane {
             names.push(("split_rope_8", 0));
         }
         let mut kernels = compiled(&gpu, STAGES, &defines, &names)?;
-        if bf16 && gpu.arch >= 80 && !is_plain() {
+        if bf16 && gpu.arch >= 80 {
             let names = [("vision_attention", VISION_SHARED), ("prefix_attention", PREFIX_SHARED)];
             let hopper = if gpu.arch == 90 { 2 } else { 1 };
             kernels.extend(compiled(&gpu, ATTENTION, &defines, &names[..hopper])?);

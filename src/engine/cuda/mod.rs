@@ -11,7 +11,7 @@
 //! | `vision`, `prefix`, `expert`, `fused` | the stages: what each puts on its stream |
 //! | `chunk` | graphs of them, and two chunks in flight |
 
-#![allow(clippy::too_many_arguments)] // what a stage puts on a stream says all that it reads and writes
+#![allow(clippy::too_many_arguments)] // what records work takes all that the work reads and writes, as kernels do
 
 mod chunk;
 mod compile;

@@ -108,13 +108,14 @@ __device__ __forceinline__ void ask_for(const char* next, int kilobytes) {
 #define ROWS(kg) (WARPS / (kg) * 32)
 
 // Each warp's sums [TOKENS][PITCH] of ROWS(KG) rows of `tile`, over k in KG * KB units of 32 from `first`; `units` in a
-// row of W. SHARED: blocks along y with the same x: each fetches its part of it for all. `meanwhile` is done while x
-// comes. `squares` (or null) come along into `to_squares`, counted by arrived[KG].
-template <int KB, int KG, int SHARED, class F>
+// row of W, AHEAD of them on their way before the kernel before has ended. SHARED: blocks along y with the same x: each
+// fetches its part of it for all. `meanwhile` is done while x comes. `squares` (or null) come along into `to_squares`,
+// counted by arrived[KG].
+template <int KB, int KG, int SHARED, int AHEAD, class F>
 __device__ __forceinline__ const float* product(const uint4* packed, const u16* x, int units, int tile, int first,
                                                 const float* squares, float* to_squares, u64* arrived, F meanwhile) {
     const u32 bytes = KB * NT * 512;
-    const int AHEAD = KB < 4 ? KB : 4;
+    let_next_start();
     int warp = threadIdx.x / 32, lane = threadIdx.x % 32, kg = warp % KG, unit = first + kg * KB;
     const uint4* from = packed + ((size_t)(tile * (WARPS / KG) + warp / KG) * MT * units + unit) * 64 + lane;
     uint4 a[AHEAD][MT][2];
@@ -131,7 +132,6 @@ __device__ __forceinline__ const float* product(const uint4* packed, const u16* 
     if (squares && threadIdx.x == 0) expect(&arrived[KG], SQUARES * 4);
     __syncthreads();
     if (SHARED > 1) cluster_arrive_relaxed();
-    let_next_start();
     if (SHARED > 1) cluster_wait();
     wait_for_previous();
     if (fetches && (SHARED == 1 || kg % SHARED == (int)blockIdx.y))
@@ -231,7 +231,7 @@ __device__ __forceinline__ void residual(const uint4* packed, const u16* in, flo
     __syncwarp();
     cluster_arrive_relaxed(); // all blocks have started
     float2 gates = *(const float2*)(gate + far + column), scales = *(const float2*)(scale + far + column);
-    const float* sums = product<KB, KG, 1>(packed, in, KB * KG * SHARES, blockIdx.x, rank * KB * KG, nullptr, nullptr, arrived, [&] {
+    const float* sums = product<KB, KG, 1, KB>(packed, in, KB * KG * SHARES, blockIdx.x, rank * KB * KG, nullptr, nullptr, arrived, [&] {
         if (finishes) old = __ldcg((const float2*)(x + (size_t)token * WIDTH + column));
     });
     cluster_wait();
@@ -344,7 +344,7 @@ extern "C" __global__ __launch_bounds__(256) void expert_end(const float* x, con
 extern "C" __global__ __launch_bounds__(256) void expert_shift(const uint4* packed, const u16* x, float* out, int count, int pitch) {
 #if __CUDA_ARCH__ >= 900
     __shared__ __align__(8) u64 arrived[8];
-    const float* sums = product<WIDTH / 256, 8, 1>(packed, x, WIDTH / 32, blockIdx.x, 0, nullptr, nullptr, arrived, [] {});
+    const float* sums = product<WIDTH / 256, 8, 1, WIDTH / 256>(packed, x, WIDTH / 32, blockIdx.x, 0, nullptr, nullptr, arrived, [] {});
     for (int i = threadIdx.x; i < 32 * count; i += 256)
         out[(size_t)(i / 32) * pitch + blockIdx.x * 32 + i % 32] = whole<8>(sums, i / 32, i % 32);
 #endif
@@ -371,7 +371,7 @@ extern "C" __global__ __launch_bounds__(256, 2) void expert_qkv(const uint4* pac
             angles[0][i / 16][i % 16] = cos[at];
             angles[1][i / 16][i % 16] = sin[at];
         }
-    const float* sums = product<WIDTH / 256, 8, 4>(packed, xs, WIDTH / 32, tile, 0, squares, sq, arrived, [&] {
+    const float* sums = product<WIDTH / 256, 8, 4, WIDTH / 256>(packed, xs, WIDTH / 32, tile, 0, squares, sq, arrived, [&] {
         wait_for_data(&arrived[8]);
         root_mean_squares(sq, r);
     });
@@ -413,7 +413,7 @@ extern "C" __global__ __launch_bounds__(256, 2) void expert_gate_up(const uint4*
     ask_for(next, kilobytes);
     if (threadIdx.x < 64) c[0][threadIdx.x] = shift[tile * 64 + threadIdx.x];
     if (threadIdx.x < 64 && clean) c[1][threadIdx.x] = shift[to_clean + tile * 64 + threadIdx.x];
-    const float* sums = product<WIDTH / 128, 4, 2>(packed, xs, WIDTH / 32, tile, 0, squares, sq, arrived, [&] {
+    const float* sums = product<WIDTH / 128, 4, 2, WIDTH / 128 < 4 ? WIDTH / 128 : 4>(packed, xs, WIDTH / 32, tile, 0, squares, sq, arrived, [&] {
         wait_for_data(&arrived[4]);
         root_mean_squares(sq, r);
     });

@@ -1,0 +1,232 @@
+//! The CUDA engine against the reference engine and against itself. Every test but the last needs a GPU: without one it
+//! says so and passes.
+
+#![allow(clippy::unwrap_used)]
+
+use pi05_thor::{
+    engine::{
+        Choice, Engine, Precision,
+        cuda::CudaEngine,
+        probe::{Probe, Tap},
+    },
+    model::{
+        ModelInput, Pixels,
+        sampler::{
+            Sampler, Schedule, Solver, TimeRounding, noise,
+            rtc::{Leftover, MAX_GUIDANCE_WEIGHT, PrefixSchedule, Rtc},
+        },
+        synth,
+    },
+    pipeline::{Model, infer},
+};
+
+const HORIZON: usize = 50;
+
+fn has_gpu() -> bool {
+    match CudaEngine::missing() {
+        None => true,
+        Some(reason) => {
+            eprintln!("skipped: {reason}");
+            false
+        }
+    }
+}
+
+fn tiny(choice: Choice) -> Engine {
+    Model::open_network("synth:tiny").unwrap().load(choice, |_, _| {}).unwrap()
+}
+
+fn cuda(precision: Precision) -> Box<CudaEngine> {
+    match tiny(Choice::Cuda(precision)) {
+        Engine::Cuda(engine) => engine,
+        Engine::Cpu(_) => unreachable!("cuda was asked for"),
+    }
+}
+
+/// Observation number `i`: other images, another prompt, and not the same cameras every time.
+fn input(i: usize) -> ModelInput {
+    let image = |c: usize| {
+        let bytes = synth::bytes(&format!("test.image.{i}.{c}"), 224 * 224 * 3);
+        match (i + c) % 4 {
+            0 => None,
+            1 => Some(Pixels::F32(bytes.iter().map(|&b| f32::from(b) / 255.0 * 2.0 - 1.0).collect())),
+            _ => Some(Pixels::U8(bytes)),
+        }
+    };
+    let tokens = [1, 16, 17, 45, 199, 200][i % 6];
+    ModelInput {
+        images: (0..3).map(image).collect(),
+        tokens: (0..tokens).map(|t| (t * 31 + i as u32) % 512).collect(),
+    }
+}
+
+fn noise_of(i: usize) -> Vec<f32> {
+    noise(7, i as u64, HORIZON * 32)
+}
+
+fn ten_steps() -> Sampler {
+    Sampler::euler(10, TimeRounding::Accumulated)
+}
+
+fn largest_difference(a: &[f32], b: &[f32]) -> f32 {
+    assert_eq!(a.len(), b.len());
+    a.iter().zip(b).fold(0.0, |max, (a, b)| if (a - b).abs() <= max { max } else { (a - b).abs() })
+}
+
+fn bits(values: &[f32]) -> Vec<u32> {
+    values.iter().map(|v| v.to_bits()).collect()
+}
+
+/// Somebody who looks on and wants nothing: the stages run one by one, not as graphs.
+struct Onlooker;
+
+impl Probe for Onlooker {
+    fn wants(&self, _: &str) -> bool {
+        false
+    }
+    fn record(&mut self, _: &str, _: &[f32]) {}
+}
+
+#[test]
+fn f32_is_the_reference() {
+    if !has_gpu() {
+        return;
+    }
+    let (mut gpu, mut cpu) = (tiny(Choice::Cuda(Precision::F32)), tiny(Choice::Cpu));
+    for i in 0..6 {
+        let run = |engine: &mut Engine| {
+            infer(engine, &input(i), &noise_of(i), &ten_steps(), &Rtc::Off, &mut Tap::none()).unwrap().0
+        };
+        let difference = largest_difference(&run(&mut gpu), &run(&mut cpu));
+        assert!(difference <= 2e-4, "{i}: {difference}");
+    }
+}
+
+#[test]
+fn bf16_is_near_the_reference() {
+    if !has_gpu() {
+        return;
+    }
+    let (mut gpu, mut cpu) = (tiny(Choice::Cuda(Precision::Bf16)), tiny(Choice::Cpu));
+    for i in 0..6 {
+        let run = |engine: &mut Engine| {
+            infer(engine, &input(i), &noise_of(i), &ten_steps(), &Rtc::Off, &mut Tap::none()).unwrap().0
+        };
+        let difference = largest_difference(&run(&mut gpu), &run(&mut cpu));
+        assert!(difference <= 5e-2, "{i}: {difference}");
+    }
+}
+
+#[test]
+fn every_solver_and_schedule_is_the_references() {
+    if !has_gpu() {
+        return;
+    }
+    let (mut gpu, mut cpu) = (tiny(Choice::Cuda(Precision::F32)), tiny(Choice::Cpu));
+    for (i, name) in Solver::NAMES.iter().enumerate() {
+        let solver = Solver::from_name(name).unwrap();
+        let schedule = Schedule::from_name(Schedule::NAMES[i % Schedule::NAMES.len()]).unwrap();
+        let sampler = Sampler { steps: 4, schedule, solver, rounding: TimeRounding::Direct };
+        let run = |engine: &mut Engine| {
+            infer(engine, &input(1), &noise_of(1), &sampler, &Rtc::Off, &mut Tap::none()).unwrap().0
+        };
+        let difference = largest_difference(&run(&mut gpu), &run(&mut cpu));
+        assert!(difference <= 2e-4, "{name}: {difference}");
+    }
+}
+
+#[test]
+fn real_time_chunking_is_the_references() {
+    if !has_gpu() {
+        return;
+    }
+    let (mut gpu, mut cpu) = (tiny(Choice::Cuda(Precision::F32)), tiny(Choice::Cpu));
+    let values = noise(8, 0, 30 * 14);
+    let leftover = Leftover { values: &values, dims: 14 };
+    let shape = [HORIZON, 32];
+    let guided = Rtc::guided(leftover, PrefixSchedule::Linear, 4, 20, MAX_GUIDANCE_WEIGHT, shape).unwrap();
+    let trained = Rtc::trained(leftover, 5, shape).unwrap();
+    for rtc in [guided, trained] {
+        let run = |engine: &mut Engine| {
+            infer(engine, &input(2), &noise_of(2), &ten_steps(), &rtc, &mut Tap::none()).unwrap().0
+        };
+        let (found, expected) = (run(&mut gpu), run(&mut cpu));
+        let difference = largest_difference(&found, &expected);
+        assert!(difference <= 5e-4, "{rtc:?}: {difference}");
+    }
+}
+
+#[test]
+fn graphs_give_what_the_stages_give_and_the_same_bits_again() {
+    if !has_gpu() {
+        return;
+    }
+    for precision in [Precision::F32, Precision::Bf16] {
+        let mut engine = tiny(Choice::Cuda(precision));
+        let mut run = |i: usize, tap: &mut Tap| {
+            bits(&infer(&mut engine, &input(i), &noise_of(i), &ten_steps(), &Rtc::Off, tap).unwrap().0)
+        };
+        let first: Vec<_> = (0..6).map(|i| run(i, &mut Tap::none())).collect();
+        for (i, first) in first.iter().enumerate().rev() {
+            assert_eq!(run(i, &mut Tap::none()), *first, "{precision} {i}: again, in another order");
+            assert_eq!(run(i, &mut Tap::new(&mut Onlooker)), *first, "{precision} {i}: stage by stage");
+        }
+    }
+}
+
+#[test]
+fn two_in_flight_give_the_same_bits_as_one_after_the_other() {
+    if !has_gpu() {
+        return;
+    }
+    const COUNT: usize = 24;
+    let mut engine = cuda(Precision::Bf16);
+    let sampler = ten_steps();
+    let sequential: Vec<_> = (0..COUNT)
+        .map(|i| {
+            let ModelInput { images, tokens } = input(i);
+            bits(&engine.run(&images, &tokens, &noise_of(i), &sampler).unwrap().0)
+        })
+        .collect();
+    engine.start_vision(0, &input(0).images).unwrap();
+    for (i, expected) in sequential.iter().enumerate() {
+        engine.start_actions(i % 2, &input(i).tokens, &noise_of(i), &sampler).unwrap();
+        engine.start_vision((i + 1) % 2, &input(i + 1).images).unwrap();
+        assert_eq!(bits(&engine.finish().unwrap().0), *expected, "chunk {i}");
+    }
+}
+
+#[test]
+fn what_does_not_fit_is_an_error_and_harms_nothing() {
+    if !has_gpu() {
+        return;
+    }
+    let mut engine = cuda(Precision::Bf16);
+    let ModelInput { images, tokens } = input(3);
+    let mut run = |images: &[Option<Pixels>], tokens: &[u32], noise: &[f32]| {
+        engine.run(images, tokens, noise, &ten_steps()).map(|(actions, _)| bits(&actions))
+    };
+    let before = run(&images, &tokens, &noise_of(3)).unwrap();
+    for (images, tokens, noise) in [
+        (vec![Some(Pixels::U8(vec![0; 5]))], vec![1], noise_of(3)),
+        (images.clone(), vec![512], noise_of(3)),
+        (images.clone(), vec![1; 4096], noise_of(3)),
+        (images.clone(), tokens.clone(), vec![0.0; 33]),
+        (images.clone(), tokens.clone(), vec![0.0; 65 * 32]),
+        (vec![None], vec![], noise_of(3)),
+        (vec![images[0].clone(); 9], vec![1], noise_of(3)),
+    ] {
+        let said = run(&images, &tokens, &noise).unwrap_err().to_string();
+        assert!(said.contains("expected") && !said.contains('\n'), "{said}");
+    }
+    assert_eq!(run(&images, &tokens, &noise_of(3)).unwrap(), before);
+}
+
+#[test]
+fn without_a_gpu_there_is_one_clear_line() {
+    let Some(reason) = CudaEngine::missing() else { return };
+    let model = Model::open_network("synth:tiny").unwrap();
+    let said = model.load(Choice::Cuda(Precision::Bf16), |_, _| {}).err().unwrap().to_string();
+    assert!(said.starts_with("backend cuda: ") && said.contains(&reason) && !said.contains('\n'), "{said}");
+    assert!(matches!(model.load(Choice::Auto, |_, _| {}), Ok(Engine::Cpu(_))), "auto takes the CPU then");
+}
