@@ -26,6 +26,7 @@ use clap::{Parser, Subcommand, ValueEnum};
 use tracing_subscriber::EnvFilter;
 
 use crate::config::{Backend, DtypeChoice};
+use crate::engine::cuda::CudaEngine;
 use crate::engine::{Choice, Precision};
 
 /// Runs the π0.5 vision-language-action model on a robot and streams its actions to the arm in real time.
@@ -164,7 +165,13 @@ fn is_broken_pipe(failure: &(dyn Error + 'static)) -> bool {
 /// The engine that the command line asks for; what there is not is refused in one line.
 fn engine_choice(backend: BackendArg, dtype: Option<DtypeArg>) -> Result<Choice, Failure> {
     use {BackendArg as B, DtypeArg as D};
-    match (backend, dtype) {
+    let on_gpu = |option: &str, precision| match CudaEngine::missing() {
+        Some(reason) => Err(format!(
+            "{option}: expected an NVIDIA GPU, found none: {reason}; --backend cpu computes in f32 without one"
+        )),
+        None => Ok(Choice::Cuda(precision)),
+    };
+    let choice = match (backend, dtype) {
         (B::Tensorrt, _) => {
             Err("--backend tensorrt: this version has the engines cpu and cuda; use one of them".into())
         }
@@ -175,10 +182,11 @@ fn engine_choice(backend: BackendArg, dtype: Option<DtypeArg>) -> Result<Choice,
             Err("--dtype bf16: the cpu engine computes in f32 only; use --dtype f32".into())
         }
         (B::Cpu, _) => Ok(Choice::Cpu),
-        (B::Cuda, Some(D::F32)) => Ok(Choice::Cuda(Precision::F32)),
-        (B::Cuda, _) => Ok(Choice::Cuda(Precision::Bf16)),
+        (B::Cuda, Some(D::F32)) => on_gpu("--backend cuda", Precision::F32),
+        (B::Cuda, _) => on_gpu("--backend cuda", Precision::Bf16),
         (B::Auto, Some(D::F32)) => Ok(Choice::Auto.in_f32()),
-        (B::Auto, Some(D::Bf16)) => Ok(Choice::Cuda(Precision::Bf16)),
+        (B::Auto, Some(D::Bf16)) => on_gpu("--dtype bf16", Precision::Bf16),
         (B::Auto, None) => Ok(Choice::Auto),
-    }
+    };
+    choice.map_err(|refused: String| refused.into())
 }
