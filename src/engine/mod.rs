@@ -2,7 +2,7 @@
 //!
 //! | stage | takes | gives |
 //! |---|---|---|
-//! | vision | one [`Pixels`](crate::model::Pixels) per camera, masked ones absent | [`Features`](cpu::Features): `[tokens, width]` |
+//! | vision | one [`Pixels`] per camera, masked ones absent | [`Features`](cpu::Features): `[tokens, width]` |
 //! | prefix | features, prompt tokens | [`KvCache`](cpu::KvCache): per layer K after RoPE and V, `[prefix, head_dim]` |
 //! | denoise | K/V, noise `[horizon, action_dim]`, sampler | actions `[horizon, action_dim]`, model space |
 //!
