@@ -146,7 +146,7 @@ fn the_control_threads_tick_and_its_hand_overs_allocate_nothing() {
             }
             let epoch = handle.status().epoch - u64::from(tick % 90 == 57 && handle.status().epoch > 0);
             let chunk = Chunk { id: tick as u64, epoch, observed: now, period_ns: 20_000_000, actions };
-            handle.send_chunk(chunk).unwrap();
+            handle.send_chunk(&chunk).unwrap();
         }
         if tick % 100 == 99 {
             handle.request(requests[(tick / 100) as usize % requests.len()]).unwrap();

@@ -207,7 +207,7 @@ fn punctual(
         if Instant::now() >= next {
             next += Duration::from_nanos(CHUNK_NS.unsigned_abs());
             // One that finds no room is as good as one that never came.
-            let _ = chunks.next().map(|chunk| handle.send_chunk(chunk));
+            let _ = chunks.next().map(|chunk| handle.send_chunk(&chunk));
         }
         thread::sleep(JOINTS);
     }
@@ -242,7 +242,7 @@ fn tick_cost(execution: Execution, real_time: RealTime) -> Result<TickCost, Fail
             let at = Steady(NS_PER_S + tick * period_ns);
             if tick * period_ns % CHUNK_NS == 0 {
                 handle.put_joints(at, &[0.5; 14]);
-                let _ = handle.send_chunk(chunk(tick.unsigned_abs(), at)); // there is room: the last one was taken
+                let _ = handle.send_chunk(&chunk(tick.unsigned_abs(), at)); // there is room: the last one was taken
                 handle.outcomes().for_each(drop);
             }
             let before = allocator_calls_so_far();

@@ -113,6 +113,11 @@ impl Axis {
         if self.step == 0.0 { 0.0 } else { self.step + 0.5 * self.bend }
     }
 
+    /// How much the value's change per tick changed in the last tick.
+    pub fn acceleration(&self) -> f64 {
+        self.bend
+    }
+
     /// The last value was what was desired.
     pub fn follows(&self) -> bool {
         self.follows

@@ -44,7 +44,7 @@ pub mod workload;
 pub use admission::{Accepted, Rejected};
 pub use counters::Counters;
 pub use limits::{ControlMode, JointLimit, JointLimits};
-pub use plan::Chunk;
+pub use plan::{Chunk, Proposal};
 pub use preview::Trajectory;
 pub use reason::Reason;
 pub use scheduler::{Command, ControlConfig, Guards, Scheduler};
