@@ -330,7 +330,9 @@ fn a_full_disk_fails_the_recording_and_nothing_else() {
     let (handle, mut outlet) = ControlHandle::start(scheduler, options).unwrap();
     handle.put_joints(monotonic(), &vec![HOME; joints]);
     let actions = (0..50).map(|k| vec![HOME + 0.001 * f64::from(k); joints]).collect();
-    handle.send_chunk(&Chunk { id: 1, epoch: 0, observed: monotonic(), period_ns: 20 * MS, actions }).unwrap();
+    handle
+        .send_chunk(&Chunk { id: 1, epoch: 0, observed: monotonic(), period_ns: 20 * MS, actions })
+        .unwrap();
     thread::sleep(Duration::from_millis(300));
 
     let folder = tempfile::tempdir().unwrap();

@@ -323,9 +323,11 @@ impl Motion {
         if !self.reference.has_room() {
             self.change(now, |reference| reference.expire(now));
         }
-        let (period, at, axes, blend_ticks) = (seconds(self.period_ns), self.known_at(now), &self.axes, self.blend_ticks);
+        let (period, at, axes, blend_ticks) =
+            (seconds(self.period_ns), self.known_at(now), &self.axes, self.blend_ticks);
         let duration = |gaps: &[Sample]| {
-            let needed = axes.iter().zip(gaps).map(|(axis, gap)| axis.ticks_to_close(gap.value, gap.rate * period));
+            let needed =
+                axes.iter().zip(gaps).map(|(axis, gap)| axis.ticks_to_close(gap.value, gap.rate * period));
             period * needed.fold(blend_ticks, f64::max)
         };
         self.reference.turn_to(plan, observed, &self.splice, at, &mut self.found, duration);

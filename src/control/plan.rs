@@ -239,7 +239,8 @@ impl Plan {
         let (before, here, next, after) = (self.row(before), self.row(step), self.row(next), self.row(after));
         let rows = here.iter().zip(next).zip(before.iter().zip(after));
         for (sum, ((&here, &next), (&before, &after))) in sum.iter_mut().zip(rows) {
-            let sample = basis.sample(here, next - here, leaving * (next - before), arriving * (after - here));
+            let sample =
+                basis.sample(here, next - here, leaving * (next - before), arriving * (after - here));
             sum.add(share, sample);
         }
     }

@@ -173,7 +173,8 @@ impl Reference {
             let averaged = splice.execution == Execution::Ensemble && age + 1 < AVERAGED_MAX;
             let older_ns = newest.observed.0.saturating_sub(weighted.observed.0);
             let steps = older_ns as f64 / newest.plan.period_ns() as f64;
-            weighted.weight = if averaged { (-splice.ensemble_decay * steps).clamp(-500.0, 500.0).exp() } else { 0.0 };
+            weighted.weight =
+                if averaged { (-splice.ensemble_decay * steps).clamp(-500.0, 500.0).exp() } else { 0.0 };
         }
         self.normalise();
     }

@@ -131,7 +131,7 @@ pub struct Outcome {
     /// Whether it took over.
     pub result: Result<Accepted, Rejected>,
     /// For who gave it, to be freed there.
-    spent: Box<Proposal>,
+    _spent: Box<Proposal>,
 }
 
 /// The other threads' hold on the control thread. When the last one lets go, the arm brakes and the thread ends.

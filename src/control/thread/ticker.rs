@@ -14,8 +14,8 @@ use super::outlet::Inlet;
 use super::status::{Status, Timing};
 use super::{Form, Joints, Outcome, Request, Shared};
 use crate::clock::Steady;
-use crate::control::recorder::{Recorder, TickCommand, TickRecord};
 use crate::control::plan::Proposal;
+use crate::control::recorder::{Recorder, TickCommand, TickRecord};
 use crate::control::{Command, Reason, Scheduler};
 
 /// Owns the scheduler and ticks.
@@ -163,7 +163,7 @@ impl Ticker {
         while !self.outcomes.is_full() {
             let Ok(mut proposal) = self.chunks.try_recv() else { return };
             let result = self.scheduler.take(&mut proposal, now);
-            let _ = self.outcomes.try_send(Outcome { chunk: proposal.id, at: now, result, spent: proposal }); // there is room: nobody else sends
+            let _ = self.outcomes.try_send(Outcome { chunk: proposal.id, at: now, result, _spent: proposal }); // there is room: nobody else sends
         }
     }
 
