@@ -249,6 +249,11 @@ impl Motion {
         }
         if let Phase::Following(source) = self.phase {
             self.reference.forget(now);
+            if self.blend_ticks > 0.0 {
+                let soon = now.0.saturating_add(((self.blend_ticks + 1.0) * self.period_ns as f64) as i64); // saturates
+                let blend = self.blend_ticks * seconds(self.period_ns);
+                self.reference.retire(self.known_at(now), Steady(soon), blend);
+            }
             if now >= self.reference.end() {
                 self.phase = Phase::Resting(source);
             } else if !self.reference.is_whole(now) {

@@ -78,23 +78,35 @@ impl Reference {
         gaps: &mut [Sample],
         duration: impl FnOnce(&[Sample]) -> f64,
     ) {
-        let elapsed = seconds(time.0.saturating_sub(self.turned.0));
-        let mut shares = [Sample::default(); PLANS_MAX];
-        for (share, weighted) in shares.iter_mut().zip(&self.plans[..self.active]) {
-            *share = weighted.share(elapsed);
-        }
+        let shares = self.shares(seconds(time.0.saturating_sub(self.turned.0)));
         self.push(plan, observed);
         self.weigh(splice);
         gaps.fill(Sample::default());
-        for (share, weighted) in shares.iter_mut().zip(&self.plans[..self.active]) {
-            share.value -= weighted.weight;
-            weighted.plan.add_to(gaps, time, *share);
+        for (share, weighted) in shares.iter().zip(&self.plans[..self.active]) {
+            weighted.plan.add_to(gaps, time, share.minus_value(weighted.weight));
         }
-        let duration = duration(gaps);
-        for (share, weighted) in shares.iter().zip(&mut self.plans[..self.active]) {
-            weighted.fade = Offset::new(*share, duration);
+        self.fade(time, &shares, duration(gaps));
+    }
+
+    /// Lets those of the averaged plans fade out, within `duration` seconds, that end after `time` before long, so that they
+    /// are gone by then. `soon` is longer than that.
+    pub fn retire(&mut self, time: Steady, soon: Steady, duration: f64) {
+        let older = self.active.saturating_sub(1);
+        let ends = |weighted: &Weighted| weighted.weight > 0.0 && weighted.plan.end() <= soon;
+        if !self.plans[..older].iter().any(ends) {
+            return;
         }
-        self.turned = time;
+        let elapsed = seconds(time.0.saturating_sub(self.turned.0));
+        let shares = self.shares(elapsed);
+        // A longer fade that is under way keeps its time.
+        let left =
+            self.plans[..self.active].iter().map(|weighted| weighted.fade.left(elapsed)).fold(0.0, f64::max);
+        self.plans[..older]
+            .iter_mut()
+            .filter(|weighted| ends(weighted))
+            .for_each(|weighted| weighted.weight = 0.0);
+        self.normalise();
+        self.fade(time, &shares, duration.max(left));
     }
 
     /// Lets go of the plans that have faded out.
@@ -156,7 +168,24 @@ impl Reference {
         self.offsets.iter_mut().zip(offsets).for_each(|(offset, new)| *offset = new);
     }
 
-    /// As the newest, of no weight yet.
+    /// Of each plan in use, so many seconds after the weights began to change; of what is pushed then, none.
+    fn shares(&self, elapsed: f64) -> [Sample; PLANS_MAX] {
+        let mut shares = [Sample::default(); PLANS_MAX];
+        for (share, weighted) in shares.iter_mut().zip(&self.plans[..self.active]) {
+            *share = weighted.share(elapsed);
+        }
+        shares
+    }
+
+    /// From these shares to the weights, from `time` on, in so many seconds.
+    fn fade(&mut self, time: Steady, shares: &[Sample; PLANS_MAX], duration: f64) {
+        for (share, weighted) in shares.iter().zip(&mut self.plans[..self.active]) {
+            weighted.fade = Offset::new(share.minus_value(weighted.weight), duration);
+        }
+        self.turned = time;
+    }
+
+    /// As the newest.
     fn push(&mut self, plan: &mut Plan, observed: Steady) {
         if let Some(newest) = self.plans.get_mut(self.active) {
             std::mem::swap(&mut newest.plan, plan);

@@ -64,6 +64,11 @@ impl Sample {
         }
     }
 
+    /// The difference to a constant.
+    pub fn minus_value(self, value: f64) -> Self {
+        Self { value: self.value - value, ..self }
+    }
+
     /// Adds a share of another, both as they change.
     pub fn add(&mut self, share: Self, other: Self) {
         self.value += share.value * other.value;
@@ -110,6 +115,11 @@ impl Offset {
     /// Nothing is left `elapsed` seconds after it began.
     pub fn is_over(&self, elapsed: f64) -> bool {
         elapsed >= self.duration
+    }
+
+    /// Seconds until nothing is left.
+    pub fn left(&self, elapsed: f64) -> f64 {
+        (self.duration - elapsed).max(0.0)
     }
 
     /// What is left, `elapsed` seconds after it began.
