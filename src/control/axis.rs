@@ -236,6 +236,11 @@ impl Axis {
             return wanted - self.value;
         }
         if twist < f64::INFINITY {
+            // The rate is that at the tick; a motion with this acceleration comes there by half of it less.
+            let turned = wanted - self.value - self.step;
+            if turned.abs() <= bend && (gap + 0.5 * turned).abs() <= twist {
+                return wanted - self.value;
+            }
             // The speed that closes the gap, and the acceleration that leads to that speed. A speed that falls with the
             // gap to the power of 2/3 has a constant jerk: of its share, 2/9 / 1.5³, the way to that speed is not aware.
             let closing = fastest_approach(gap.abs(), 0.5 * bend).min((gap * gap * twist).cbrt() / 1.5);

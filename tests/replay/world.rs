@@ -220,6 +220,18 @@ impl Replayed {
         self.records("/chunks", stamp).into_iter().map(|(_, observed)| observed).collect()
     }
 
+    /// The same, and their actions by step.
+    pub fn actions(&self) -> Vec<(i64, Vec<Vec<f64>>)> {
+        type Chunk = ((i32, u32), String, u64, String, Vec<String>, u32, f64, Vec<f64>);
+        let actions = |payload: &[u8]| {
+            let ((stamp, _, _, _, joints, _, _, actions), _) =
+                cdr_encoding::from_bytes::<Chunk, LittleEndian>(&payload[4..]).unwrap();
+            let steps = actions.chunks(joints.len()).map(<[f64]>::to_vec).collect();
+            (Stamp::from_ros(stamp.0, stamp.1).0 - T0, steps)
+        };
+        self.records("/chunks", actions).into_iter().map(|(_, chunk)| chunk).collect()
+    }
+
     fn records<T>(&self, topic: &str, read: impl Fn(&[u8]) -> T) -> Vec<(i64, T)> {
         let bag = Bag::open(self.out("commands.mcap")).unwrap();
         let Some(topic) = bag.topic(topic) else { return Vec::new() };
