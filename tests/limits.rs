@@ -389,6 +389,36 @@ proptest! {
     }
 }
 
+/// Averaging does not depend on how chunks are led over to.
+#[test]
+fn an_ensemble_averages_with_and_without_a_blend() {
+    for blend_steps in [0, 3] {
+        let mut scheduler = scheduler(&[arm(1e4, 1e6)], blend_steps);
+        let splice =
+            Splice { execution: Execution::Ensemble, blend_steps, ensemble_decay: 0.0, ..Splice::default() };
+        scheduler.set_splice(splice);
+        for (id, level) in [0.0, 0.3, 0.9].into_iter().enumerate() {
+            let now = id as i64 * 10 * STEP;
+            scheduler.accept(&chunk(id as u64, now, vec![vec![level]; 50]), Steady(now)).unwrap();
+            for tick in 0..20 {
+                scheduler.tick(Steady(now + tick * TICK), Some(&[0.0])).unwrap();
+            }
+        }
+        let mut at = 30 * STEP;
+        let mut until = |step: i64| {
+            let mut value = f64::NAN;
+            while at <= step * STEP {
+                value = scheduler.tick(Steady(at), Some(&[0.0])).unwrap().values[0];
+                at += TICK;
+            }
+            value
+        };
+        assert!((until(40) - 0.4).abs() < 1e-12, "all three, alike");
+        assert!((until(55) - 0.6).abs() < 1e-12, "the first has ended");
+        assert!((until(65) - 0.9).abs() < 1e-12, "the newest is left");
+    }
+}
+
 #[test]
 fn no_command_before_a_chunk_and_a_measured_position() {
     let mut scheduler = scheduler(&[arm(1.0, 1.0)], 0);

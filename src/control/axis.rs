@@ -17,7 +17,8 @@
 use super::limits::{ControlMode, JointLimit, between};
 use super::stop::Stop;
 
-/// Rounding is no violation: an acceleration this much above its limit, as a fraction of it, is passed on.
+/// Rounding is no violation: an acceleration this much above its limit, as a fraction of it, is passed on; and so much of
+/// a step is kept of the room to stop in.
 const ROUNDING: f64 = 1e-9;
 /// Halvings between what is desired and the way to rest, where what is desired has no way to rest of its own.
 const HALVINGS: usize = 3;
@@ -187,8 +188,10 @@ impl Axis {
         let highest = slowest.max(fastest.min(step_max));
         let by_speed = between(by_bend, lowest, highest);
         // Position: so slow that it can stop before the limit; beyond it, no further.
-        let up = stoppable(by_speed, high - self.value, bend_max);
-        let down = stoppable(-by_speed, self.value - low, bend_max);
+        // A little of the room is kept for what a long brake rounds.
+        let kept = self.step.abs() * ROUNDING;
+        let up = stoppable(by_speed, high - self.value - kept, bend_max);
+        let down = stoppable(-by_speed, self.value - low - kept, bend_max);
         let step = between(by_speed, fastest.min(lowest.max(-down)), slowest.max(highest.min(up)));
 
         let permitted = step;

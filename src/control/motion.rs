@@ -200,7 +200,7 @@ impl Motion {
             plan.begin(now, if steps > 0 { steps } else { plan.steps() });
         }
         self.blend_ticks = self.splice.blend_steps as f64 * plan.period_ns() as f64 / self.period_ns as f64;
-        if self.is_following() && self.blend_ticks > 0.0 {
+        if self.is_following() {
             self.turn_to(plan, observed, now);
         } else if self.is_sending() {
             self.change(now, |reference| reference.take(plan, observed));
@@ -323,7 +323,7 @@ impl Motion {
         self.phase = Phase::Following(source);
     }
 
-    /// Goes over to one more plan without a jump, within the time of a blend or what the limits need.
+    /// Goes over to one more plan: without a jump, within the time of a blend or what the limits need; or at once.
     fn turn_to(&mut self, plan: &mut Plan, observed: Steady, now: Steady) {
         if !self.reference.has_room() {
             self.change(now, |reference| reference.expire(now));
@@ -333,7 +333,7 @@ impl Motion {
         let duration = |gaps: &[Sample]| {
             let needed =
                 axes.iter().zip(gaps).map(|(axis, gap)| axis.ticks_to_close(gap.value, gap.rate * period));
-            period * needed.fold(blend_ticks, f64::max)
+            if blend_ticks > 0.0 { period * needed.fold(blend_ticks, f64::max) } else { 0.0 }
         };
         self.reference.turn_to(plan, observed, &self.splice, at, &mut self.found, duration);
     }
