@@ -7,7 +7,9 @@ use std::process::{Command, Output};
 
 use byteorder::LittleEndian;
 use pi05_thor::clock::Stamp;
-use pi05_thor::messages::{CompressedImageMessage, ImageMessage, JointStateMessage, STRING};
+use pi05_thor::messages::{
+    ActionChunkMessage, CompressedImageMessage, ImageMessage, JointStateMessage, STRING,
+};
 use pi05_thor::replay::bag::Bag;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -222,12 +224,10 @@ impl Replayed {
 
     /// The same, and their actions by step.
     pub fn actions(&self) -> Vec<(i64, Vec<Vec<f64>>)> {
-        type Chunk = ((i32, u32), String, u64, String, Vec<String>, u32, f64, Vec<f64>);
         let actions = |payload: &[u8]| {
-            let ((stamp, _, _, _, joints, _, _, actions), _) =
-                cdr_encoding::from_bytes::<Chunk, LittleEndian>(&payload[4..]).unwrap();
-            let steps = actions.chunks(joints.len()).map(<[f64]>::to_vec).collect();
-            (Stamp::from_ros(stamp.0, stamp.1).0 - T0, steps)
+            let chunk = ActionChunkMessage::decode(payload).unwrap();
+            let steps = chunk.actions.chunks(chunk.joint_names.len()).map(<[f64]>::to_vec).collect();
+            (chunk.stamp.0 - T0, steps)
         };
         self.records("/chunks", actions).into_iter().map(|(_, chunk)| chunk).collect()
     }
