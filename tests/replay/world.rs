@@ -7,9 +7,7 @@ use std::process::{Command, Output};
 
 use byteorder::LittleEndian;
 use pi05_thor::clock::Stamp;
-use pi05_thor::messages::{
-    ActionChunkMessage, CompressedImageMessage, ImageMessage, JointStateMessage, STRING,
-};
+use pi05_thor::messages::{CompressedImageMessage, ImageMessage, JointStateMessage, STRING};
 use pi05_thor::replay::bag::Bag;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -224,10 +222,12 @@ impl Replayed {
 
     /// The same, and their actions by step.
     pub fn actions(&self) -> Vec<(i64, Vec<Vec<f64>>)> {
+        type Point = (Vec<f64>, Vec<f64>, Vec<f64>, Vec<f64>, (i32, u32));
+        type Trajectory = (((i32, u32), String), Vec<String>, Vec<Point>);
         let actions = |payload: &[u8]| {
-            let chunk = ActionChunkMessage::decode(payload).unwrap();
-            let steps = chunk.actions.chunks(chunk.joint_names.len()).map(<[f64]>::to_vec).collect();
-            (chunk.stamp.0 - T0, steps)
+            let (((stamp, _), _, points), _) =
+                cdr_encoding::from_bytes::<Trajectory, LittleEndian>(&payload[4..]).unwrap();
+            (Stamp::from_ros(stamp.0, stamp.1).0 - T0, points.into_iter().map(|point| point.0).collect())
         };
         self.records("/chunks", actions).into_iter().map(|(_, chunk)| chunk).collect()
     }
