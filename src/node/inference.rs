@@ -131,7 +131,7 @@ fn is_in_time(
 
 /// Gives the chunk to control, and counts what control says of earlier ones.
 fn hand_over(job: &Job, response: &Response, shared: &Shared, form: &ChunkForm) {
-    if job.control.send_chunk(chunk(job, response, shared, form)).is_err() {
+    if job.control.send_chunk(&chunk(job, response, shared, form)).is_err() {
         shared.count("chunk_rejected", "control does not tick");
     }
 }
@@ -140,7 +140,7 @@ fn hand_over(job: &Job, response: &Response, shared: &Shared, form: &ChunkForm) 
 fn forget_refused(chunking: &mut Chunking, shared: &Shared, job: &Job) {
     for outcome in job.control.outcomes() {
         if let Err(rejected) = outcome.result {
-            chunking.refused(outcome.chunk.id);
+            chunking.refused(outcome.chunk);
             tracing::debug!("{rejected}");
             if let Some(recorder) = &shared.recorder {
                 recorder.remark(outcome.at, rejected.to_string());
