@@ -81,11 +81,12 @@ impl Replay<'_> {
         thread::scope(|scope| {
             let Replay { config, cameras, topics, inference, speed } = self;
             let policy = Arc::clone(&inference.policy);
+            let engine = inference.engine.name();
             let worker = match speed {
                 Speed::Max => Worker::simulated(inference, config.replay.latency_ms * NS_PER_MS),
                 Speed::Times(_) => Worker::thread(scope, inference),
             };
-            let mut player = Player::new(config, cameras, topics, policy, worker, speed)?;
+            let mut player = Player::new(config, cameras, topics, policy, (worker, engine), speed)?;
             let mut clock = BagClock::new(bag.topics().len());
             let indices: Vec<usize> = topics.roles.iter().map(|(index, _)| *index).collect();
             let mut damage = None;
@@ -149,7 +150,7 @@ impl<'a> Player<'a> {
         cameras: &[String],
         topics: &Topics,
         policy: Arc<Policy>,
-        worker: Worker,
+        (worker, engine): (Worker, String),
         speed: Speed,
     ) -> Result<Self, ReplayError> {
         let control = config.control_config(policy.shape().horizon)?;
@@ -173,7 +174,7 @@ impl<'a> Player<'a> {
             seen_every: 1,
             recording: Recording {
                 checkpoint: config.checkpoint.clone(),
-                engine: "cpu f32".to_owned(),
+                engine,
                 robot: config.robot.name().to_owned(),
                 prompt: config.prompt.clone(),
                 cameras: cameras.to_vec(),
@@ -326,6 +327,10 @@ impl<'a> Player<'a> {
 
     /// Ends the inference under way if it is done, and begins one if it is time.
     fn infer(&mut self, now: Stamp) -> Result<(), ReplayError> {
+        if self.pending.is_some() && self.worker.due().is_some_and(|due| due <= now) {
+            // The next inference will most likely begin now, with these.
+            self.worker.foresee(&self.intake.newest_images())?;
+        }
         if self.pending.is_some()
             && let Some(outcome) = self.worker.poll(now)
             && let Some(pending) = self.pending.take()

@@ -192,13 +192,25 @@ impl CudaEngine {
         Ok((bytemuck::pod_collect_to_vec(&graphs.out.bytes()[..count * 4]), measured))
     }
 
-    /// Captures the graphs of every prompt length for `cameras` images, so that none is captured later.
-    pub fn prepare(&mut self, cameras: usize, horizon: usize, sampler: &Sampler) -> Result<(), EngineError> {
+    /// Captures the graphs of such images and of every prompt length, so that none is captured later.
+    pub fn prepare(
+        &mut self,
+        images: &[Option<Pixels>],
+        horizon: usize,
+        sampler: &Sampler,
+    ) -> Result<(), EngineError> {
+        for slot in 0..2 {
+            self.start_vision(slot, images)?;
+        }
+        self.see.gpu.synchronize()?;
         self.act.gpu.bind()?;
-        let rows = cameras.min(self.room.cameras) * self.dims.vision.tokens();
         let most = self.dims.max_tokens.min(self.room.tokens);
         for tokens in (1..=most).step_by(BUCKET) {
-            self.capture_actions(Layout::new(rows, tokens, self.room.tokens), horizon, sampler)?;
+            self.capture_actions(
+                Layout::new(self.graphs.rows[0], tokens, self.room.tokens),
+                horizon,
+                sampler,
+            )?;
         }
         Ok(())
     }
