@@ -9,6 +9,7 @@
 
 use std::sync::Arc;
 use std::thread;
+use std::time::Instant;
 
 use thiserror::Error;
 
@@ -139,6 +140,7 @@ struct Player<'a> {
     /// After the last message: the joints, if they were fresh then. That a bag ends is no fault of the robot.
     at_end: Option<Measured>,
     next_id: u64,
+    first_begun: Option<Instant>,
     /// Images are kept of every so many chunks.
     seen_every: u64,
     recording: Recording,
@@ -171,6 +173,7 @@ impl<'a> Player<'a> {
             ask_at: None,
             at_end: None,
             next_id: 0,
+            first_begun: None,
             seen_every: 1,
             recording: Recording {
                 checkpoint: config.checkpoint.clone(),
@@ -365,6 +368,7 @@ impl<'a> Player<'a> {
         };
         let id = self.next_id;
         self.next_id += 1;
+        self.first_begun.get_or_insert_with(Instant::now);
         let age_ms = |stamp: Stamp| now.since(stamp) as f64 / NS_PER_MS as f64;
         self.pending = Some(Pending {
             id,
@@ -383,6 +387,7 @@ impl<'a> Player<'a> {
     /// An inference is done: its chunk goes to the scheduler.
     fn take_chunk(&mut self, pending: Pending, response: Response, now: Stamp) {
         let Pending { id, epoch, observed, image_age_ms, outdated } = pending;
+        self.recording.wall_s = self.first_begun.map(|begun| begun.elapsed().as_secs_f64());
         if outdated {
             return self.intake.count("chunk_rejected", "the clock jumped during its inference");
         }

@@ -106,7 +106,7 @@ impl Gpu {
             arch: attribute(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)? * 10
                 + attribute(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?,
             shared: attribute(Attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)?,
-            stream: new_stream(greatest)?,
+            stream: new_stream(if std::env::var("PI05_PRIO").is_ok() { least } else { greatest })?,
             device,
             context,
             name,
@@ -119,7 +119,16 @@ impl Gpu {
         let (mut context, mut least, mut greatest) = (ptr::null_mut(), 0, 0);
         cu!(cuDevicePrimaryCtxRetain(&mut context, self.device))?;
         cu!(cuCtxGetStreamPriorityRange(&mut least, &mut greatest))?;
-        Ok(Self { context, stream: new_stream(least)?, name: self.name.clone(), ..*self })
+        Ok(Self {
+            context,
+            stream: new_stream(if std::env::var("PI05_PRIO").is_ok_and(|x| x == "swap") {
+                greatest
+            } else {
+                least
+            })?,
+            name: self.name.clone(),
+            ..*self
+        })
     }
 
     /// Makes the context the calling thread's.
