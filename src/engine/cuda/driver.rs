@@ -154,7 +154,9 @@ impl Gpu {
         let bytes = bytes.max(16);
         cu!(cuMemAlloc_v2(&mut address, bytes)).map_err(|e| match e {
             EngineError::Cuda { call, reason } => {
-                failed(&call, format!("{reason}, asked for {} MiB", bytes >> 20))
+                let free = self.memory().map_or(0, |(free, _)| free);
+                let asked = format!("asked for {} MiB, {} MiB are free", bytes >> 20, free >> 20);
+                failed(&call, format!("{reason}: {asked}; end what else uses the GPU"))
             }
             other => other,
         })?;

@@ -23,6 +23,11 @@ pub struct Spans {
 }
 
 impl CudaEngine {
+    /// Graphs captured so far: of vision, of actions.
+    pub fn graphs(&self) -> (usize, usize) {
+        (self.graphs.vision.len(), self.graphs.actions.len())
+    }
+
     /// Kernels of each stage, as captured last.
     pub fn kernels(&self) -> Kernels {
         self.graphs.kernels

@@ -10,6 +10,7 @@
 //! | `lane`, `load` | a stream with its kernels; weights onto the GPU |
 //! | `vision`, `prefix`, `expert`, `fused` | the stages: what each puts on its stream |
 //! | `chunk` | graphs of them, and two chunks in flight |
+//! | `programs` | all kernels, for checks without a GPU |
 //! | `measure`, `nvtx` | what benchmarks and profilers want to know |
 
 #![allow(clippy::too_many_arguments)] // what records work takes all that the work reads and writes, as kernels do
@@ -25,6 +26,7 @@ mod load;
 mod measure;
 mod nvtx;
 mod prefix;
+mod programs;
 mod vision;
 
 use std::collections::HashSet;
@@ -37,6 +39,7 @@ use lane::Lane;
 use load::Loader;
 pub use measure::Spans;
 use prefix::{Cache, Layout, Prefix};
+pub use programs::{Program, has_compiler, programs};
 use vision::{Pixel, Vision};
 
 use super::EngineError;
