@@ -29,8 +29,8 @@ use crate::replay::summary::percentile;
                         10 denoise steps, batch 1. The roofline is the work at the speed of one large matrix product,\n\
                         and on a GPU the weights at the speed of its memory, measured in the same run: the larger of the\n\
                         two, stage by stage. On a GPU stages are timed by its own events, and totals from host memory to\n\
-                        host memory. --streams pipelined also measures one chunk after the other: the time that vision\n\
-                        takes beside the actions of the chunk before has waiting in it.")]
+                        host memory. With two chunks in flight the time of vision has waiting in it; each stage alone is\n\
+                        measured, too.")]
 #[command(args_conflicts_with_subcommands = true)]
 pub struct Args {
     #[command(subcommand)]
@@ -47,7 +47,7 @@ pub struct Args {
     /// Checkpoint folder, synth:tiny or synth:full
     #[arg(long, value_name = "D", default_value = "synth:full")]
     checkpoint: String,
-    /// One chunk after the other, or the vision of the next one beside the actions of this one (cuda)
+    /// One chunk after the other, or the vision of the next one beside the actions of this one (the latter on cuda)
     #[arg(long, value_enum, default_value = "sequential", value_name = "S")]
     streams: Streams,
     /// Inferences measured, after some that warm up [default: 3 on cpu, 200 on cuda]
@@ -80,12 +80,14 @@ enum Workload {
 
 /// Whether vision runs beside the other stages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, ValueEnum)]
-#[serde(rename_all = "lowercase")]
+#[serde(rename_all = "kebab-case")]
 pub(super) enum Streams {
     /// One chunk after the other.
     Sequential,
-    /// Two in flight.
+    /// Two in flight: vision of the next one begins as the actions of this one do.
     Pipelined,
+    /// Two in flight: vision of the next one begins so that it ends as the actions of this one do, as in the node.
+    JustInTime,
 }
 
 /// Denoise steps of both workloads.
@@ -156,8 +158,8 @@ pub fn run(args: Args) -> Result<Verdict, Failure> {
         None => {}
     }
     let choice = engine_choice(args.backend, args.dtype)?.resolved();
-    if matches!(choice, Choice::Cpu) && (args.streams == Streams::Pipelined || args.trace.is_some()) {
-        let option = if args.trace.is_some() { "--trace" } else { "--streams pipelined" };
+    if matches!(choice, Choice::Cpu) && (args.streams != Streams::Sequential || args.trace.is_some()) {
+        let option = if args.trace.is_some() { "--trace" } else { "--streams" };
         return Err(format!("{option}: the cpu engine has no streams; use --backend cuda").into());
     }
     let model = Model::open_network(&args.checkpoint)?;
@@ -262,7 +264,7 @@ fn print(out: &mut impl Write, r: &Results) -> io::Result<()> {
         "{} {}, {}, workload {:?}, {:?}, {} runs on {} threads, loaded in {:.2} s",
         r.backend, r.dtype, r.checkpoint, r.workload, r.streams, r.runs, r.threads, r.load_s
     )?;
-    let pipelined = r.streams == Streams::Pipelined;
+    let pipelined = r.streams != Streams::Sequential;
     writeln!(out, "{:<18} {:>9} {:>9} {:>9} {:>9} {:>7}", "ms", "p50", "p90", "p99", "roofline", "times")?;
     let [vision, prefix, denoise] = r.roofline_stages_ms;
     let rows = [

@@ -1,7 +1,8 @@
 //! The GPU's part of `pi05 bench`: two chunks in flight, the GPU's ceilings, and what graphs and memory came to.
 
 use std::io::{self, Write};
-use std::time::Instant;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use serde::Serialize;
 
@@ -10,6 +11,7 @@ use super::{Failure, progress};
 use crate::engine::Engine;
 use crate::engine::EngineError;
 use crate::engine::cuda::{CudaEngine, Measured};
+use crate::pipeline::just_in_time::JustInTime;
 
 /// Inferences before those that count: clocks, and graphs.
 const WARM_UP: u32 = 20;
@@ -51,14 +53,14 @@ pub(super) fn measure(
     let mut times = sequential(engine, chunk, runs, WARM_UP)?;
     let Engine::Cuda(engine) = engine else { return Err("expected the cuda engine".into()) };
     let mut alone = None;
-    if streams == Streams::Pipelined {
+    if streams != Streams::Sequential {
         let p50 = |stage: &dyn Fn(&Run) -> f64| Latency::of(&times, stage).p50;
         alone = Some(Alone {
             vision_ms: p50(&|run| run.stages.vision_ms),
             actions_ms: p50(&|run| run.stages.prefix_ms + run.stages.denoise_ms),
             total_ms: p50(&|run| run.total_ms),
         });
-        times = pipelined(engine, chunk, runs)?;
+        times = pipelined(engine, chunk, streams, runs)?;
     }
     let memory_mib = engine.memory_now()? >> 20; // before the ceilings take theirs
     let (peak, copy) = engine.peaks()?;
@@ -78,15 +80,22 @@ pub(super) fn measure(
 }
 
 /// The vision of the next chunk beside the actions of this one: the time from chunk to chunk.
-fn pipelined(engine: &mut CudaEngine, chunk: &Chunk, runs: u32) -> Result<Vec<Run>, EngineError> {
+fn pipelined(
+    engine: &mut CudaEngine,
+    chunk: &Chunk,
+    streams: Streams,
+    runs: u32,
+) -> Result<Vec<Run>, EngineError> {
     let bar = progress::bar("in flight");
-    let mut times = Vec::new();
+    let (mut times, mut just_in_time) = (Vec::new(), JustInTime::default());
     engine.start_vision(1, &chunk.input.images)?;
     engine.start_vision(0, &chunk.input.images)?;
     for run in 0..WARM_UP + runs {
         progress::set(&bar, run.into(), (WARM_UP + runs).into());
         let start = Instant::now();
-        let (measured, _) = pipelined_once(engine, chunk, run)?;
+        let later = just_in_time.next().filter(|_| streams == Streams::JustInTime);
+        let (measured, _) = pipelined_once(engine, chunk, run, later.map(|(later, _)| later))?;
+        just_in_time.add(measured.vision_ms, measured.prefix_ms + measured.denoise_ms);
         if run >= WARM_UP {
             times.push(Run { stages: measured.into(), total_ms: start.elapsed().as_secs_f64() * 1e3 });
         }
@@ -95,16 +104,18 @@ fn pipelined(engine: &mut CudaEngine, chunk: &Chunk, runs: u32) -> Result<Vec<Ru
     Ok(times)
 }
 
-/// Chunk number `run`, whose vision has been started before, with the vision of the next. And when the host was done
-/// with starting them.
+/// Chunk number `run`, whose vision has been started before, with the vision of the next, so much later. And when the
+/// host was done with starting either.
 pub(super) fn pipelined_once(
     engine: &mut CudaEngine,
     chunk: &Chunk,
     run: u32,
+    later: Option<Duration>,
 ) -> Result<(Measured, [Instant; 2]), EngineError> {
     let (slot, next) = if run.is_multiple_of(2) { (0, 1) } else { (1, 0) };
     engine.start_actions(slot, &chunk.input.tokens, &chunk.noise, &chunk.sampler)?;
     let acting = Instant::now();
+    thread::sleep(later.unwrap_or_default());
     engine.start_vision(next, &chunk.input.images)?;
     let seeing = Instant::now();
     let (_, measured) = engine.finish()?;

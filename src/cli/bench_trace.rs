@@ -10,6 +10,7 @@ use super::Failure;
 use super::bench::{Chunk, STEPS, Streams};
 use super::bench_gpu::pipelined_once;
 use crate::engine::cuda::CudaEngine;
+use crate::pipeline::just_in_time::JustInTime;
 
 /// Chunks that are traced, after as many that are not.
 const CHUNKS: u32 = 6;
@@ -62,13 +63,17 @@ pub(super) fn write(
     let ms = |at: Instant| at.saturating_duration_since(origin).as_secs_f64() * 1e3;
     engine.start_vision(1, &chunk.input.images)?;
     engine.start_vision(0, &chunk.input.images)?;
+    let mut just_in_time = JustInTime::default();
     for run in 0..2 * CHUNKS {
         let (slot, mut spans) = (run % 2, Vec::new());
         let mut span =
             |tid, name: &str, (begin, end): (f64, f64)| spans.push((tid, name.to_owned(), begin, end));
         let begin = Instant::now();
-        if streams == Streams::Pipelined {
-            let (_, [acting, seeing]) = pipelined_once(engine, chunk, run)?;
+        if streams != Streams::Sequential {
+            let later = just_in_time.next().filter(|_| streams == Streams::JustInTime);
+            let (measured, [acting, seeing]) =
+                pipelined_once(engine, chunk, run, later.map(|(later, _)| later))?;
+            just_in_time.add(measured.vision_ms, measured.prefix_ms + measured.denoise_ms);
             span(0, "start actions", (ms(begin), ms(acting)));
             span(0, "start vision of the next", (ms(acting), ms(seeing)));
             span(0, "wait", (ms(seeing), ms(Instant::now())));

@@ -27,6 +27,7 @@ use crate::control::scheduler::ControlError;
 use crate::control::{Chunk, Reason, Rejected, Scheduler};
 use crate::messages::{CdrError, CompressedImageMessage, ImageMessage, JointStateMessage};
 use crate::model::Pixels;
+use crate::observe::RgbImage;
 use crate::observe::image::{RawImage, decode_compressed, decode_raw};
 use crate::observe::intake::{Intake, Measured, Next};
 use crate::observe::joints::JointError;
@@ -80,7 +81,10 @@ impl Replay<'_> {
     /// Plays the whole bag. `progress` hears of (seconds played, seconds in all).
     pub fn run(self, bag: &Bag, mut progress: impl FnMut(f64, f64)) -> Result<Recording, ReplayError> {
         thread::scope(|scope| {
-            let Replay { config, cameras, topics, inference, speed } = self;
+            let Replay { config, cameras, topics, mut inference, speed } = self;
+            let grey = RgbImage::new(1, 1, vec![128; 3]).map(Arc::new);
+            let likely: Vec<_> = topics.cameras.iter().map(|camera| camera.and(grey.clone())).collect();
+            inference.prepare(&likely)?;
             let policy = Arc::clone(&inference.policy);
             let engine = inference.engine.name();
             let worker = match speed {

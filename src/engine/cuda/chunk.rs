@@ -4,6 +4,7 @@
 //! result does not depend on that.
 
 use std::collections::HashMap;
+use std::time::Instant;
 
 use super::driver::{Buffer, Event, Gpu, Graph, Pinned, failed};
 use super::nvtx::Range;
@@ -156,9 +157,6 @@ impl CudaEngine {
             }
             self.graphs.seen[slot][1].wait()?;
             self.graphs.stage_images(slot, &images)?;
-            if self.graphs.under_way.is_some() && std::env::var("PI05_X").is_ok_and(|x| x == "prefix") {
-                self.see.gpu.wait_for(&self.graphs.marks[1])?;
-            }
             self.see.gpu.mark(&self.graphs.seen[slot][0], false)?;
             self.see.gpu.start(&self.graphs.vision[&key])?;
         } else {
@@ -226,6 +224,7 @@ impl CudaEngine {
         }
         self.see.gpu.synchronize()?;
         self.act.gpu.bind()?;
+        let began = Instant::now();
         let most = self.dims.max_tokens.min(self.room.tokens);
         for tokens in (1..=most).step_by(BUCKET) {
             self.capture_actions(
@@ -234,6 +233,8 @@ impl CudaEngine {
                 sampler,
             )?;
         }
+        let (count, seconds) = (self.graphs.actions.len(), began.elapsed().as_secs_f64());
+        tracing::info!("graphs of {count} prompt lengths are ready after {seconds:.1} s");
         Ok(())
     }
 

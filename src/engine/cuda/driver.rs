@@ -106,7 +106,7 @@ impl Gpu {
             arch: attribute(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)? * 10
                 + attribute(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?,
             shared: attribute(Attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)?,
-            stream: new_stream(if std::env::var("PI05_PRIO").is_ok() { least } else { greatest })?,
+            stream: new_stream(least)?,
             device,
             context,
             name,
@@ -114,21 +114,12 @@ impl Gpu {
         })
     }
 
-    /// The same GPU with a stream of its own, which steps back behind the first one.
+    /// The same GPU with a stream of its own, before which the first one steps back.
     pub fn another_stream(&self) -> Result<Self, EngineError> {
         let (mut context, mut least, mut greatest) = (ptr::null_mut(), 0, 0);
         cu!(cuDevicePrimaryCtxRetain(&mut context, self.device))?;
         cu!(cuCtxGetStreamPriorityRange(&mut least, &mut greatest))?;
-        Ok(Self {
-            context,
-            stream: new_stream(if std::env::var("PI05_PRIO").is_ok_and(|x| x == "swap") {
-                greatest
-            } else {
-                least
-            })?,
-            name: self.name.clone(),
-            ..*self
-        })
+        Ok(Self { context, stream: new_stream(greatest)?, name: self.name.clone(), ..*self })
     }
 
     /// Makes the context the calling thread's.
