@@ -22,7 +22,7 @@ pub enum Worker {
         /// The fixed time.
         latency_ns: i64,
         /// When the response counts as there, and what is under way.
-        done: Option<(Stamp, Result<Acting, InferenceError>)>,
+        done: Option<(Stamp, Result<Box<Acting>, InferenceError>)>,
     },
     /// A thread of its own; the response is there when it is there.
     Thread {
@@ -57,7 +57,7 @@ impl Worker {
     pub fn begin(&mut self, request: Request, now: Stamp) -> Result<(), InferenceError> {
         match self {
             Worker::Simulated { inference, latency_ns, done } => {
-                let acting = inference.begin(request).and_then(|begun| inference.act(begun));
+                let acting = inference.begin(request).and_then(|begun| inference.act(begun)).map(Box::new);
                 *done = Some((Stamp(now.0.saturating_add(*latency_ns)), acting));
                 Ok(())
             }
@@ -87,7 +87,7 @@ impl Worker {
     pub fn poll(&mut self, now: Stamp) -> Option<Outcome> {
         match self {
             Worker::Simulated { inference, done, .. } => {
-                done.take_if(|(due, _)| *due <= now).map(|(_, acting)| inference.finish(acting?))
+                done.take_if(|(due, _)| *due <= now).map(|(_, acting)| inference.finish(*acting?))
             }
             Worker::Thread { responses, .. } => match responses.try_recv() {
                 Ok(outcome) => Some(outcome),
