@@ -15,6 +15,7 @@ import pytest
 import rclpy
 
 from peers import World
+from process import free_orphaned_memory
 
 
 def pytest_addoption(parser):
@@ -23,9 +24,11 @@ def pytest_addoption(parser):
 
 @pytest.fixture(scope="session", autouse=True)
 def ros():
+    free_orphaned_memory()
     rclpy.init()
     yield
     rclpy.shutdown()
+    free_orphaned_memory()
 
 
 @pytest.fixture
