@@ -57,7 +57,8 @@ def free_orphaned_memory():
     for segment in Path("/dev/shm").glob("fastrtps_[0-9a-f]*"):
         try:
             stat = segment.stat()
-            if str(segment) not in used and stat.st_uid == os.getuid() and time.time() - stat.st_mtime > 60:
+            whole = re.fullmatch(r"fastrtps_[0-9a-f]+", segment.name)  # not its lock
+            if whole and str(segment) not in used and stat.st_uid == os.getuid() and time.time() - stat.st_mtime > 60:
                 segment.unlink()
         except OSError:
             continue
