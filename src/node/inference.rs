@@ -186,6 +186,7 @@ impl Sabotage {
         Some(Self { panics, from: from.parse().ok()? })
     }
 
+    #[allow(clippy::panic, reason = "asked for by a test")]
     fn strike(&self, id: u64) -> Result<(), EngineError> {
         if id < self.from {
             return Ok(());
