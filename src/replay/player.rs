@@ -21,7 +21,7 @@ use super::recording::{ChunkRecord, CommandSample, JointInfo, Recording};
 use super::topics::{Role, TopicError, Topics};
 use super::worker::Worker;
 use crate::clock::{NS_PER_MS, NS_PER_S, Stamp, Steady};
-use crate::config::Config;
+use crate::config::{Config, Execution};
 use crate::control::limits::LimitsError;
 use crate::control::scheduler::ControlError;
 use crate::control::{Chunk, Reason, Rejected, Scheduler};
@@ -334,7 +334,8 @@ impl<'a> Player<'a> {
 
     /// Ends the inference under way if it is done, and begins one if it is time.
     fn infer(&mut self, now: Stamp) -> Result<(), ReplayError> {
-        if self.pending.is_some() && self.worker.due().is_some_and(|due| due <= now) {
+        let is_steered = matches!(self.config.control.execution, Execution::Rtc | Execution::RtcTrained);
+        if self.pending.is_some() && !is_steered && self.worker.due().is_some_and(|due| due <= now) {
             // The next inference will most likely begin now, with these.
             self.worker.foresee(&self.intake.newest_images())?;
         }
