@@ -133,6 +133,25 @@ impl Engine {
         }
     }
 
+    /// Backend and number format, such as `cpu f32`.
+    pub fn name(&self) -> String {
+        format!("{} {}", self.backend(), self.precision())
+    }
+
+    /// Everything that a chunk of such an observation could need is made now, so that none waits for it later: `images`
+    /// as they will come, any prompt.
+    pub fn prepare(
+        &mut self,
+        images: &[Option<Pixels>],
+        horizon: usize,
+        sampler: &Sampler,
+    ) -> Result<(), EngineError> {
+        match self {
+            Engine::Cpu(_) => Ok(()),
+            Engine::Cuda(engine) => engine.prepare(images, horizon, sampler),
+        }
+    }
+
     /// Stage 1: image tokens of the present cameras.
     pub fn vision(&mut self, images: &[Option<Pixels>], tap: &mut Tap) -> Result<Features, EngineError> {
         match self {
