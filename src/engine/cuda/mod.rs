@@ -8,6 +8,7 @@
 //! |---|---|
 //! | `driver`, `compile`, `gemm` | the driver, the run-time compiler and cuBLASLt, as far as they are used |
 //! | `lane`, `load` | a stream with its kernels; weights onto the GPU |
+//! | `product` | own matrix products, fused with what follows them |
 //! | `vision`, `prefix`, `expert`, `fused` | the stages: what each puts on its stream |
 //! | `chunk` | graphs of them, and two chunks in flight |
 
@@ -22,6 +23,7 @@ mod gemm;
 mod lane;
 mod load;
 mod prefix;
+mod product;
 mod vision;
 
 use std::collections::HashSet;
