@@ -8,7 +8,7 @@ use std::collections::HashMap;
 use super::compile::cubin;
 use super::driver::{Arg, Gpu, Kernel, Launch, failed};
 use super::gemm::{Gemm, Operands, Shape};
-use super::product::TILES;
+use super::product::Geglu;
 use crate::engine::EngineError;
 use crate::engine::probe::Tap;
 
@@ -99,8 +99,7 @@ impl Lane {
             let hopper = if gpu.arch == 90 { 2 } else { 1 };
             kernels.extend(compiled(&gpu, ATTENTION, &defines, &names[..hopper])?);
             if gpu.arch == 90 {
-                let names = TILES.map(|tile| (tile.name, tile.shared(2)));
-                kernels.extend(compiled(&gpu, PRODUCTS, &defines, &names)?);
+                kernels.extend(compiled(&gpu, PRODUCTS, &defines, &[(Geglu::NAME, Geglu::SHARED)])?);
             }
         }
         Ok(Self { gemm: Gemm::new(&gpu, bf16)?, kernels, gpu, bf16, launched: Cell::new(0) })

@@ -7,7 +7,7 @@ use super::driver::{Buffer, Gpu};
 use super::gemm::{Operands, Shape};
 use super::lane::{Lane, PREFIX_SHARED};
 use super::load::Loader;
-use super::product::{GEGLU, Product};
+use super::product::Geglu;
 use crate::engine::EngineError;
 use crate::engine::probe::Tap;
 use crate::model::dims::{Dims, GemmaDims};
@@ -333,9 +333,10 @@ impl Prefix {
                 a.h.address,
                 valid * width,
             )?;
-            if self.fuses_geglu(lane, rows) {
-                let (x, w, y) = (a.h.address, block.gate_up.address, a.hidden.address);
-                Product { x, w, y, rows, columns: mlp, k: width }.record(lane, GEGLU)?;
+            let (x, w, y) = (a.h.address, block.gate_up.address, a.hidden.address);
+            let fused = Geglu { x, w, y, rows, columns: mlp, k: width };
+            if fused.suits(lane) {
+                fused.record(lane)?;
             } else {
                 lane.product(
                     Shape::linear(rows, 2 * mlp, width),
@@ -348,15 +349,6 @@ impl Prefix {
             lane.record_wide(tap, format_args!("prefix.layer.{i}.out"), a.x.address, valid * width)?;
         }
         Ok(())
-    }
-
-    /// Whether the own product is faster than the library's and a kernel after it: where few rows are padding.
-    fn fuses_geglu(&self, lane: &Lane, rows: usize) -> bool {
-        let GemmaDims { width, mlp, .. } = self.dims;
-        lane.has(GEGLU.name)
-            && width.is_multiple_of(64)
-            && mlp.is_multiple_of(128)
-            && GEGLU.padded(rows) * 10 <= rows * 11
     }
 
     fn norm(&self, lane: &Lane, scale: &Buffer, rows: usize) -> Result<(), EngineError> {

@@ -8,41 +8,19 @@ use crate::engine::EngineError;
 
 /// Rows of a block's tile.
 const ROWS: usize = 128;
+/// Rows of W in a block's tile: half of gate, half of up.
+const COLUMNS: usize = 256;
+/// Pieces of k on their way, of 128 bytes.
+const STAGES: usize = 4;
+/// Blocks of a cluster: they have different rows, and share the weights that they read.
+const CLUSTER: usize = 2;
 const THREADS: usize = 384;
+/// Bytes of a bf16.
+const SIZE: usize = 2;
 
-/// A kernel: a tile of `n` rows of W, clusters of `cluster` blocks (along rows, along columns), a ring of `stages`.
+/// `GELU(x gate^T) * (x up^T)` of bf16: x `[rows, k]`, W = [gate; up], y `[rows, columns]`.
 #[derive(Clone, Copy, Debug)]
-pub struct Tile {
-    pub name: &'static str,
-    n: usize,
-    cluster: [usize; 2],
-    stages: usize,
-    /// Gate and up in one tile, and blocks that work on several tiles.
-    is_geglu: bool,
-}
-
-/// `GELU(x gate^T) * (x up^T)`.
-pub const GEGLU: Tile = Tile { name: "geglu_2", n: 256, cluster: [2, 1], stages: 4, is_geglu: true };
-
-/// All of them.
-pub const TILES: [Tile; 1] = [GEGLU];
-
-impl Tile {
-    /// Shared memory of a block; results of `size` bytes wait in it.
-    pub fn shared(&self, size: usize) -> usize {
-        let waiting = if self.is_geglu { ROWS * (self.n / 2 * size + 16) } else { 0 };
-        self.stages * (ROWS + self.n) * 128 + waiting + self.stages * 16
-    }
-
-    /// Rows computed for `rows`.
-    pub fn padded(&self, rows: usize) -> usize {
-        rows.next_multiple_of(ROWS * self.cluster[0])
-    }
-}
-
-/// Operands of a product: x `[rows, k]`, W, y `[rows, columns]`.
-#[derive(Clone, Copy, Debug)]
-pub struct Product {
+pub struct Geglu {
     pub x: u64,
     pub w: u64,
     pub y: u64,
@@ -51,37 +29,40 @@ pub struct Product {
     pub k: usize,
 }
 
-impl Product {
+impl Geglu {
+    /// The kernel.
+    pub const NAME: &str = "geglu_bf16";
+    /// Shared memory of a block: the pieces on their way, and results that wait to be written.
+    pub const SHARED: usize = STAGES * ((ROWS + COLUMNS) * 128 + 16) + ROWS * (COLUMNS / 2 * SIZE + 16);
+
+    /// Whether it may be used, and is faster: sizes fit, and few of the rows computed are padding.
+    pub fn suits(&self, lane: &Lane) -> bool {
+        lane.has(Self::NAME)
+            && self.k.is_multiple_of(8)
+            && self.columns.is_multiple_of(COLUMNS / 2)
+            && self.rows.next_multiple_of(ROWS * CLUSTER) * 10 <= self.rows * 11
+    }
+
     /// Puts it on the stream.
-    pub fn record(&self, lane: &Lane, tile: Tile) -> Result<(), EngineError> {
-        let size = 2;
-        let Product { x, w, y, rows, columns, k } = *self;
-        let [down, across] = tile.cluster;
-        let (wide, w_rows) = if tile.is_geglu { (tile.n / 2, 2 * columns) } else { (tile.n, columns) };
-        let tiles = rows.div_ceil(ROWS * down) * columns.div_ceil(wide).div_ceil(across);
-        let most = lane.gpu.processors as usize / (down * across);
-        let clusters = if tile.is_geglu { tiles.min(most) } else { tiles };
+    pub fn record(&self, lane: &Lane) -> Result<(), EngineError> {
+        let Self { x, w, y, rows, columns, k } = *self;
+        let tiles = rows.div_ceil(ROWS * CLUSTER) * columns.div_ceil(COLUMNS / 2);
+        let clusters = tiles.min(lane.gpu.processors as usize / CLUSTER);
         let map = |address, rows, box_rows| {
-            Matrix { address, rows, columns: k, size, box_rows }.map().map(Arg::Map)
+            Matrix { address, rows, columns: k, size: SIZE, box_rows }.map().map(Arg::Map)
         };
         let args = [
-            map(x, rows, ROWS / across)?,
-            map(w, w_rows, tile.n / 2)?,
+            map(x, rows, ROWS)?,
+            map(w, 2 * columns, COLUMNS / 2)?,
             rows.into(),
             columns.into(),
-            (k * size).div_ceil(128).into(),
-            0usize.into(),
-            0usize.into(),
+            (k * SIZE).div_ceil(128).into(),
             y.into(),
-            0u64.into(),
-            0u64.into(),
-            0u64.into(),
-            0u64.into(),
             0u64.into(),
             0u64.into(),
             1.0.into(),
         ];
-        let shape = Launch::new([clusters, down * across, 1], THREADS, tile.shared(size));
-        lane.launch_shaped(tile.name, shape.clusters(down * across), &args)
+        let shape = Launch::new([clusters, CLUSTER, 1], THREADS, Self::SHARED).clusters(CLUSTER);
+        lane.launch_shaped(Self::NAME, shape, &args)
     }
 }
