@@ -44,6 +44,8 @@ pub struct Gpu {
     pub name: String,
     /// Compute capability, 90 for 9.0.
     pub arch: i32,
+    /// Multiprocessors.
+    pub processors: i32,
     /// Most shared memory of a block.
     pub shared: i32,
     /// Driver's CUDA version, 13000 for 13.0.
@@ -105,6 +107,7 @@ impl Gpu {
         Ok(Self {
             arch: attribute(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)? * 10
                 + attribute(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?,
+            processors: attribute(Attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?,
             shared: attribute(Attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)?,
             stream: new_stream(least)?,
             device,
@@ -216,6 +219,7 @@ impl Gpu {
                 Arg::Address(a) => ptr::from_ref(a).cast_mut().cast(),
                 Arg::Int(i) => ptr::from_ref(i).cast_mut().cast(),
                 Arg::Float(f) => ptr::from_ref(f).cast_mut().cast(),
+                Arg::Map(Map(map)) => ptr::from_ref(map).cast_mut().cast(),
             })
             .collect();
         // SAFETY: every bit pattern of these plain C structures is valid, and the attribute's identity says which field
@@ -334,6 +338,53 @@ pub enum Arg {
     Int(i32),
     /// `float`.
     Float(f32),
+    /// A matrix, as the tensor copy engine sees it.
+    Map(Map),
+}
+
+/// What the tensor copy engine must know of a matrix.
+#[derive(Clone, Copy, Debug)]
+pub struct Map(sys::CUtensorMap);
+
+/// A matrix of elements of `size` bytes (1 or 2), rows one after the other, fetched in boxes of `box_rows` rows by 128
+/// bytes, swizzled. What lies beyond it reads as zeros.
+#[derive(Clone, Copy, Debug)]
+pub struct Matrix {
+    pub address: u64,
+    pub rows: usize,
+    pub columns: usize,
+    pub size: usize,
+    pub box_rows: usize,
+}
+
+impl Matrix {
+    pub fn map(&self) -> Result<Map, EngineError> {
+        use sys::CUtensorMapDataType_enum as Kind;
+        let kind = match self.size {
+            1 => Kind::CU_TENSOR_MAP_DATA_TYPE_UINT8,
+            _ => Kind::CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
+        };
+        // SAFETY: every bit pattern of this plain C structure is valid.
+        let mut map: sys::CUtensorMap = unsafe { std::mem::zeroed() };
+        let sizes = [self.columns as u64, self.rows as u64];
+        let pitch = [(self.columns * self.size) as u64];
+        let part = [(128 / self.size) as u32, self.box_rows as u32];
+        cu!(cuTensorMapEncodeTiled(
+            &mut map,
+            kind,
+            2,
+            self.address as *mut c_void,
+            sizes.as_ptr(),
+            pitch.as_ptr(),
+            part.as_ptr(),
+            [1, 1].as_ptr(),
+            sys::CUtensorMapInterleave_enum::CU_TENSOR_MAP_INTERLEAVE_NONE,
+            sys::CUtensorMapSwizzle_enum::CU_TENSOR_MAP_SWIZZLE_128B,
+            sys::CUtensorMapL2promotion_enum::CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
+            sys::CUtensorMapFloatOOBfill_enum::CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE,
+        ))?;
+        Ok(Map(map))
+    }
 }
 
 impl From<u64> for Arg {

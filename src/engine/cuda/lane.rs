@@ -8,6 +8,7 @@ use std::collections::HashMap;
 use super::compile::cubin;
 use super::driver::{Arg, Event, Gpu, Kernel, Launch, failed};
 use super::gemm::{Gemm, Operands, Shape};
+use super::product::Geglu;
 use crate::engine::EngineError;
 use crate::engine::probe::Tap;
 
@@ -20,6 +21,12 @@ pub const EXPERT: &[&str] = &[
     include_str!("kernels/expert.cu"),
 ];
 
+/// Matrix products with what follows them.
+pub const PRODUCTS: &[&str] = &[
+    include_str!("kernels/element.cu"),
+    include_str!("kernels/wgmma.cu"),
+    include_str!("kernels/products.cu"),
+];
 /// Attention of vision and prefix.
 pub const ATTENTION: &[&str] = &[
     include_str!("kernels/element.cu"),
@@ -28,8 +35,9 @@ pub const ATTENTION: &[&str] = &[
 ];
 /// Shared memory of `vision_attention`: keys and values of a head.
 pub const VISION_SHARED: usize = 2 * 256 * 72 * 2;
-/// Shared memory of `prefix_attention`: queries, and two sets of keys and values.
-pub const PREFIX_SHARED: usize = 20 * 8192 + 1024;
+/// Shared memory of `prefix_attention`: queries, and for each half of the keys two sets of
+/// keys and one of values.
+pub const PREFIX_SHARED: usize = 28 * 8192 + 1024;
 
 /// Kernels of `stages.cu`.
 const STAGE_KERNELS: [&str; 14] = [
@@ -85,12 +93,17 @@ impl Lane {
             defines.push("BF16".to_owned());
             names.push(("geglu_8", 0));
             names.push(("split_rope_8", 0));
+            names.push(("layer_norm_row", 0));
+            names.push(("rms_norm_row", 0));
         }
         let mut kernels = compiled(&gpu, STAGES, &defines, &names)?;
         if bf16 && gpu.arch >= 80 {
             let names = [("vision_attention", VISION_SHARED), ("prefix_attention", PREFIX_SHARED)];
             let hopper = if gpu.arch == 90 { 2 } else { 1 };
             kernels.extend(compiled(&gpu, ATTENTION, &defines, &names[..hopper])?);
+            if gpu.arch == 90 {
+                kernels.extend(compiled(&gpu, PRODUCTS, &defines, &[(Geglu::NAME, Geglu::SHARED)])?);
+            }
         }
         Ok(Self {
             gemm: Gemm::new(&gpu, bf16)?,
@@ -122,7 +135,12 @@ impl Lane {
         shared: usize,
         args: &[Arg],
     ) -> Result<(), EngineError> {
-        self.launch_of(&self.kernels, name, Launch::new(grid, block, shared), args)
+        self.launch_shaped(name, Launch::new(grid, block, shared), args)
+    }
+
+    /// The same with clusters.
+    pub fn launch_shaped(&self, name: &'static str, shape: Launch, args: &[Arg]) -> Result<(), EngineError> {
+        self.launch_of(&self.kernels, name, shape, args)
     }
 
     /// The same for a kernel that was compiled elsewhere.

@@ -8,6 +8,7 @@
 //! |---|---|
 //! | `driver`, `compile`, `gemm` | the driver, the run-time compiler and cuBLASLt, as far as they are used |
 //! | `lane`, `load` | a stream with its kernels; weights onto the GPU |
+//! | `product` | own matrix products, fused with what follows them |
 //! | `vision`, `prefix`, `expert`, `fused` | the stages: what each puts on its stream |
 //! | `chunk` | graphs of them, and two chunks in flight |
 //! | `programs` | all kernels, for checks without a GPU |
@@ -26,6 +27,7 @@ mod load;
 mod measure;
 mod nvtx;
 mod prefix;
+mod product;
 mod programs;
 mod vision;
 

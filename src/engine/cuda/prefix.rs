@@ -7,6 +7,7 @@ use super::driver::{Buffer, Gpu};
 use super::gemm::{Operands, Shape};
 use super::lane::{Lane, PREFIX_SHARED};
 use super::load::Loader;
+use super::product::Geglu;
 use crate::engine::EngineError;
 use crate::engine::probe::Tap;
 use crate::model::dims::{Dims, GemmaDims};
@@ -316,7 +317,7 @@ impl Prefix {
                 lane.launch(
                     "prefix_attention",
                     [(rows * heads).div_ceil(64), 1, 1],
-                    128,
+                    256,
                     PREFIX_SHARED,
                     &args,
                 )?;
@@ -332,11 +333,17 @@ impl Prefix {
                 a.h.address,
                 valid * width,
             )?;
-            lane.product(
-                Shape::linear(rows, 2 * mlp, width),
-                Operands::new(a.h.address, block.gate_up.address, a.gate_up.address),
-            )?;
-            a.geglu(lane, mlp, rows)?;
+            let (x, w, y) = (a.h.address, block.gate_up.address, a.hidden.address);
+            let fused = Geglu { x, w, y, rows, columns: mlp, k: width };
+            if fused.suits(lane) {
+                fused.record(lane)?;
+            } else {
+                lane.product(
+                    Shape::linear(rows, 2 * mlp, width),
+                    Operands::new(a.h.address, block.gate_up.address, a.gate_up.address),
+                )?;
+                a.geglu(lane, mlp, rows)?;
+            }
             let shape = Shape::linear(rows, width, mlp).wide().add();
             lane.product(shape, Operands::new(a.hidden.address, block.down.address, a.x.address))?;
             lane.record_wide(tap, format_args!("prefix.layer.{i}.out"), a.x.address, valid * width)?;
@@ -346,6 +353,10 @@ impl Prefix {
 
     fn norm(&self, lane: &Lane, scale: &Buffer, rows: usize) -> Result<(), EngineError> {
         let a = &self.activations;
+        if self.dims.width <= 2048 && lane.has("rms_norm_row") {
+            let args = [(&a.x).into(), scale.into(), (&a.h).into(), self.dims.width.into(), 0.0.into()];
+            return lane.launch("rms_norm_row", [rows, 1, 1], 128, 0, &args);
+        }
         let args = [
             (&a.x).into(),
             scale.into(),

@@ -3,7 +3,7 @@
 use super::compile::{is_there, remarks};
 use super::expert::ACTIONS;
 use super::fused::defines;
-use super::lane::{ATTENTION, EXPERT, STAGES};
+use super::lane::{ATTENTION, EXPERT, PRODUCTS, STAGES};
 use crate::engine::EngineError;
 use crate::model::dims::Dims;
 
@@ -40,6 +40,9 @@ pub fn programs(dims: &Dims, arch: i32) -> Vec<Program> {
     let mut all = vec![program("stages", STAGES, Vec::new()), program("stages", STAGES, bf16())];
     if arch >= 80 {
         all.push(program("attention", ATTENTION, bf16()));
+    }
+    if arch == 90 {
+        all.push(program("products", PRODUCTS, bf16()));
     }
     if arch >= 90 && dims.expert.head_dim == 256 {
         // Chunks of 1 to 8, 10, 50 and 64 actions.

@@ -187,6 +187,17 @@ impl Vision {
     }
 
     fn norm(&self, lane: &Lane, norm: &Norm, rows: usize) -> Result<(), EngineError> {
+        if self.dims.width <= 2048 && lane.has("layer_norm_row") {
+            let args = [
+                (&self.x).into(),
+                (&norm.weight).into(),
+                (&norm.bias).into(),
+                (&self.h).into(),
+                self.dims.width.into(),
+                0.0.into(),
+            ];
+            return lane.launch("layer_norm_row", [rows, 1, 1], 128, 0, &args);
+        }
         let args = [
             (&self.x).into(),
             (&norm.weight).into(),

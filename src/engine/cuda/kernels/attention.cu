@@ -45,7 +45,11 @@ extern "C" __global__ __launch_bounds__(128) void vision_attention(const u16* qk
         int row = e / (SEE_DIM / 8), chunk = e % (SEE_DIM / 8);
         const u16* from = base + (size_t)row * 3 * width + width + chunk * 8;
         copy_async(ks + (row * SEE_DIM + chunk * 8) * 2, from);
-        copy_async(vs + (row * SEE_DIM + chunk * 8) * 2, from + width);
+    }
+    copy_commit();
+    for (int e = threadIdx.x; e < SEE * (SEE_DIM / 8); e += 128) {
+        int row = e / (SEE_DIM / 8), chunk = e % (SEE_DIM / 8);
+        copy_async(vs + (row * SEE_DIM + chunk * 8) * 2, base + (size_t)row * 3 * width + 2 * width + chunk * 8);
     }
     copy_commit();
     int row = blockIdx.x * 64 + warp * 16 + g;
@@ -61,7 +65,7 @@ extern "C" __global__ __launch_bounds__(128) void vision_attention(const u16* qk
     }
     last[0] = *(const u32*)(q0 + 64);
     last[1] = *(const u32*)(q1 + 64);
-    copy_wait<0>();
+    copy_wait<1>();
     __syncthreads();
     float s[SEE / 8][4];
 #pragma unroll
@@ -84,6 +88,8 @@ extern "C" __global__ __launch_bounds__(128) void vision_attention(const u16* qk
 #pragma unroll
     for (int e = 0; e < 2; e++) top[e] = quad_max(top[e]) * scale;
     float o[SEE_DIM / 8][4] = {};
+    copy_wait<0>();
+    __syncthreads();
 #pragma unroll
     for (int k = 0; k < SEE / 16; k++) {
         u32 p[4];
@@ -121,16 +127,18 @@ extern "C" __global__ __launch_bounds__(128) void vision_attention(const u16* qk
 }
 
 // Gemma's prefix: heads of 256 that share keys and values, so that queries are rows [rows, 256] over k, v [keys, 256].
-// Keys from *valid on do not count. 64 rows per block, 64 keys at a time. grid: rows / 64 rounded up, block 128.
+// Keys from *valid on do not count. A block has 64 rows; its two warpgroups take turns at 64 keys each and add up what
+// they found, so that one multiplies while the other one exponentiates. grid: rows / 64 rounded up, block 256.
 // scale includes log2 e. Hopper only.
 #define TILE 8192 // bytes of 64 rows x 64 columns
-#define PREFIX_SHARED (20 * TILE + 1024)
-extern "C" __global__ __launch_bounds__(128) void prefix_attention(const u16* q, const u16* k, const u16* v, u16* out,
+#define PREFIX_SHARED (28 * TILE + 1024)
+extern "C" __global__ __launch_bounds__(256, 1) void prefix_attention(const u16* q, const u16* k, const u16* v, u16* out,
         const int* valid, int rows, float scale) {
 #if __CUDA_ARCH__ == 900
     extern __shared__ uint4 room[];
-    u32 qs = (shared_address(room) + 1023) / 1024 * 1024, ks = qs + 4 * TILE, vs = ks + 8 * TILE;
-    int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, c = lane % 4;
+    int group = threadIdx.x / 128, warp = threadIdx.x % 128 / 32, lane = threadIdx.x % 32, g = lane / 4, c = lane % 4;
+    // Queries, then each group's two sets of keys and one of values.
+    u32 qs = (shared_address(room) + 1023) / 1024 * 1024, ks = qs + (4 + group * 12) * TILE, vs = ks + 8 * TILE;
     int first = blockIdx.x * 64;
     // 64 rows of 256 as four tiles of 64 columns, 16-byte chunks swizzled within their 128-byte rows. What lies beyond
     // the rows that count is finite.
@@ -139,27 +147,26 @@ extern "C" __global__ __launch_bounds__(128) void prefix_attention(const u16* q,
         const u16* source = from + (size_t)(row + warp) * 256 + lane * 8;
 #pragma unroll
         for (int i = 0; i < 16; i++) copy_async(to + (i % 2 ? to_odd : to_even) + i / 2 * 1024, source + i * 1024);
+        copy_commit();
     };
+    auto group_sync = [&] { asm volatile("bar.sync %0, 128;" ::"r"(group + 1) : "memory"); };
     wait_for_previous();
     int end = *valid, tiles = (end + 63) / 64;
-    fetch(qs, q, first);
-    fetch(ks, k, 0);
-    copy_commit();
-    fetch(vs, v, 0);
-    copy_commit();
+    if (group == 0) fetch(qs, q, first); else copy_commit();
+    if (group < tiles) fetch(ks, k, group * 64); else copy_commit();
+    if (group < tiles) fetch(vs, v, group * 64); else copy_commit();
     float o[128], top[2] = {-1e30f, -1e30f}, sum[2] = {0.0f, 0.0f};
 #pragma unroll
     for (int i = 0; i < 128; i++) o[i] = 0.0f;
-    for (int j = 0; j < tiles; j++) {
-        u32 kj = ks + j % 2 * 4 * TILE, vj = vs + j % 2 * 4 * TILE;
-        __syncthreads(); // the other half of each buffer is free
-        if (j + 1 < tiles) fetch(ks + (j + 1) % 2 * 4 * TILE, k, (j + 1) * 64);
-        copy_commit();
-        if (j + 1 < tiles) fetch(vs + (j + 1) % 2 * 4 * TILE, v, (j + 1) * 64);
-        copy_commit();
-        copy_wait<3>();
+    copy_wait<2>();
+    fence_async();
+    __syncthreads();
+    for (int j = group, turn = 0; j < tiles; j += 2, turn ^= 1) {
+        u32 kj = ks + turn * 4 * TILE;
+        if (j + 2 < tiles) fetch(ks + (turn ^ 1) * 4 * TILE, k, (j + 2) * 64); else copy_commit();
+        copy_wait<2>();
         fence_async();
-        __syncthreads();
+        group_sync();
         float s[32];
         wgmma_fence();
 #pragma unroll
@@ -190,27 +197,52 @@ extern "C" __global__ __launch_bounds__(128) void prefix_attention(const u16* q,
         }
 #pragma unroll
         for (int i = 0; i < 128; i++) o[i] *= shrink[i / 2 % 2];
-        copy_wait<2>();
+        copy_wait<1>();
         fence_async();
-        __syncthreads();
+        group_sync();
         wgmma_fence();
 #pragma unroll
         for (int i = 0; i < 4; i++) {
             float* t = s + i * 8;
             wgmma_256_ra(o, pack_bf16(t[0], t[1]), pack_bf16(t[2], t[3]), pack_bf16(t[4], t[5]), pack_bf16(t[6], t[7]),
-                         operand(vj + i * 2048, TILE, 1024), 1);
+                         operand(vs + i * 2048, TILE, 1024), 1);
         }
         wgmma_commit();
         wgmma_wait<0>();
+        group_sync(); // values and the other keys are free
+        if (j + 2 < tiles) fetch(vs, v, (j + 2) * 64); else copy_commit();
     }
     let_next_start();
+    // The second group's results through shared memory.
+    __syncthreads();
+    float* given = (float*)((char*)room + (qs - shared_address(room))) + threadIdx.x % 128;
+    if (group == 1) {
+#pragma unroll
+        for (int i = 0; i < 128; i++) given[i * 128] = o[i];
+#pragma unroll
+        for (int e = 0; e < 2; e++) given[(128 + e) * 128] = top[e], given[(130 + e) * 128] = sum[e];
+    }
+    __syncthreads();
+    if (group == 1) return;
+    float mine[2], theirs[2];
+#pragma unroll
+    for (int e = 0; e < 2; e++) {
+        float other = given[(128 + e) * 128], most = fmaxf(top[e], other);
+        mine[e] = exp2f(top[e] - most);
+        theirs[e] = exp2f(other - most);
+        float r = 1.0f / (quad_sum(sum[e]) * mine[e] + quad_sum(given[(130 + e) * 128]) * theirs[e]);
+        mine[e] *= r;
+        theirs[e] *= r;
+    }
     int row = first + warp * 16 + g;
-    float r0 = 1.0f / quad_sum(sum[0]), r1 = 1.0f / quad_sum(sum[1]);
     u16* to = out + (size_t)row * 256 + c * 2;
 #pragma unroll
     for (int n = 0; n < 32; n++) {
-        if (row < rows) *(u32*)(to + n * 8) = pack_bf16(o[n * 4] * r0, o[n * 4 + 1] * r0);
-        if (row + 8 < rows) *(u32*)(to + 8 * 256 + n * 8) = pack_bf16(o[n * 4 + 2] * r1, o[n * 4 + 3] * r1);
+        float t[4];
+#pragma unroll
+        for (int e = 0; e < 4; e++) t[e] = o[n * 4 + e] * mine[e / 2] + given[(n * 4 + e) * 128] * theirs[e / 2];
+        if (row < rows) *(u32*)(to + n * 8) = pack_bf16(t[0], t[1]);
+        if (row + 8 < rows) *(u32*)(to + 8 * 256 + n * 8) = pack_bf16(t[2], t[3]);
     }
 #endif
 }

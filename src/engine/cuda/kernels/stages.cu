@@ -62,6 +62,92 @@ extern "C" __global__ void layer_norm(const float* x, const float* weight, const
                (v.z - mean) * r * w.z + b.z, (v.w - mean) * r * w.w + b.w);
     }
 }
+#ifdef BF16
+// The same norms for widths up to 2048: a block per row, which is read once; grid: rows, block: 128. What does not
+// depend on the kernel before is fetched before it has ended. FP8 is set: 1 / scale of the result, which is e4m3 then.
+#define ROW_QUADS 4
+__device__ __forceinline__ void store_row(void* out, size_t at, float a, float b, float c, float d, float inverse) {
+    if (inverse == 0.0f) {
+        *(uint2*)((u16*)out + at) = make_uint2(pack_bf16(a, b), pack_bf16(c, d));
+    } else {
+#if __CUDA_ARCH__ >= 890
+        u16 lo, hi;
+        asm("cvt.rn.satfinite.e4m3x2.f32 %0, %1, %2;" : "=h"(lo) : "f"(b * inverse), "f"(a * inverse));
+        asm("cvt.rn.satfinite.e4m3x2.f32 %0, %1, %2;" : "=h"(hi) : "f"(d * inverse), "f"(c * inverse));
+        *(u32*)((u8*)out + at) = lo | (u32)hi << 16;
+#endif
+    }
+}
+__device__ __forceinline__ float row_sum(float x, float* parts) {
+    x = warp_sum(x);
+    if (threadIdx.x % WARP == 0) parts[threadIdx.x / WARP] = x;
+    __syncthreads();
+    return (parts[0] + parts[1]) + (parts[2] + parts[3]);
+}
+extern "C" __global__ __launch_bounds__(128) void layer_norm_row(const float* x, const float* weight, const float* bias, void* out, int width, float inverse) {
+    __shared__ float parts[8];
+    int quads = width / 4;
+    size_t at = (size_t)blockIdx.x * width;
+    float4 v[ROW_QUADS], w[ROW_QUADS], b[ROW_QUADS];
+#pragma unroll
+    for (int j = 0; j < ROW_QUADS; j++) {
+        int i = threadIdx.x + j * 128;
+        if (i < quads) w[j] = ((const float4*)weight)[i], b[j] = ((const float4*)bias)[i];
+    }
+    wait_for_previous();
+    let_next_start();
+    float sum = 0.0f, squares = 0.0f;
+#pragma unroll
+    for (int j = 0; j < ROW_QUADS; j++) {
+        int i = threadIdx.x + j * 128;
+        v[j] = i < quads ? ((const float4*)(x + at))[i] : make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+    }
+#pragma unroll
+    for (int j = 0; j < ROW_QUADS; j++) sum += (v[j].x + v[j].y) + (v[j].z + v[j].w);
+    float mean = row_sum(sum, parts) / width;
+#pragma unroll
+    for (int j = 0; j < ROW_QUADS; j++) {
+        if (threadIdx.x + j * 128 >= quads) continue;
+        v[j].x -= mean; v[j].y -= mean; v[j].z -= mean; v[j].w -= mean;
+        squares += (v[j].x * v[j].x + v[j].y * v[j].y) + (v[j].z * v[j].z + v[j].w * v[j].w);
+    }
+    float r = rsqrtf(row_sum(squares, parts + 4) / width + 1e-6f);
+#pragma unroll
+    for (int j = 0; j < ROW_QUADS; j++) {
+        int i = threadIdx.x + j * 128;
+        if (i < quads)
+            store_row(out, at + i * 4, v[j].x * r * w[j].x + b[j].x, v[j].y * r * w[j].y + b[j].y, v[j].z * r * w[j].z + b[j].z,
+                      v[j].w * r * w[j].w + b[j].w, inverse);
+    }
+}
+extern "C" __global__ __launch_bounds__(128) void rms_norm_row(const float* x, const float* scale, void* out, int width, float inverse) {
+    __shared__ float parts[4];
+    int quads = width / 4;
+    size_t at = (size_t)blockIdx.x * width;
+    float4 v[ROW_QUADS], w[ROW_QUADS];
+#pragma unroll
+    for (int j = 0; j < ROW_QUADS; j++) {
+        int i = threadIdx.x + j * 128;
+        if (i < quads) w[j] = ((const float4*)scale)[i];
+    }
+    wait_for_previous();
+    let_next_start();
+    float squares = 0.0f;
+#pragma unroll
+    for (int j = 0; j < ROW_QUADS; j++) {
+        int i = threadIdx.x + j * 128;
+        v[j] = i < quads ? ((const float4*)(x + at))[i] : make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+    }
+#pragma unroll
+    for (int j = 0; j < ROW_QUADS; j++) squares += (v[j].x * v[j].x + v[j].y * v[j].y) + (v[j].z * v[j].z + v[j].w * v[j].w);
+    float r = rsqrtf(row_sum(squares, parts) / width + 1e-6f);
+#pragma unroll
+    for (int j = 0; j < ROW_QUADS; j++) {
+        int i = threadIdx.x + j * 128;
+        if (i < quads) store_row(out, at + i * 4, v[j].x * r * w[j].x, v[j].y * r * w[j].y, v[j].z * r * w[j].z, v[j].w * r * w[j].w, inverse);
+    }
+}
+#endif
 // RMSNorm with multipliers `scale` (1 + w, or adaRMS's 1 + scale) and, if not null, `shift`; the first `clean` rows take
 // theirs `to_clean` floats further on.
 extern "C" __global__ void rms_norm(const float* x, const float* scale, const float* shift, int clean, int to_clean,
