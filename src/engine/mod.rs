@@ -13,6 +13,7 @@
 
 pub mod cpu;
 pub mod cuda;
+pub mod tensorrt;
 pub mod probe;
 pub mod weights;
 
