@@ -110,6 +110,11 @@ impl CudaEngine {
         Gpu::missing()
     }
 
+    /// The first GPU's name and compute capability (90 for 9.0), or why there is none.
+    pub fn present() -> Result<(String, i32), String> {
+        Gpu::open().map(|gpu| (gpu.name.clone(), gpu.arch)).map_err(|e| e.to_string())
+    }
+
     /// Puts the tensors that `dims` implies on the first GPU, as bf16 or f32. `cameras`: how many the model has.
     pub fn new(weights: &Weights, dims: Dims, bf16: bool, cameras: usize) -> Result<Self, EngineError> {
         let gpu = Gpu::open()?;

@@ -76,6 +76,13 @@ impl Calibration {
     }
 }
 
+/// The e4m3 scale of each row of a weight matrix: its largest magnitude / 448; of a row of zeros, 1.
+pub fn row_scales(values: &[f32], rows: usize) -> Vec<f32> {
+    let largest = |row: &[f32]| row.iter().fold(0f32, |max, x| max.max(x.abs()));
+    let scale = |largest: f32| if largest > 0.0 { largest / LARGEST } else { 1.0 };
+    values.chunks_exact((values.len() / rows.max(1)).max(1)).map(|row| scale(largest(row))).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -1,12 +1,25 @@
 //! Computes a graph in f32, or rounded to each node's type: the truth about a definition, without TensorRT.
 
+use std::cell::RefCell;
 use std::collections::HashMap;
 
 use half::{bf16, f16};
 
-use super::calibration::LARGEST;
+use super::calibration::{LARGEST, row_scales};
 use super::graph::{Binary, Graph, Op, Type, Value};
 use crate::engine::weights::Weights;
+
+thread_local! {
+    /// Largest magnitude of what each activation's quantisation took, while somebody watches.
+    static RANGES: RefCell<Option<Vec<f32>>> = const { RefCell::new(None) };
+}
+
+/// Runs `work`; the largest magnitudes that were quantised in one scale, in the order of first computation.
+pub fn watch(work: impl FnOnce()) -> Vec<f32> {
+    RANGES.set(Some(Vec::new()));
+    work();
+    RANGES.take().unwrap_or_default()
+}
 
 /// A node's numbers, row-major.
 type Array = Vec<f32>;
@@ -38,9 +51,7 @@ pub fn interpret(
             Op::Weight(name) => weights.get(name).unwrap().to_vec(),
             Op::RowScales(name) => {
                 let tensor = weights.get(name).unwrap();
-                let (data, rows) = (tensor.to_vec(), tensor.shape()[0]);
-                let row = |row: &[f32]| row.iter().fold(0f32, |m, x| m.max(x.abs())) / LARGEST;
-                data.chunks_exact(data.len() / rows).map(row).collect()
+                row_scales(&tensor.to_vec(), tensor.shape()[0])
             }
             Op::Constant(values) => values.clone(),
             Op::Cast(x) | Op::Reshape(x) => of(*x).clone(),
@@ -92,6 +103,10 @@ pub fn interpret(
                 let forth = matches!(node.op, Op::Quantize(..));
                 let (data, scales) = (of(*x), of(*scale));
                 let row = data.len() / scales.len();
+                if forth && scales.len() == 1 {
+                    let range = data.iter().fold(0f32, |m, x| m.max(x.abs()));
+                    RANGES.with_borrow_mut(|ranges| ranges.iter_mut().for_each(|all| all.push(range)));
+                }
                 let scaled = |i: usize| if forth { data[i] / scales[i / row] } else { data[i] * scales[i / row] };
                 (0..data.len()).map(scaled).collect()
             }
