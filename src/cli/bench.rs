@@ -172,7 +172,7 @@ pub fn run(args: Args) -> Result<Verdict, Failure> {
     };
     let noise = noise(0, 0, horizon * dims.action_dim);
     let sampler = Sampler::euler(STEPS, model.time_rounding());
-    let is_gpu = matches!(engine, Engine::Cuda(_));
+    let is_gpu = !matches!(engine, Engine::Cpu(_));
     let runs = args.runs.unwrap_or(if is_gpu { 200 } else { 3 });
     let warm_up = if is_gpu { 20 } else { 1 }; // pages, threads, modulation; clocks
     let bar = progress::bar("inferences");
@@ -181,9 +181,9 @@ pub fn run(args: Args) -> Result<Verdict, Failure> {
         (Engine::Cuda(engine), Streams::Pipelined) => {
             pipelined(engine, &input, &noise, &sampler, warm_up + runs, progress)?
         }
-        (Engine::Cpu(_), Streams::Pipelined) => {
+        (Engine::Cpu(_) | Engine::TensorRt(_), Streams::Pipelined) => {
             return Err(
-                "--streams pipelined: the cpu engine uses all cores for each stage; use --backend cuda"
+                "--streams pipelined: the other engines run one stage after the other; use --backend cuda"
                     .into(),
             );
         }
@@ -197,7 +197,8 @@ pub fn run(args: Args) -> Result<Verdict, Failure> {
     let work = Work { cameras, tokens: tokens as usize, horizon, steps: STEPS };
     let flop = dims.flop(&work);
     let (peak, gpu) = match &mut engine {
-        Engine::Cpu(_) => (peak_flops(), None),
+        // Of TensorRT's GPU no peak is measured: the ratio means nothing there.
+        Engine::Cpu(_) | Engine::TensorRt(_) => (peak_flops(), None),
         Engine::Cuda(engine) => {
             let (peak, copy) = engine.peaks()?;
             let (vision_nodes, action_nodes) = engine.graph_nodes();

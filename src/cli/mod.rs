@@ -4,6 +4,7 @@ mod bench;
 mod bench_control;
 #[cfg(feature = "ros")]
 mod bench_ros;
+mod engines;
 mod inspect;
 #[cfg(feature = "ros")]
 mod node;
@@ -45,6 +46,7 @@ enum Command {
     Inspect(inspect::Args),
     Synth(synth::Args),
     Bench(bench::Args),
+    Engines(engines::Args),
     Steps(steps::Args),
     Splice(splice::Args),
     #[cfg(feature = "ros")]
@@ -140,6 +142,7 @@ pub fn main() -> ExitCode {
         Command::Inspect(args) => inspect::run(args),
         Command::Synth(args) => synth::run(args),
         Command::Bench(args) => bench::run(args),
+        Command::Engines(args) => engines::run(args),
         Command::Steps(args) => steps::run(args),
         Command::Splice(args) => splice::run(args),
         #[cfg(feature = "ros")]

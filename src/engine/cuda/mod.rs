@@ -15,7 +15,7 @@
 
 mod chunk;
 mod compile;
-mod driver;
+pub(super) mod driver;
 mod expert;
 mod fused;
 mod gemm;

@@ -12,6 +12,7 @@
 //! | `manifest` | what an engine was built for |
 //! | `shim/`, `sys`, `result`, `safe` | TensorRT in three levels behind a C interface of our own |
 //! | `emit`, `plan` | a graph handed to TensorRT; built, with its manifest |
+//! | `staged`, `run` | the stages as an engine; on a GPU |
 //! | `interpret`, `truth` (tests) | the same graphs computed in f32, against the recordings |
 
 pub mod calibration;
@@ -28,7 +29,10 @@ pub mod plan;
 #[cfg(feature = "tensorrt")]
 mod result;
 #[cfg(feature = "tensorrt")]
+pub mod run;
+#[cfg(feature = "tensorrt")]
 pub mod safe;
+pub mod staged;
 pub mod stages;
 #[cfg(feature = "tensorrt")]
 mod sys;
