@@ -60,6 +60,32 @@ fn an_empty_folder_has_no_engines() {
     assert_eq!(pi05(&["engines", "check", "--out", &out], &[]).status.code(), Some(1));
 }
 
+#[test]
+fn an_engine_of_something_else_is_refused_from_its_manifest() {
+    let folder = tempfile::tempdir().unwrap();
+    let manifest = |plan_bytes: u32| {
+        format!(
+            r#"{{"stage": "vision", "dtype": "bf16", "plan_bytes": {plan_bytes}, "plan_sha256": "0", "checkpoint": "D",
+            "checkpoint_sha256": "0123", "cameras": 3, "prompt": 200, "horizon": 50, "inputs": [], "outputs": [],
+            "gpu": "another", "compute_capability": "3.5", "tensorrt": "TensorRT 8.6.1", "build_s": 1.0}}"#
+        )
+    };
+    let out = folder.path().display().to_string();
+    let check = |manifest: &str, more: &[&str]| {
+        std::fs::write(folder.path().join("vision.bf16.json"), manifest).unwrap();
+        std::fs::write(folder.path().join("vision.bf16.plan"), "plan").unwrap();
+        let output = pi05(&[&["engines", "check", "--out", &out], more].concat(), &[]);
+        assert_eq!(output.status.code(), Some(1), "{}", said(&output));
+        said(&output)
+    };
+    let text = check(&manifest(4), &["--checkpoint", "synth:tiny"]);
+    assert!(text.contains("FAIL") && text.contains("checkpoint: built for 0123, here is"), "{text}");
+    let text = check(&manifest(5), &[]);
+    assert!(text.contains("FAIL") && (text.contains("built for") || text.contains("expected 5 bytes")), "{text}");
+    let text = check("{}", &[]);
+    assert!(text.contains("vision.bf16.json: no engine's manifest"), "{text}");
+}
+
 #[cfg(not(feature = "tensorrt"))]
 #[test]
 fn without_the_feature_building_is_refused_in_one_line() {

@@ -32,7 +32,6 @@ enum What {
 }
 
 #[derive(clap::Args)]
-#[cfg_attr(not(feature = "tensorrt"), expect(dead_code, reason = "read by builds with TensorRT"))]
 struct Build {
     /// Checkpoint folder, synth:tiny or synth:full
     #[arg(long, value_name = "D")]

@@ -96,8 +96,8 @@ impl Manifest {
             }
         }
         paths.sort();
-        let mut all =
-            paths.into_iter().map(|path| Ok((path.clone(), Self::read(&path)?))).collect::<Result<Vec<_>, _>>()?;
+        let read = |path: PathBuf| Self::read(&path).map(|manifest| (path, manifest));
+        let mut all = paths.into_iter().map(read).collect::<Result<Vec<_>, _>>()?;
         all.sort_by_key(|(_, manifest)| Stage::NAMES.iter().position(|name| *name == manifest.stage));
         Ok(all)
     }

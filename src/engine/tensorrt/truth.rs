@@ -4,17 +4,19 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
 use super::calibration::Calibration;
-use super::feed::{self, Slots, Tables};
 use super::graph::{Graph, Op, Value};
 use super::interpret::{Rounding, interpret, watch};
+use super::staged::{Device, TensorRtEngine};
 use super::stages::{Format, Sizes, Stage, define};
-use crate::engine::cpu::time::TimeConditioning;
-use crate::engine::probe::Tap;
+use crate::engine::probe::{Probe, Tap};
 use crate::engine::weights::Weights;
+use crate::engine::{Engine, EngineError};
 use crate::model::ModelInput;
 use crate::model::dims::{Dims, DimsHints};
-use crate::model::tensors::TOKEN_EMBEDDING;
-use crate::pipeline::Model;
+use crate::model::sampler::rtc::Rtc;
+use crate::model::sampler::{Sampler, TimeRounding};
+use crate::model::tensors::TensorTable;
+use crate::pipeline::{Model, infer};
 use crate::policy::checkpoint::safetensors::read_case;
 use crate::verify::Case;
 
@@ -24,13 +26,13 @@ fn fixture(name: &str) -> PathBuf {
 
 struct Tiny {
     dims: Dims,
+    table: TensorTable,
     weights: Weights,
 }
 
 struct Run {
-    /// Valid rows of every K and V, in order.
-    kv: Vec<Vec<f32>>,
-    velocity: Vec<f32>,
+    /// What the engine reported: features, valid rows of every K and V, velocities.
+    seen: HashMap<String, Vec<f32>>,
     actions: Vec<f32>,
 }
 
@@ -46,7 +48,7 @@ impl Tiny {
             action_dim: checkpoint.hints.action_dim,
         };
         let dims = Dims::from_tensors(&checkpoint.tensors, &hints).unwrap();
-        Self { dims, weights: Weights::map(&checkpoint.tensors).unwrap() }
+        Self { dims, weights: Weights::map(&checkpoint.tensors).unwrap(), table: checkpoint.tensors }
     }
 
     fn sizes(&self) -> Sizes {
@@ -57,61 +59,76 @@ impl Tiny {
         define(stage, &self.dims, &self.sizes(), format, calibration).unwrap()
     }
 
-    /// One inference through the three graphs, Euler steps by hand.
+    /// One inference through the three graphs.
     fn run(
         &self,
         input: &ModelInput,
         noise: &[f32],
-        times: &[f32],
+        sampler: &Sampler,
         (format, rounding): (Format, Rounding),
         calibration: Option<&Calibration>,
     ) -> Run {
-        let (dims, sizes) = (&self.dims, &self.sizes());
-        let compute = |stage, inputs: &HashMap<String, Vec<f32>>| {
-            interpret(&self.graph(stage, format, calibration), &self.weights, inputs, rounding)
+        let stages = [Stage::Vision, Stage::Prefix, Stage::Denoise];
+        let device = Interpreted {
+            graphs: stages.map(|stage| self.graph(stage, format, calibration)),
+            weights: Weights::map(&self.table).unwrap(),
+            rounding,
+            values: HashMap::new(),
         };
-        let present: Vec<bool> = input.images.iter().map(Option::is_some).collect();
-        let slots = Slots::new(dims, sizes, &present, input.tokens.len()).unwrap();
-        let pixels = feed::pixels(dims, sizes, &input.images).unwrap();
-        let mut features = compute(Stage::Vision, &HashMap::from([("pixels".to_owned(), pixels)]));
-        let embedding = self.weights.get(TOKEN_EMBEDDING).unwrap();
-        let tables = Tables::new(dims.language.head_dim, slots.positions());
-        let mut kv = compute(
-            Stage::Prefix,
-            &HashMap::from([
-                ("features".to_owned(), features.remove("features").unwrap()),
-                ("prompt".to_owned(), feed::prompt(dims, sizes, &embedding, &input.tokens).unwrap()),
-                ("cos".to_owned(), tables.cos),
-                ("sin".to_owned(), tables.sin),
-                ("mask".to_owned(), slots.mask()),
-            ]),
-        );
-        let mut valid_kv = Vec::new();
-        for i in 0..dims.language.layers {
-            for name in ["k", "v"] {
-                let rows = kv[&format!("{name}.{i}")].chunks_exact(dims.language.head_dim);
-                let valid = rows.zip(slots.valid()).filter(|(_, valid)| **valid);
-                valid_kv.push(valid.flat_map(|(row, _)| row.to_vec()).collect());
-            }
+        let engine = TensorRtEngine::new(&self.weights, self.dims, self.sizes(), Box::new(device)).unwrap();
+        let mut engine = Engine::TensorRt(Box::new(engine));
+        let mut seen = Seen::default();
+        let (actions, _) =
+            infer(&mut engine, input, noise, sampler, &Rtc::Off, &mut Tap::new(&mut seen)).unwrap();
+        Run { seen: seen.0, actions }
+    }
+}
+
+/// Stages computed by [`interpret`].
+struct Interpreted {
+    graphs: [Graph; 3],
+    weights: Weights,
+    rounding: Rounding,
+    values: HashMap<String, Vec<f32>>,
+}
+
+impl Device for Interpreted {
+    fn put(&mut self, stage: Stage, name: &str, values: &[f32]) -> Result<(), EngineError> {
+        let ports = self.graphs[stage as usize].input_ports();
+        let port = ports.iter().find(|port| port.name == name).unwrap();
+        assert_eq!(port.shape.iter().product::<usize>(), values.len(), "{stage} {name}");
+        self.values.insert(name.to_owned(), values.to_vec());
+        Ok(())
+    }
+
+    fn run(&mut self, stage: Stage) -> Result<(), EngineError> {
+        let graph = &self.graphs[stage as usize];
+        let inputs = graph.input_ports().into_iter();
+        let missing = graph.input_ports().into_iter().find(|port| !self.values.contains_key(&port.name));
+        // Where no camera is present vision does not run: the buffer holds whatever is there.
+        if let Some(port) = missing {
+            assert_eq!(port.name, "features");
+            self.values.insert(port.name, vec![0.0; port.shape.iter().product()]);
         }
-        let first = slots.count();
-        let tables = Tables::new(dims.expert.head_dim, first..first + sizes.horizon);
-        kv.extend([("cos".to_owned(), tables.cos), ("sin".to_owned(), tables.sin)]);
-        kv.insert("mask".to_owned(), slots.mask());
-        let mut time = TimeConditioning::new(&self.weights, &dims.expert).unwrap();
-        let modulations = time.modulations(times, &mut Tap::none());
-        let mut x = noise.to_vec();
-        let mut velocity = Vec::new();
-        for modulation in modulations.iter() {
-            kv.insert("x".to_owned(), x.clone());
-            kv.insert("modulation".to_owned(), modulation.values().to_vec());
-            let v = compute(Stage::Denoise, &kv).remove("velocity").unwrap();
-            x.iter_mut().zip(&v).for_each(|(x, v)| *x -= v / times.len() as f32);
-            if velocity.is_empty() {
-                velocity = v;
-            }
-        }
-        Run { kv: valid_kv, velocity, actions: x }
+        let inputs = inputs.map(|port| (port.name.clone(), self.values[&port.name].clone())).collect();
+        self.values.extend(interpret(graph, &self.weights, &inputs, self.rounding));
+        Ok(())
+    }
+
+    fn get(&mut self, _: Stage, name: &str) -> Result<Vec<f32>, EngineError> {
+        Ok(self.values[name].clone())
+    }
+}
+
+#[derive(Default)]
+struct Seen(HashMap<String, Vec<f32>>);
+
+impl Probe for Seen {
+    fn wants(&self, _: &str) -> bool {
+        true
+    }
+    fn record(&mut self, name: &str, data: &[f32]) {
+        self.0.insert(name.to_owned(), data.to_vec());
     }
 }
 
@@ -133,11 +150,11 @@ fn difference(a: &[f32], b: &[f32]) -> f32 {
 }
 
 /// Ranges of everything that goes into a product, found on the case itself.
-fn calibrated(tiny: &Tiny, input: &ModelInput, noise: &[f32], times: &[f32]) -> Calibration {
+fn calibrated(tiny: &Tiny, input: &ModelInput, noise: &[f32], sampler: &Sampler) -> Calibration {
     // Any ranges give the names' places; then the same graph without rounding says how large each becomes.
     let everything = Calibration::from_ranges(names(&tiny.dims).into_iter().map(|name| (name, 1.0)));
     let ranges = watch(|| {
-        tiny.run(input, noise, times, (Format::Fp8, Rounding::Never), Some(&everything));
+        tiny.run(input, noise, sampler, (Format::Fp8, Rounding::Never), Some(&everything));
     });
     assert_eq!(ranges.len(), names(&tiny.dims).len());
     Calibration::from_ranges(names(&tiny.dims).into_iter().zip(ranges))
@@ -158,31 +175,36 @@ fn names(dims: &Dims) -> Vec<String> {
     all
 }
 
-fn each_case(check: impl Fn(&Tiny, &Recorded, ModelInput, Vec<f32>, Vec<f32>)) {
+fn each_case(check: impl Fn(&Tiny, &Recorded, ModelInput, Vec<f32>, Sampler)) {
     let tiny = Tiny::open();
     for case in ["case_a_f32.safetensors", "case_b_f32.safetensors", "case_c_f32.safetensors"] {
         let recorded = Recorded::of(case);
         let start = Case::read(&fixture(case), &tiny.dims).unwrap().start();
-        let times = recorded.values("times");
-        check(&tiny, &recorded, start.input, start.noise, times);
+        let sampler = Sampler::euler(recorded.values("times").len(), TimeRounding::Accumulated);
+        check(&tiny, &recorded, start.input, start.noise, sampler);
     }
 }
 
 #[test]
 fn the_definitions_in_f32_are_the_reference() {
-    each_case(|tiny, recorded, input, noise, times| {
-        let run = tiny.run(&input, &noise, &times, (Format::Bf16, Rounding::Never), None);
+    each_case(|tiny, recorded, input, noise, sampler| {
+        let run = tiny.run(&input, &noise, &sampler, (Format::Bf16, Rounding::Never), None);
         let valid = recorded.values("prefix.pad_mask");
-        for (i, values) in run.kv.iter().enumerate() {
-            let key = format!("prefix.kv.{}.{}", i / 2, ["k", "v"][i % 2]);
-            let all = recorded.values(&key);
+        let mut compared = 0;
+        for (name, values) in run.seen.iter().filter(|(name, _)| name.starts_with("prefix.kv.")) {
+            let all = recorded.values(name);
             let rows = all.chunks_exact(tiny.dims.language.head_dim).zip(&valid).filter(|(_, v)| **v != 0.0);
             let rows: Vec<f32> = rows.flat_map(|(row, _)| row.to_vec()).collect();
             let difference = difference(values, &rows);
-            assert!(difference <= 2e-5, "{key}: {difference}");
+            assert!(difference <= 2e-5, "{name}: {difference}");
+            compared += 1;
         }
-        let velocity = difference(&run.velocity, &recorded.values("step.0.v_t"));
-        assert!(velocity <= 2e-5, "velocity: {velocity}");
+        assert_eq!(compared, 2 * tiny.dims.language.layers);
+        for step in 0..sampler.steps {
+            let name = format!("step.{step}.v_t");
+            let velocity = difference(&run.seen[&name], &recorded.values(&name));
+            assert!(velocity <= 2e-5, "{name}: {velocity}");
+        }
         let actions = difference(&run.actions, &recorded.values("actions"));
         assert!(actions <= 5e-5, "actions: {actions}");
     });
@@ -190,9 +212,9 @@ fn the_definitions_in_f32_are_the_reference() {
 
 #[test]
 fn rounded_as_typed_they_stay_near_it() {
-    each_case(|tiny, recorded, input, noise, times| {
+    each_case(|tiny, recorded, input, noise, sampler| {
         for (format, tolerance) in [(Format::Bf16, 5e-2), (Format::Fp16, 1e-2)] {
-            let run = tiny.run(&input, &noise, &times, (format, Rounding::AsTyped), None);
+            let run = tiny.run(&input, &noise, &sampler, (format, Rounding::AsTyped), None);
             let actions = difference(&run.actions, &recorded.values("actions"));
             assert!(actions > 0.0 && actions <= tolerance, "{format}: {actions}");
         }
@@ -201,9 +223,9 @@ fn rounded_as_typed_they_stay_near_it() {
 
 #[test]
 fn e4m3_with_calibrated_ranges_stays_within_its_tolerance() {
-    each_case(|tiny, recorded, input, noise, times| {
-        let calibration = calibrated(tiny, &input, &noise, &times);
-        let run = tiny.run(&input, &noise, &times, (Format::Fp8, Rounding::AsTyped), Some(&calibration));
+    each_case(|tiny, recorded, input, noise, sampler| {
+        let calibration = calibrated(tiny, &input, &noise, &sampler);
+        let run = tiny.run(&input, &noise, &sampler, (Format::Fp8, Rounding::AsTyped), Some(&calibration));
         let actions = difference(&run.actions, &recorded.values("actions"));
         assert!(actions > 0.0 && actions <= 0.15, "actions: {actions}");
     });
