@@ -35,7 +35,15 @@ fn the_shim_compiles_against_every_header_at_hand_and_links_nothing_of_tensorrt(
     for entry in entries.map(|e| e.unwrap().path()).filter(|path| path.join("NvInfer.h").is_file()) {
         let object = folder.path().join("shim.o");
         let output = Command::new("c++")
-            .args(["-std=c++17", "-O0", "-fPIC", "-Wall", "-Wextra", "-Werror", "-Wno-deprecated-declarations"])
+            .args([
+                "-std=c++17",
+                "-O0",
+                "-fPIC",
+                "-Wall",
+                "-Wextra",
+                "-Werror",
+                "-Wno-deprecated-declarations",
+            ])
             .args(["-isystem".as_ref(), entry.as_os_str(), "-isystem".as_ref(), headers.as_os_str()])
             .args(["-c".as_ref(), root().join("src/engine/tensorrt/shim/shim.cpp").as_os_str()])
             .args(["-o".as_ref(), object.as_os_str()])
@@ -81,7 +89,10 @@ fn an_engine_of_something_else_is_refused_from_its_manifest() {
     let text = check(&manifest(4), &["--checkpoint", "synth:tiny"]);
     assert!(text.contains("FAIL") && text.contains("checkpoint: built for 0123, here is"), "{text}");
     let text = check(&manifest(5), &[]);
-    assert!(text.contains("FAIL") && (text.contains("built for") || text.contains("expected 5 bytes")), "{text}");
+    assert!(
+        text.contains("FAIL") && (text.contains("built for") || text.contains("expected 5 bytes")),
+        "{text}"
+    );
     let text = check("{}", &[]);
     assert!(text.contains("vision.bf16.json: no engine's manifest"), "{text}");
 }
@@ -129,7 +140,8 @@ mod with_the_feature {
         let mut names = vec!["vision.post_layernorm".to_owned()];
         for i in 0..dims.vision.layers {
             names.extend(
-                ["layer_norm1", "attention", "layer_norm2", "hidden"].map(|p| format!("vision.layer.{i}.{p}")),
+                ["layer_norm1", "attention", "layer_norm2", "hidden"]
+                    .map(|p| format!("vision.layer.{i}.{p}")),
             );
         }
         for i in 0..dims.language.layers {
@@ -221,17 +233,26 @@ mod with_the_feature {
         let folder = tempfile::tempdir().unwrap();
         let out = folder.path().display().to_string();
         let build = ["engines", "build", "--checkpoint", "synth:tiny", "--out", &out];
-        let built = pi05(&[&build[..], &["--stages", "denoise", "--compute-capability", "12.0"]].concat(), &[]);
+        let built =
+            pi05(&[&build[..], &["--stages", "denoise", "--compute-capability", "12.0"]].concat(), &[]);
         assert!(built.status.success(), "{}", said(&built));
         let listed = said(&pi05(&["engines", "list", "--out", &out], &[]));
         assert!(listed.contains("denoise") && listed.contains("12.0"), "{listed}");
         let check = ["engines", "check", "--out", &out, "--checkpoint"];
         let same = pi05(&[&check[..], &["synth:tiny"]].concat(), &[]);
-        assert!(said(&same).contains("ok: ") || said(&same).contains("GPU of compute capability"), "{}", said(&same));
+        assert!(
+            said(&same).contains("ok: ") || said(&same).contains("GPU of compute capability"),
+            "{}",
+            said(&same)
+        );
         let tiny = root().join("tests/data/fixtures/tiny").display().to_string();
         let other = pi05(&[&check[..], &[&tiny]].concat(), &[]);
         assert_eq!(other.status.code(), Some(1));
-        assert!(said(&other).contains("FAIL: ") && said(&other).contains("checkpoint: built for"), "{}", said(&other));
+        assert!(
+            said(&other).contains("FAIL: ") && said(&other).contains("checkpoint: built for"),
+            "{}",
+            said(&other)
+        );
         let fp8 = pi05(&[&build[..], &["--dtype", "fp8", "--compute-capability", "12.0"]].concat(), &[]);
         assert!(said(&fp8).contains("pi05 calibrate"), "{}", said(&fp8));
     }
@@ -244,7 +265,8 @@ mod with_the_feature {
              void* createInferBuilder_INTERNAL(void* l, int v) {{ (void)l; (void)v; return (void*){builder}; }}\n"
         );
         std::fs::write(&source, code).unwrap();
-        let compiled = Command::new("cc").args(["-shared", "-fPIC", "-o"]).args([&library, &source]).status().unwrap();
+        let compiled =
+            Command::new("cc").args(["-shared", "-fPIC", "-o"]).args([&library, &source]).status().unwrap();
         assert!(compiled.success());
         library
     }

@@ -13,9 +13,11 @@ use crate::pipeline::Model;
 
 /// Build TensorRT engines from a checkpoint, list them, check them
 #[derive(clap::Args)]
-#[command(after_help = "Examples:\n  pi05 engines build --checkpoint D --stages vision,prefix --dtype bf16 --out engines\n  \
+#[command(
+    after_help = "Examples:\n  pi05 engines build --checkpoint D --stages vision,prefix --dtype bf16 --out engines\n  \
                         pi05 engines list\n  pi05 engines check --checkpoint D\n\n\
-                        An engine is for one checkpoint, one GPU and one version of TensorRT; its manifest says which.")]
+                        An engine is for one checkpoint, one GPU and one version of TensorRT; its manifest says which."
+)]
 pub struct Args {
     #[command(subcommand)]
     what: What,
@@ -120,7 +122,8 @@ impl From<FormatArg> for Format {
 
 /// `12.0` as 120.
 fn capability(text: &str) -> Result<i32, String> {
-    let parts = text.split_once('.').and_then(|(major, minor)| Some((major.parse().ok()?, minor.parse().ok()?)));
+    let parts =
+        text.split_once('.').and_then(|(major, minor)| Some((major.parse().ok()?, minor.parse().ok()?)));
     match parts {
         Some((major @ 1..=99, minor @ 0..=9)) => Ok(major * 10 + minor),
         _ => Err("expected a compute capability such as 12.0".into()),
@@ -235,7 +238,9 @@ fn check(args: &Check) -> Result<Verdict, Failure> {
         here.checkpoint_sha256 = Some(fingerprint(&model.weights(|_, _| {})?, &model.dims()?)?);
     }
     match CudaEngine::present() {
-        Ok((_, capability)) => here.compute_capability = Some(format!("{}.{}", capability / 10, capability % 10)),
+        Ok((_, capability)) => {
+            here.compute_capability = Some(format!("{}.{}", capability / 10, capability % 10))
+        }
         Err(reason) => writeln!(out, "not compared with a GPU: {reason}")?,
     }
     match library() {

@@ -37,7 +37,9 @@ pub enum CalibrationError {
         reason: String,
     },
     /// A range that the network needs.
-    #[error("calibration: no range of {0}: it was made for another network; run `pi05 calibrate` on this checkpoint")]
+    #[error(
+        "calibration: no range of {0}: it was made for another network; run `pi05 calibrate` on this checkpoint"
+    )]
     Missing(String),
 }
 
@@ -51,10 +53,13 @@ impl Calibration {
         if bytes.len() as u64 > MOST_BYTES {
             return Err(error(format!("expected at most {MOST_BYTES} bytes, found more")));
         }
-        let tensors = SafeTensors::deserialize(&bytes).map_err(|e| error(format!("no safetensors file: {e}")))?;
+        let tensors =
+            SafeTensors::deserialize(&bytes).map_err(|e| error(format!("no safetensors file: {e}")))?;
         let mut ranges = BTreeMap::new();
         for (name, tensor) in tensors.iter() {
-            let (Dtype::F32, Ok(value)) = (tensor.dtype(), <[u8; 4]>::try_from(tensor.data())) else { continue };
+            let (Dtype::F32, Ok(value)) = (tensor.dtype(), <[u8; 4]>::try_from(tensor.data())) else {
+                continue;
+            };
             let range = f32::from_le_bytes(value);
             if !range.is_finite() || range <= 0.0 {
                 return Err(error(format!("{name}: expected a range above 0, found {range}")));
@@ -112,7 +117,8 @@ mod tests {
             let said = written(&[("a", Dtype::F32, bad.to_le_bytes().to_vec())]).unwrap_err().to_string();
             assert!(said.contains("a: expected a range above 0"), "{said}");
         }
-        let said = Calibration::read(Path::new("/nonexistent/calibration.safetensors")).unwrap_err().to_string();
+        let said =
+            Calibration::read(Path::new("/nonexistent/calibration.safetensors")).unwrap_err().to_string();
         assert!(said.contains("pi05 calibrate"), "{said}");
     }
 }

@@ -73,11 +73,13 @@ fn layer<'w>(
         }
         Op::RowScales(name) => {
             let weight = weight.ok_or_else(|| TensorRtError::Missing(name.clone()))?;
-            build.constant(node.dtype, &node.shape, Constant::Made(f32_bytes(&row_scales(&weight.to_vec(), node.shape[0]))))
+            build.constant(
+                node.dtype,
+                &node.shape,
+                Constant::Made(f32_bytes(&row_scales(&weight.to_vec(), node.shape[0]))),
+            )
         }
-        Op::Constant(values) => {
-            build.constant(node.dtype, &node.shape, Constant::Made(f32_bytes(values)))
-        }
+        Op::Constant(values) => build.constant(node.dtype, &node.shape, Constant::Made(f32_bytes(values))),
         // SAFETY of every call below: numbers, and arrays of this function of the length that is said.
         Op::Cast(x) => build.made(|b, m| unsafe { sys::trt_cast(b, at(x), number(node.dtype), m) }),
         Op::MatMul { x, y, transposed } => {
@@ -131,7 +133,8 @@ fn layer<'w>(
         Op::Dequantize(x, scale) => {
             let axis = axis(graph.node(*scale));
             // SAFETY: as above.
-            build.made(|b, m| unsafe { sys::trt_dequantize(b, at(x), at(scale), axis, number(node.dtype), m) })
+            build
+                .made(|b, m| unsafe { sys::trt_dequantize(b, at(x), at(scale), axis, number(node.dtype), m) })
         }
     }
 }

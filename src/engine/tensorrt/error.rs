@@ -8,7 +8,9 @@ use super::stages::DefinitionError;
 #[derive(Debug, Error)]
 pub enum TensorRtError {
     /// This program has no TensorRT in it.
-    #[error("TensorRT: this program was built without it; build with `--features tensorrt` (docs/tensorrt.md)")]
+    #[error(
+        "TensorRT: this program was built without it; build with `--features tensorrt` (docs/tensorrt.md)"
+    )]
     NotBuilt,
     /// No library.
     #[error("TensorRT: {tried}: {reason}; install it, or set TENSORRT_LIBRARY to the library's path")]

@@ -231,8 +231,11 @@ impl Graph {
         if rank < 2 || b.shape.len() != rank {
             return Err(misfit(NAME, format!("{:?} and {:?}", a.shape, b.shape)));
         }
-        let (columns, inner) =
-            if transposed { (b.shape[rank - 2], b.shape[rank - 1]) } else { (b.shape[rank - 1], b.shape[rank - 2]) };
+        let (columns, inner) = if transposed {
+            (b.shape[rank - 2], b.shape[rank - 1])
+        } else {
+            (b.shape[rank - 1], b.shape[rank - 2])
+        };
         if a.shape[rank - 1] != inner {
             return Err(misfit(NAME, format!("{:?} and {:?}", a.shape, b.shape)));
         }

@@ -96,7 +96,8 @@ pub fn interpret(
             Op::Concat(parts, axis) => {
                 let inner = |v: Value| shape(v)[*axis..].iter().product::<usize>();
                 let outer = node.shape[..*axis].iter().product::<usize>();
-                let row = |i: usize| parts.iter().flat_map(move |&p| &of(p)[i * inner(p)..(i + 1) * inner(p)]);
+                let row =
+                    |i: usize| parts.iter().flat_map(move |&p| &of(p)[i * inner(p)..(i + 1) * inner(p)]);
                 (0..outer).flat_map(row).copied().collect()
             }
             Op::Quantize(x, scale) | Op::Dequantize(x, scale) => {
@@ -107,7 +108,8 @@ pub fn interpret(
                     let range = data.iter().fold(0f32, |m, x| m.max(x.abs()));
                     RANGES.with_borrow_mut(|ranges| ranges.iter_mut().for_each(|all| all.push(range)));
                 }
-                let scaled = |i: usize| if forth { data[i] / scales[i / row] } else { data[i] * scales[i / row] };
+                let scaled =
+                    |i: usize| if forth { data[i] / scales[i / row] } else { data[i] * scales[i / row] };
                 (0..data.len()).map(scaled).collect()
             }
         };

@@ -105,7 +105,10 @@ impl Manifest {
     /// Reads one; its words are checked.
     pub fn read(path: &Path) -> Result<Self, TensorRtError> {
         let wrong = |reason: String| {
-            TensorRtError::file(path, format!("no engine's manifest: {reason}; run `pi05 engines build` again"))
+            TensorRtError::file(
+                path,
+                format!("no engine's manifest: {reason}; run `pi05 engines build` again"),
+            )
         };
         let file = File::open(path).map_err(|e| TensorRtError::file(path, e))?;
         let mut text = String::new();
@@ -270,12 +273,18 @@ mod tests {
         };
         manifest.fits(path, &same).unwrap();
         for (here, what) in [
-            (Here { checkpoint_sha256: some("abd"), ..same.clone() }, "checkpoint: built for abc, here is abd"),
+            (
+                Here { checkpoint_sha256: some("abd"), ..same.clone() },
+                "checkpoint: built for abc, here is abd",
+            ),
             (Here { compute_capability: some("11.0"), ..same.clone() }, "built for 12.0, here is 11.0"),
             (Here { tensorrt: some("TensorRT 10.13.3"), ..same.clone() }, "here is TensorRT 10.13.3"),
         ] {
             let said = manifest.fits(path, &here).unwrap_err().to_string();
-            assert!(said.contains(what) && said.contains("vision.bf16.json") && !said.contains('\n'), "{said}");
+            assert!(
+                said.contains(what) && said.contains("vision.bf16.json") && !said.contains('\n'),
+                "{said}"
+            );
         }
     }
 
@@ -283,7 +292,9 @@ mod tests {
     fn what_is_no_manifest_is_refused_by_name() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("x.json");
-        for text in ["", "{}", "[1]", &serde_json::to_string(&Manifest { stage: "a".into(), ..manifest() }).unwrap()] {
+        for text in
+            ["", "{}", "[1]", &serde_json::to_string(&Manifest { stage: "a".into(), ..manifest() }).unwrap()]
+        {
             fs::write(&path, text).unwrap();
             let said = Manifest::all(folder.path()).unwrap_err().to_string();
             assert!(said.contains("x.json: no engine's manifest"), "{said}");

@@ -90,7 +90,8 @@ impl Builder {
         let started = Instant::now();
         let graph = define(stage, request.dims, &request.sizes, request.format, request.calibration)?;
         let cache = request.out.join(TIMING_CACHE);
-        let (plan, timings) = self.plan(&graph, request.weights, &fs::read(&cache).unwrap_or_default(), on_progress)?;
+        let (plan, timings) =
+            self.plan(&graph, request.weights, &fs::read(&cache).unwrap_or_default(), on_progress)?;
         fs::create_dir_all(request.out).map_err(|e| TensorRtError::file(request.out, e))?;
         if let Some(timings) = timings {
             write_whole(&cache, timings.bytes())?;

@@ -321,7 +321,8 @@ impl Engine {
             expected: "a type of the stages".into(),
             found: format!("TensorRT's type {dtype}"),
         })?;
-        let shape = shape[..rank.clamp(0, 8) as usize].iter().map(|&n| usize::try_from(n).unwrap_or(0)).collect();
+        let shape =
+            shape[..rank.clamp(0, 8) as usize].iter().map(|&n| usize::try_from(n).unwrap_or(0)).collect();
         Ok((is_input != 0, Port { name, dtype, shape }))
     }
 

@@ -51,7 +51,12 @@ pub struct KvCache {
 
 impl TensorRtEngine {
     /// Stages on `device`, which were built for `sizes` from these weights.
-    pub fn new(weights: &Weights, dims: Dims, sizes: Sizes, device: Box<dyn Device>) -> Result<Self, EngineError> {
+    pub fn new(
+        weights: &Weights,
+        dims: Dims,
+        sizes: Sizes,
+        device: Box<dyn Device>,
+    ) -> Result<Self, EngineError> {
         let time = TimeConditioning::new(weights, &dims.expert);
         let embedding = weights.get(TOKEN_EMBEDDING);
         Ok(Self {

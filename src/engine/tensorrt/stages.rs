@@ -72,7 +72,9 @@ pub enum DefinitionError {
     #[error(transparent)]
     Calibration(#[from] CalibrationError),
     /// e4m3 without ranges.
-    #[error("--dtype fp8: expected a calibration.safetensors with the ranges of activations; run `pi05 calibrate` first")]
+    #[error(
+        "--dtype fp8: expected a calibration.safetensors with the ranges of activations; run `pi05 calibrate` first"
+    )]
     Uncalibrated,
 }
 
@@ -279,7 +281,14 @@ impl Stages<'_> {
     }
 
     /// All heads' attention to the one K and V that they share: since they do, queries are `[tokens * heads, head_dim]`.
-    fn attend_shared(&mut self, h: Value, k: Value, v: Value, attention: &Attention<'_>, at: &str) -> Defined {
+    fn attend_shared(
+        &mut self,
+        h: Value,
+        k: Value,
+        v: Value,
+        attention: &Attention<'_>,
+        at: &str,
+    ) -> Defined {
         let dims = attention.dims;
         let q = self.linear(h, &format!("{at}self_attn.q_proj"), dims.q_width(), dims.width)?;
         let q = self.g.cast(q, Type::F32);
@@ -397,7 +406,13 @@ impl Stages<'_> {
     }
 
     /// adaRMS with modulation number `norm`; its gate beside.
-    fn adaptive_norm(&mut self, x: Value, modulation: Value, norm: usize, width: usize) -> Defined<(Value, Value)> {
+    fn adaptive_norm(
+        &mut self,
+        x: Value,
+        modulation: Value,
+        norm: usize,
+        width: usize,
+    ) -> Defined<(Value, Value)> {
         let mut rows = [x; 3];
         for (i, row) in rows.iter_mut().enumerate() {
             let part = self.g.slice(modulation, &[norm, i, 0], &[1, 1, width])?;

@@ -53,7 +53,14 @@ unsafe extern "C" {
     pub fn trt_build_new(library: *mut Library, build: *mut *mut Build, message: *mut Message) -> i32;
     pub fn trt_build_delete(build: *mut Build);
 
-    pub fn trt_input(b: *mut Build, name: *const c_char, dtype: i32, rank: i32, shape: *const i64, m: *mut Message) -> i32;
+    pub fn trt_input(
+        b: *mut Build,
+        name: *const c_char,
+        dtype: i32,
+        rank: i32,
+        shape: *const i64,
+        m: *mut Message,
+    ) -> i32;
     pub fn trt_constant(
         b: *mut Build,
         dtype: i32,
@@ -72,7 +79,14 @@ unsafe extern "C" {
     pub fn trt_softmax_last(b: *mut Build, x: i32, m: *mut Message) -> i32;
     pub fn trt_reshape(b: *mut Build, x: i32, rank: i32, shape: *const i64, m: *mut Message) -> i32;
     pub fn trt_transpose(b: *mut Build, x: i32, rank: i32, order: *const i32, m: *mut Message) -> i32;
-    pub fn trt_slice(b: *mut Build, x: i32, rank: i32, start: *const i64, size: *const i64, m: *mut Message) -> i32;
+    pub fn trt_slice(
+        b: *mut Build,
+        x: i32,
+        rank: i32,
+        start: *const i64,
+        size: *const i64,
+        m: *mut Message,
+    ) -> i32;
     pub fn trt_concat(b: *mut Build, parts: *const i32, count: i32, axis: i32, m: *mut Message) -> i32;
     pub fn trt_quantize(b: *mut Build, x: i32, scale: i32, axis: i32, m: *mut Message) -> i32;
     pub fn trt_dequantize(b: *mut Build, x: i32, scale: i32, axis: i32, dtype: i32, m: *mut Message) -> i32;
