@@ -11,6 +11,7 @@ use thiserror::Error;
 
 use crate::engine::cuda::{CudaEngine, Measured};
 use crate::engine::probe::Tap;
+use crate::engine::tensorrt::error::TensorRtError;
 use crate::engine::weights::Weights;
 use crate::engine::{Choice, Engine, EngineError};
 use crate::model::ModelInput;
@@ -157,8 +158,16 @@ impl Model {
     /// The network, ready to run. `progress` hears of (parameters made, parameters in all) where they are made.
     pub fn load(&self, choice: Choice, progress: impl FnMut(usize, usize)) -> Result<Engine, LoadError> {
         let dims = self.dims()?;
-        if let (Choice::Cuda(_), Some(reason)) = (choice, CudaEngine::missing()) {
-            return Err(EngineError::NoGpu(reason).into()); // before anything that takes long
+        // Before anything that takes long.
+        match (choice, CudaEngine::missing()) {
+            (Choice::Cuda(_), Some(reason)) => return Err(EngineError::NoGpu(reason).into()),
+            (Choice::TensorRt(_), _) if cfg!(not(feature = "tensorrt")) => {
+                return Err(EngineError::from(TensorRtError::NotBuilt).into());
+            }
+            (Choice::TensorRt(_), Some(reason)) => {
+                return Err(EngineError::from(TensorRtError::NoGpu(reason)).into());
+            }
+            _ => {}
         }
         let weights = self.weights(progress)?;
         Ok(Engine::new(&weights, dims, choice, self.cameras().names.len())?)

@@ -112,6 +112,9 @@ impl CudaEngine {
 
     /// The first GPU's name and compute capability (90 for 9.0), or why there is none.
     pub fn present() -> Result<(String, i32), String> {
+        if let Some(reason) = Gpu::missing() {
+            return Err(reason);
+        }
         Gpu::open().map(|gpu| (gpu.name.clone(), gpu.arch)).map_err(|e| e.to_string())
     }
 

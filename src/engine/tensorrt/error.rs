@@ -21,7 +21,7 @@ pub enum TensorRtError {
         reason: String,
     },
     /// No GPU.
-    #[error("TensorRT: {0}; only TensorRT-RTX builds without a GPU, with --compute-capability")]
+    #[error("TensorRT: no GPU: {0}; only TensorRT-RTX builds engines without one, with --compute-capability")]
     NoGpu(String),
     /// A call of the library.
     #[error("TensorRT: {0}")]
