@@ -2,9 +2,9 @@
 //! a named compute capability, and the refusals. `scripts/tensorrt-dev` fetches headers and library; without them the
 //! tests that need them say so and pass.
 
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, clippy::panic)]
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, Output};
 
 fn root() -> &'static Path {
@@ -108,6 +108,8 @@ fn without_the_feature_building_is_refused_in_one_line() {
 
 #[cfg(feature = "tensorrt")]
 mod with_the_feature {
+    use std::path::PathBuf;
+
     use super::*;
     use pi05_thor::engine::tensorrt::calibration::Calibration;
     use pi05_thor::engine::tensorrt::manifest::{Manifest, fingerprint};

@@ -490,15 +490,6 @@ int32_t trt_dequantize(TrtBuild* b, int32_t x, int32_t scale, int32_t axis, int3
     });
 }
 
-int32_t trt_name(TrtBuild* b, int32_t x, char const* name, TrtMessage* message)
-{
-    return guarded(message, [&]() -> int32_t {
-        WITH(x)
-        x_->setName(name);
-        return 0;
-    });
-}
-
 int32_t trt_output(TrtBuild* b, int32_t x, char const* name, TrtMessage* message)
 {
     return guarded(message, [&]() -> int32_t {

@@ -54,7 +54,6 @@ int32_t trt_concat(TrtBuild* b, int32_t const* parts, int32_t count, int32_t axi
 int32_t trt_quantize(TrtBuild* b, int32_t x, int32_t scale, int32_t axis, TrtMessage* message);
 int32_t trt_dequantize(TrtBuild* b, int32_t x, int32_t scale, int32_t axis, int32_t dtype, TrtMessage* message);
 
-int32_t trt_name(TrtBuild* b, int32_t x, char const* name, TrtMessage* message);
 int32_t trt_output(TrtBuild* b, int32_t x, char const* name, TrtMessage* message);
 // What TensorRT takes the tensor for; `shape` has room for 8.
 int32_t trt_describe(TrtBuild* b, int32_t x, int32_t* dtype, int32_t* rank, int64_t* shape, TrtMessage* message);
