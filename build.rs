@@ -24,8 +24,7 @@ mod tensorrt {
         for variable in ["TENSORRT_INCLUDE_DIR", "CUDA_HOME"] {
             println!("cargo:rerun-if-env-changed={variable}");
         }
-        println!("cargo:rerun-if-changed={SHIM}/shim.cpp");
-        println!("cargo:rerun-if-changed={SHIM}/shim.h");
+        println!("cargo:rerun-if-changed={SHIM}");
         let given = env::var("TENSORRT_INCLUDE_DIR").unwrap_or_default();
         let given: Vec<PathBuf> = given.split(':').filter(|d| !d.is_empty()).map(PathBuf::from).collect();
         let cuda_home = env::var("CUDA_HOME").map(|home| Path::new(&home).join("include")).ok();
@@ -36,7 +35,7 @@ mod tensorrt {
         cc::Build::new()
             .cpp(true)
             .std("c++17")
-            .file(format!("{SHIM}/shim.cpp"))
+            .files(["build.cpp", "run.cpp"].map(|file| format!("{SHIM}/{file}")))
             .include(SHIM)
             .flag("-isystem")
             .flag(tensorrt)
