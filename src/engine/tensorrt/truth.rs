@@ -196,19 +196,19 @@ fn each_case(check: impl Fn(&Tiny, &Recorded, ModelInput, Vec<f32>, Sampler)) {
 fn the_definitions_in_f32_are_the_reference() {
     each_case(|tiny, recorded, input, noise, sampler| {
         let run = tiny.run(&input, &noise, &sampler, (Format::Bf16, Rounding::Never), None);
-        // Case a has every detail, the others steps and actions.
-        if let Some(valid) = recorded.get("prefix.pad_mask") {
-            let kv: Vec<_> = run.seen.iter().filter(|(name, _)| name.starts_with("prefix.kv.")).collect();
-            assert_eq!(kv.len(), 2 * tiny.dims.language.layers);
-            for (name, values) in kv {
-                let all = recorded.values(name);
-                let rows =
-                    all.chunks_exact(tiny.dims.language.head_dim).zip(&valid).filter(|(_, v)| **v != 0.0);
-                let rows: Vec<f32> = rows.flat_map(|(row, _)| row.to_vec()).collect();
-                let difference = difference(values, &rows);
-                assert!(difference <= 2e-5, "{name}: {difference}");
-            }
+        let valid = recorded.values("prefix.pad_mask");
+        let kv: Vec<_> = run.seen.iter().filter(|(name, _)| name.starts_with("prefix.kv.")).collect();
+        assert_eq!(kv.len(), 2 * tiny.dims.language.layers);
+        let mut compared = 0;
+        for (name, values) in kv {
+            let Some(all) = recorded.get(name) else { continue }; // not every case has every layer
+            let rows = all.chunks_exact(tiny.dims.language.head_dim).zip(&valid).filter(|(_, v)| **v != 0.0);
+            let rows: Vec<f32> = rows.flat_map(|(row, _)| row.to_vec()).collect();
+            let difference = difference(values, &rows);
+            assert!(difference <= 2e-5, "{name}: {difference}");
+            compared += 1;
         }
+        assert!(compared >= 4, "{compared}");
         for step in 0..sampler.steps {
             let name = format!("step.{step}.v_t");
             let velocity = difference(&run.seen[&name], &recorded.values(&name));
