@@ -2,6 +2,7 @@
 
 pub mod chunking;
 pub mod inference;
+pub mod just_in_time;
 pub mod setup;
 
 use std::path::Path;

@@ -73,7 +73,7 @@ impl Arm {
     fn running(form: Form) -> Self {
         let mut arm = Self::new(form);
         arm.tick();
-        arm.handle.send_chunk(ramp(0, 0, Steady(arm.now))).unwrap();
+        arm.handle.send_chunk(&ramp(0, 0, Steady(arm.now))).unwrap();
         arm.tick();
         arm.tick();
         assert_eq!(arm.handle.status().state, State::Running);
@@ -135,7 +135,7 @@ fn ticks_are_on_the_grid_and_give_what_the_scheduler_gives() {
         if k == 3 || k == 40 {
             let chunk = ramp(k, 0, Steady(arm.now));
             peer.accept(&chunk, Steady(arm.now + TICK)).unwrap();
-            arm.handle.send_chunk(chunk).unwrap();
+            arm.handle.send_chunk(&chunk).unwrap();
         }
         arm.tick();
         let expected = peer.tick(Steady(arm.now), Some(&[0.0, 0.1])).map(|c| (arm.now, c.values.to_vec()));
@@ -164,10 +164,10 @@ fn a_leap_of_the_clock_is_one_tick_and_the_others_are_counted() {
 #[test]
 fn each_chunk_comes_back_with_what_became_of_it() {
     let mut arm = Arm::running(Form::PerTick);
-    let ids: Vec<_> = arm.handle.outcomes().map(|o| (o.chunk.id, o.at.0, o.result.is_ok())).collect();
+    let ids: Vec<_> = arm.handle.outcomes().map(|o| (o.chunk, o.at.0, o.result.is_ok())).collect();
     assert_eq!(ids, [(0, START + TICK, true)]);
-    arm.handle.send_chunk(ramp(1, 7, Steady(arm.now))).unwrap();
-    arm.handle.send_chunk(ramp(2, 0, Steady(arm.now - 10_000 * MS))).unwrap();
+    arm.handle.send_chunk(&ramp(1, 7, Steady(arm.now))).unwrap();
+    arm.handle.send_chunk(&ramp(2, 0, Steady(arm.now - 10_000 * MS))).unwrap();
     arm.tick();
     let results: Vec<_> = arm.handle.outcomes().map(|o| o.result.unwrap_err()).collect();
     assert!(
@@ -177,7 +177,7 @@ fn each_chunk_comes_back_with_what_became_of_it() {
     // Nobody asks what became of them: then no more are taken, and the sender hears of it.
     let mut sent = 0;
     for _ in 0..50 {
-        sent += usize::from(arm.handle.send_chunk(ramp(3, 0, Steady(arm.now))).is_ok());
+        sent += usize::from(arm.handle.send_chunk(&ramp(3, 0, Steady(arm.now))).is_ok());
         arm.tick();
     }
     assert!((8..=12).contains(&sent), "{sent}");
@@ -192,7 +192,7 @@ fn stop_is_a_brake_and_silence_and_an_older_chunk_is_never_executed() {
     let status = arm.handle.ask(Request::Stop(Reason::new("stop service")), SOON).unwrap();
     assert_eq!((status.state, status.reason.as_str()), (State::Stopped, "stop service"), "without a tick");
     assert_eq!(arm.handle.wants_chunks(), None);
-    arm.handle.send_chunk(ramp(1, epoch, Steady(arm.now))).unwrap();
+    arm.handle.send_chunk(&ramp(1, epoch, Steady(arm.now))).unwrap();
     let mut commands = 0;
     for _ in 0..100 {
         arm.tick();
@@ -200,11 +200,11 @@ fn stop_is_a_brake_and_silence_and_an_older_chunk_is_never_executed() {
     }
     assert!((1..30).contains(&commands), "{commands}");
     assert_eq!(arm.handle.ask(Request::Reset, SOON).unwrap().state, State::Armed);
-    arm.handle.send_chunk(ramp(2, epoch, Steady(arm.now))).unwrap();
+    arm.handle.send_chunk(&ramp(2, epoch, Steady(arm.now))).unwrap();
     arm.tick();
     assert!(arm.command().is_none(), "begun before the stop");
     let epoch = arm.handle.wants_chunks().unwrap();
-    arm.handle.send_chunk(ramp(3, epoch, Steady(arm.now))).unwrap();
+    arm.handle.send_chunk(&ramp(3, epoch, Steady(arm.now))).unwrap();
     arm.tick();
     assert_eq!(arm.command().unwrap().2, State::Running);
     assert_eq!(arm.handle.status().counters.chunks_of_old_epoch, 2);
@@ -223,7 +223,7 @@ fn a_pause_goes_on_sending_and_ends_with_a_fresh_chunk() {
     assert_eq!(arm.handle.ask(Request::Resume, SOON).unwrap().state, State::Holding);
     arm.tick();
     assert_eq!(arm.command().unwrap().1, last.unwrap().1);
-    arm.handle.send_chunk(ramp(1, arm.handle.wants_chunks().unwrap(), Steady(arm.now))).unwrap();
+    arm.handle.send_chunk(&ramp(1, arm.handle.wants_chunks().unwrap(), Steady(arm.now))).unwrap();
     arm.tick();
     assert_eq!(arm.command().unwrap().2, State::Running);
 }
@@ -241,7 +241,7 @@ fn joints_that_stay_away_brake_after_their_max_age() {
     arm.handle.set_joints_max_age(1_000 * MS);
     arm.tick_without_joints();
     assert_eq!(arm.handle.status().counters.joints_stale, 1);
-    arm.handle.send_chunk(ramp(1, 1, Steady(arm.now))).unwrap();
+    arm.handle.send_chunk(&ramp(1, 1, Steady(arm.now))).unwrap();
     arm.tick_without_joints();
     assert_eq!(arm.handle.status().state, State::Running);
 }
@@ -279,7 +279,7 @@ fn a_slow_publisher_gets_the_newest_and_the_lost_are_counted() {
 fn each_chunk_and_each_brake_is_one_trajectory_that_joins_the_one_before() {
     let mut arm = Arm::new(Form::Trajectory);
     arm.tick();
-    arm.handle.send_chunk(ramp(0, 0, Steady(arm.now))).unwrap();
+    arm.handle.send_chunk(&ramp(0, 0, Steady(arm.now))).unwrap();
     arm.tick();
     assert!(arm.trajectory().is_none(), "taken, but the arm has not set out");
     arm.tick();
@@ -296,7 +296,7 @@ fn each_chunk_and_each_brake_is_one_trajectory_that_joins_the_one_before() {
         match event {
             3 => drop(arm.handle.ask(Request::Pause, SOON).unwrap()), // between two ticks: begins at the last one
             id => {
-                arm.handle.send_chunk(ramp(id, 0, Steady(arm.now))).unwrap();
+                arm.handle.send_chunk(&ramp(id, 0, Steady(arm.now))).unwrap();
                 arm.tick();
             }
         }
@@ -328,7 +328,7 @@ fn deactivated_it_brakes_and_ends_at_rest() {
     let status = arm.handle.status();
     assert_eq!((status.state, status.counters.chunks_accepted), (State::Idle, 1));
     assert_eq!(arm.handle.ask(Request::Reset, SOON), Err(NotCarriedOut::Ended));
-    assert!(arm.handle.send_chunk(ramp(1, 0, Steady(arm.now))).is_err());
+    assert!(arm.handle.send_chunk(&ramp(1, 0, Steady(arm.now))).is_err());
 }
 
 #[test]
@@ -378,7 +378,7 @@ fn on_the_real_clock_commands_come_once_per_period() {
     handle.set_joints_max_age(1_000_000 * MS);
     let begin = monotonic();
     handle.put_joints(begin, &[0.0, 0.1]);
-    handle.send_chunk(ramp(0, 0, begin)).unwrap();
+    handle.send_chunk(&ramp(0, 0, begin)).unwrap();
     let mut times = vec![];
     while monotonic().0 - begin.0 < 400 * MS {
         if let Received::Command(sent) = outlet.receive(SOON) {

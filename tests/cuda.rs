@@ -3,12 +3,16 @@
 
 #![allow(clippy::unwrap_used)]
 
+use std::path::Path;
+
 use pi05_thor::{
+    config::{Backend, CommandType, Config, DtypeChoice, RobotKind},
     engine::{
         Choice, Engine, Precision,
         cuda::CudaEngine,
         probe::{Probe, Tap},
     },
+    messages::{FLOAT64_MULTI_ARRAY, decode_float64_multi_array},
     model::{
         ModelInput, Pixels,
         sampler::{
@@ -17,7 +21,8 @@ use pi05_thor::{
         },
         synth,
     },
-    pipeline::{Model, infer},
+    pipeline::{Model, infer, setup::Setup},
+    replay::{bag::Bag, commands::write_commands, pace::Speed, player::Replay, topics::Topics},
 };
 
 const HORIZON: usize = 50;
@@ -220,6 +225,69 @@ fn what_does_not_fit_is_an_error_and_harms_nothing() {
         assert!(said.contains("expected") && !said.contains('\n'), "{said}");
     }
     assert_eq!(run(&images, &tokens, &noise_of(3)).unwrap(), before);
+}
+
+#[test]
+fn what_was_prepared_is_not_captured_again() {
+    if !has_gpu() {
+        return;
+    }
+    let mut engine = cuda(Precision::Bf16);
+    let sampler = ten_steps();
+    let images = input(1).images;
+    engine.prepare(&images, HORIZON, &sampler).unwrap();
+    let before = engine.graphs();
+    for tokens in [1, 15, 16, 17, 100, 200] {
+        let tokens: Vec<u32> = (0..tokens).collect();
+        for slot in 0..2 {
+            engine.start_vision(slot, &images).unwrap();
+            engine.start_actions(slot, &tokens, &noise_of(1), &sampler).unwrap();
+            engine.finish().unwrap();
+        }
+    }
+    assert_eq!(engine.graphs(), before);
+}
+
+/// The commands of the sample bag on the tiny model, as `commands.mcap` has them: (log time, values).
+fn commands(choice: (Backend, DtypeChoice)) -> Vec<(i64, Vec<f64>)> {
+    let root = std::env::var("CARGO_MANIFEST_DIR").unwrap_or_else(|_| env!("CARGO_MANIFEST_DIR").to_owned());
+    let bag = Bag::open(Path::new(&root).join("tests/data/bags/aloha_sim")).unwrap();
+    let mut config = Config::builtin(RobotKind::Aloha).unwrap();
+    (config.backend, config.dtype) = choice;
+    let setup = Setup::open(&config).unwrap();
+    let topics = Topics::resolve(&bag, &config, &setup.cameras).unwrap();
+    let inference = setup.load(&config, |_, _| {}).unwrap();
+    let cameras = &setup.cameras.names;
+    let replay = Replay { config: &config, cameras, topics: &topics, inference, speed: Speed::Max };
+    let recording = replay.run(&bag, |_, _| {}).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("commands.mcap");
+    write_commands(&recording, CommandType::Float64MultiArray, &path).unwrap();
+    let bag = Bag::open(&path).unwrap();
+    let topic = bag.topics().iter().position(|topic| topic.type_name == FLOAT64_MULTI_ARRAY).unwrap();
+    let records = bag.records(&[topic]).unwrap().map(Result::unwrap);
+    records.map(|record| (record.log_time, decode_float64_multi_array(&record.payload).unwrap())).collect()
+}
+
+#[test]
+fn a_replays_commands_are_those_of_the_cpu_and_the_same_again() {
+    if !has_gpu() {
+        return;
+    }
+    let expected = commands((Backend::Cpu, DtypeChoice::F32));
+    let found = commands((Backend::Cuda, DtypeChoice::F32));
+    assert_eq!(expected.len(), found.len());
+    let mut largest = 0.0f64;
+    for ((expected_at, expected), (found_at, found)) in expected.iter().zip(&found) {
+        assert_eq!((expected_at, expected.len()), (found_at, found.len()));
+        for (expected, found) in expected.iter().zip(found) {
+            assert!((expected - found).abs() <= 1e-3, "at {found_at}: {expected} {found}");
+            largest = largest.max((expected - found).abs());
+        }
+    }
+    println!("{} commands, largest difference {largest:.1e}", found.len());
+    let [once, again] = [(); 2].map(|()| commands((Backend::Cuda, DtypeChoice::Bf16)));
+    assert!(once == again, "two replays in bf16 differ");
 }
 
 #[test]

@@ -94,7 +94,7 @@ impl Arm {
 
     /// Hands a chunk over; one tick later, what became of it.
     fn give(&mut self, chunk: Chunk) -> Result<(), Rejected> {
-        self.handle.send_chunk(chunk).unwrap();
+        self.handle.send_chunk(&chunk).unwrap();
         self.tick();
         self.handle.outcomes().last().unwrap().result.map(|_| ())
     }
@@ -330,7 +330,9 @@ fn a_full_disk_fails_the_recording_and_nothing_else() {
     let (handle, mut outlet) = ControlHandle::start(scheduler, options).unwrap();
     handle.put_joints(monotonic(), &vec![HOME; joints]);
     let actions = (0..50).map(|k| vec![HOME + 0.001 * f64::from(k); joints]).collect();
-    handle.send_chunk(Chunk { id: 1, epoch: 0, observed: monotonic(), period_ns: 20 * MS, actions }).unwrap();
+    handle
+        .send_chunk(&Chunk { id: 1, epoch: 0, observed: monotonic(), period_ns: 20 * MS, actions })
+        .unwrap();
     thread::sleep(Duration::from_millis(300));
 
     let folder = tempfile::tempdir().unwrap();

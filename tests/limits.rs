@@ -6,7 +6,8 @@
 use pi05_thor::clock::Steady;
 use pi05_thor::control::axis::Axis;
 use pi05_thor::control::{
-    Accepted, Chunk, ControlConfig, ControlMode, Guards, JointLimit, JointLimits, Rejected, Scheduler, Splice,
+    Accepted, Chunk, ControlConfig, ControlMode, Execution, Guards, JointLimit, JointLimits, Rejected,
+    Scheduler, Splice,
 };
 use proptest::prelude::*;
 
@@ -160,6 +161,34 @@ proptest! {
             }
         }
     }
+
+    /// The same where the jerk is limited too, of which the way to rest behind each tick may need the other half: to and fro,
+    /// each time with a jerk that goes like a cosine.
+    #[test]
+    fn an_in_limit_motion_is_unchanged_with_limited_jerk(
+        ways in prop::collection::vec((0.05..0.5f64, 20.0..200.0f64), 1..10),
+        velocity_max in 0.1..10.0f64, acceleration_max in 0.5..100.0f64, jerk_max in 5.0..5000.0f64,
+    ) {
+        let limit = JointLimit { jerk_max, position_min: -100.0, position_max: 100.0, ..arm(velocity_max, acceleration_max) };
+        let mut axis = Axis::new(&limit, TICK_S);
+        let (mut begin, mut sign) = (0.0, 1.0);
+        axis.place(begin);
+        for (share, ticks) in ways {
+            let ticks = f64::floor(ticks);
+            let w = std::f64::consts::TAU / (ticks * TICK_S);
+            // Of x = a (w t - sin w t): speed 2 a w, acceleration a w², jerk a w³.
+            let a = share * sign * (velocity_max / (2.0 * w)).min(acceleration_max / (w * w)).min(jerk_max / (w * w * w));
+            for tick in 1..=ticks as i64 {
+                let t = w * tick as f64 * TICK_S;
+                let (value, rate) = (begin + a * (t - t.sin()), a * w * (1.0 - t.cos()));
+                let limited = axis.follow(value, rate * TICK_S);
+                prop_assert!(!limited.any(), "{limited:?} at tick {tick} of {ticks}");
+                prop_assert_eq!(axis.value().to_bits(), value.to_bits());
+            }
+            begin = axis.value();
+            sign = -sign;
+        }
+    }
 }
 
 /// A run: at each tick, the time since the last one and perhaps a chunk that arrives.
@@ -298,6 +327,40 @@ proptest! {
         }
     }
 
+    /// Two smooth chunks, the second a little beside the first: the acceleration changes from tick to tick, the switch
+    /// included, by no more than the chunks' own and that of the crossfade between them, which begins with none.
+    #[test]
+    fn a_switch_makes_no_jump_in_acceleration(
+        beside in -0.2..0.2f64, amplitude in 0.0..0.4f64, period in 1.0..3.0f64, blend_steps in 3..12i64,
+        switch in 30..60i64, ensemble in any::<bool>(),
+    ) {
+        let execution = if ensemble { Execution::Ensemble } else { Execution::Rtc };
+        let mut scheduler = scheduler(&[arm(1e3, 1e5)], blend_steps as usize);
+        scheduler.set_splice(Splice { execution, blend_steps: blend_steps as usize, ..Splice::default() });
+        let w = std::f64::consts::TAU / period;
+        let rows = |from: i64, beside: f64| -> Vec<Vec<f64>> {
+            let at = |step: i64| amplitude * (w * (from + step * STEP) as f64 / 1e9).sin() + beside;
+            (0..50).map(|step| vec![at(step)]).collect()
+        };
+        scheduler.accept(&chunk(0, 0, rows(0, 0.0)), Steady(0)).unwrap();
+        let mut values = Vec::new();
+        for tick in 0..90 {
+            if tick == switch {
+                let observed = (tick - 10) / 2 * STEP;
+                scheduler.accept(&chunk(1, observed, rows(observed, beside)), Steady(tick * TICK)).unwrap();
+            }
+            values.push(scheduler.tick(Steady(tick * TICK), Some(&[0.0])).unwrap().values[0]);
+        }
+        // Once the way from rest to the first chunk is over. A quintic from 1 to 0 over d has the jerk 60 / d³ at most;
+        // Catmull and Rom's curve leaves half of the change of acceleration from step to step to a jump.
+        let fade = blend_steps as f64 * 0.02;
+        let most = 1.1 * TICK_S * (60.0 * beside.abs() / fade.powi(3) + 3.0 * amplitude * w.powi(3)) + 1e-6;
+        for four in values[24..].windows(4) {
+            let jump = (four[3] - 3.0 * four[2] + 3.0 * four[1] - four[0]) / (TICK_S * TICK_S);
+            prop_assert!(jump.abs() <= most, "{jump} of {most}");
+        }
+    }
+
     /// A fade begins where the commands were going and ends, after its steps, on the new plan; also when the next
     /// chunk comes in the middle of a fade. Neither value nor speed jumps.
     #[test]
@@ -323,6 +386,36 @@ proptest! {
                 now += TICK;
             }
         }
+    }
+}
+
+/// Averaging does not depend on how chunks are led over to.
+#[test]
+fn an_ensemble_averages_with_and_without_a_blend() {
+    for blend_steps in [0, 3] {
+        let mut scheduler = scheduler(&[arm(1e4, 1e6)], blend_steps);
+        let splice =
+            Splice { execution: Execution::Ensemble, blend_steps, ensemble_decay: 0.0, ..Splice::default() };
+        scheduler.set_splice(splice);
+        for (id, level) in [0.0, 0.3, 0.9].into_iter().enumerate() {
+            let now = id as i64 * 10 * STEP;
+            scheduler.accept(&chunk(id as u64, now, vec![vec![level]; 50]), Steady(now)).unwrap();
+            for tick in 0..20 {
+                scheduler.tick(Steady(now + tick * TICK), Some(&[0.0])).unwrap();
+            }
+        }
+        let mut at = 30 * STEP;
+        let mut until = |step: i64| {
+            let mut value = f64::NAN;
+            while at <= step * STEP {
+                value = scheduler.tick(Steady(at), Some(&[0.0])).unwrap().values[0];
+                at += TICK;
+            }
+            value
+        };
+        assert!((until(40) - 0.4).abs() < 1e-12, "all three, alike");
+        assert!((until(55) - 0.6).abs() < 1e-12, "the first has ended");
+        assert!((until(65) - 0.9).abs() < 1e-12, "the newest is left");
     }
 }
 

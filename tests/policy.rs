@@ -271,6 +271,35 @@ fn lerobots_relative_actions_follow_the_checkpoints_names() {
     }
 }
 
+/// What is left of a chunk steers the next one, whose offsets are from another state: the same robot actions.
+#[test]
+fn actions_that_are_offsets_from_another_state_are_the_same_robot_actions() {
+    let exclude_joints = vec!["gripper".to_owned()];
+    let names = ["a", "b", "c", "d", "gripper", "e", "f"].map(str::to_owned).to_vec();
+    let relative = RelativeActions { exclude_joints, action_names: Some(names) };
+    let checkpoint = Checkpoint { relative_actions: Some(relative), ..lerobot_checkpoint() };
+    let policy = lerobot_policy(&checkpoint, options(RobotKind::Generic, 7, 7)).unwrap();
+    let seen = [vec![0.1, -0.2, 0.3, 0.4, 0.5, 0.6, 0.7], vec![-0.3, 0.2, 0.25, 0.4, -0.5, 1.6, 0.0]];
+    let [before, now] = seen.map(|state| policy.encode(&observation(state), "p").unwrap());
+    let rows: Vec<f32> = (0..70).map(|i| (i as f32 * 0.37).sin()).collect();
+    let mut moved = rows.clone();
+    policy.reanchor(&mut moved, before.anchor(), now.anchor());
+    let robot = |rows: &[f32], encoded| {
+        let padded: Vec<f32> = rows.chunks(7).flat_map(|row| [row, &[9.0]].concat()).collect();
+        policy.decode(&padded, encoded).unwrap().concat()
+    };
+    assert_close(&robot(&moved, &now), &robot(&rows, &before), 1e-5);
+    for (i, (moved, row)) in moved.iter().zip(&rows).enumerate() {
+        // The gripper is absolute, and joint 3 was where it is now.
+        assert_eq!(moved.to_bits() == row.to_bits(), i % 7 == 3 || i % 7 == 4, "{i}: {row} became {moved}");
+    }
+    // Of a policy whose actions are absolute nothing moves.
+    let absolute = lerobot_policy(&lerobot_checkpoint(), options(RobotKind::Generic, 7, 7)).unwrap();
+    let mut same = rows.clone();
+    absolute.reanchor(&mut same, before.anchor(), now.anchor());
+    assert_eq!(same, rows);
+}
+
 #[test]
 fn a_lerobot_checkpoint_is_not_adapted_unless_asked() {
     let checkpoint = lerobot_checkpoint();

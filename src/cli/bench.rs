@@ -2,18 +2,19 @@
 
 use std::fs;
 use std::io::{self, Write};
+use std::path::PathBuf;
 use std::time::Instant;
 
 use clap::ValueEnum;
 use serde::Serialize;
 
+use super::bench_gpu::{self, GpuResults};
 #[cfg(feature = "ros")]
 use super::bench_ros;
-use super::{BackendArg, DtypeArg, Failure, Verdict, bench_control, engine_choice, progress};
+use super::{BackendArg, DtypeArg, Failure, Verdict, bench_control, bench_trace, engine_choice, progress};
 use crate::engine::cpu::peak_flops;
-use crate::engine::cuda::CudaEngine;
 use crate::engine::probe::Tap;
-use crate::engine::{Engine, EngineError, Precision};
+use crate::engine::{Choice, Engine, EngineError, Precision};
 use crate::model::dims::Work;
 use crate::model::sampler::rtc::Rtc;
 use crate::model::sampler::{Sampler, noise};
@@ -26,8 +27,10 @@ use crate::replay::summary::percentile;
 #[command(after_help = "Example:\n  pi05 bench --checkpoint synth:tiny --workload B --runs 50\n\n\
                         A: 2 cameras, 20 prompt tokens, 10 actions. B: 3 cameras, 200 prompt tokens, 50 actions.\n\
                         10 denoise steps, batch 1. The roofline is the work at the speed of one large matrix product,\n\
-                        and on a GPU the weights at the speed of its memory, measured in the same run. On a GPU stages\n\
-                        are timed by its own events, and totals from host memory to host memory.")]
+                        and on a GPU the weights at the speed of its memory, measured in the same run: the larger of the\n\
+                        two, stage by stage. On a GPU stages are timed by its own events, and totals from host memory to\n\
+                        host memory. With two chunks in flight the time of vision has waiting in it; each stage alone is\n\
+                        measured, too.")]
 #[command(args_conflicts_with_subcommands = true)]
 pub struct Args {
     #[command(subcommand)]
@@ -44,12 +47,15 @@ pub struct Args {
     /// Checkpoint folder, synth:tiny or synth:full
     #[arg(long, value_name = "D", default_value = "synth:full")]
     checkpoint: String,
-    /// One chunk after the other, or the vision of the next one beside the actions of this one (cuda)
+    /// One chunk after the other, or the vision of the next one beside the actions of this one (the latter on cuda)
     #[arg(long, value_enum, default_value = "sequential", value_name = "S")]
     streams: Streams,
     /// Inferences measured, after some that warm up [default: 3 on cpu, 200 on cuda]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=100_000))]
     runs: Option<u32>,
+    /// Write when stages and denoise steps of a few chunks ran, for ui.perfetto.dev or chrome://tracing (cuda)
+    #[arg(long, value_name = "F")]
+    trace: Option<PathBuf>,
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -74,16 +80,18 @@ enum Workload {
 
 /// Whether vision runs beside the other stages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, ValueEnum)]
-#[serde(rename_all = "lowercase")]
-enum Streams {
+#[serde(rename_all = "kebab-case")]
+pub(super) enum Streams {
     /// One chunk after the other.
     Sequential,
-    /// Two in flight.
+    /// Two in flight: vision of the next one begins as the actions of this one do.
     Pipelined,
+    /// Two in flight: vision of the next one begins so that it ends as the actions of this one do, as in the node.
+    JustInTime,
 }
 
 /// Denoise steps of both workloads.
-const STEPS: usize = 10;
+pub(super) const STEPS: usize = 10;
 
 #[derive(Serialize)]
 struct Results {
@@ -95,47 +103,46 @@ struct Results {
     runs: u32,
     threads: usize,
     load_s: f64,
+    /// Pipelined: from its start to its end, what it waited for included.
     vision_ms: Latency,
     prefix_ms: Latency,
     denoise_ms: Latency,
     /// From the call to the actions in host memory; pipelined: from one chunk to the next.
     total_ms: Latency,
+    p99_over_p50: f64,
     gflop: f64,
     /// Of one large matrix product.
     gemm_gflops: f64,
+    /// The least time that each stage could take: arithmetic, and on a GPU weights.
+    roofline_stages_ms: [f64; 3],
     roofline_ms: f64,
     ratio_to_roofline: f64,
     peak_memory_mib: Option<u64>,
     gpu: Option<GpuResults>,
 }
 
-/// What only a GPU has.
-#[derive(Serialize)]
-struct GpuResults {
-    device: String,
-    memory_mib: usize,
-    /// Reads and writes of one large copy.
-    copy_gbps: f64,
-    /// Kernels, copies and marks of the two graphs.
-    vision_nodes: usize,
-    action_nodes: usize,
+/// What is inferred, again and again.
+pub(super) struct Chunk {
+    pub input: ModelInput,
+    pub noise: Vec<f32>,
+    pub sampler: Sampler,
 }
 
 /// One inference's times.
-struct Run {
-    stages: StageTimes,
-    total_ms: f64,
+pub(super) struct Run {
+    pub stages: StageTimes,
+    pub total_ms: f64,
 }
 
-#[derive(Serialize)]
-struct Latency {
-    p50: f64,
-    p90: f64,
-    p99: f64,
+#[derive(Clone, Debug, Serialize)]
+pub(super) struct Latency {
+    pub p50: f64,
+    pub p90: f64,
+    pub p99: f64,
 }
 
 impl Latency {
-    fn of(times: &[Run], stage: impl Fn(&Run) -> f64) -> Self {
+    pub fn of(times: &[Run], stage: impl Fn(&Run) -> f64) -> Self {
         let mut sorted: Vec<f64> = times.iter().map(stage).collect();
         sorted.sort_by(f64::total_cmp);
         let at = |p| percentile(&sorted, p).unwrap_or(f64::NAN);
@@ -151,6 +158,10 @@ pub fn run(args: Args) -> Result<Verdict, Failure> {
         None => {}
     }
     let choice = engine_choice(args.backend, args.dtype)?.resolved();
+    if matches!(choice, Choice::Cpu) && (args.streams != Streams::Sequential || args.trace.is_some()) {
+        let option = if args.trace.is_some() { "--trace" } else { "--streams" };
+        return Err(format!("{option}: the cpu engine has no streams; use --backend cuda").into());
+    }
     let model = Model::open_network(&args.checkpoint)?;
     let dims = model.dims()?;
     let (cameras, tokens, horizon) = match args.workload {
@@ -171,70 +182,51 @@ pub fn run(args: Args) -> Result<Verdict, Failure> {
         tokens: (0..tokens).map(|t| (t * 7919 + 3) % vocab).collect(),
     };
     let noise = noise(0, 0, horizon * dims.action_dim);
-    let sampler = Sampler::euler(STEPS, model.time_rounding());
-    let is_gpu = !matches!(engine, Engine::Cpu(_));
-    let runs = args.runs.unwrap_or(if is_gpu { 200 } else { 3 });
-    let warm_up = if is_gpu { 20 } else { 1 }; // pages, threads, modulation; clocks
-    let bar = progress::bar("inferences");
-    let progress = |run: u32| progress::set(&bar, run.into(), (warm_up + runs).into());
-    let times = match (&mut engine, args.streams) {
-        (Engine::Cuda(engine), Streams::Pipelined) => {
-            pipelined(engine, &input, &noise, &sampler, warm_up + runs, progress)?
-        }
-        (Engine::Cpu(_) | Engine::TensorRt(_), Streams::Pipelined) => {
-            return Err(
-                "--streams pipelined: the other engines run one stage after the other; use --backend cuda"
-                    .into(),
-            );
-        }
-        (engine, Streams::Sequential) => {
-            sequential(engine, &input, &noise, &sampler, warm_up + runs, progress)?
-        }
-    };
-    bar.finish_and_clear();
-    let times = &times[warm_up as usize..];
-
+    let chunk = Chunk { input, noise, sampler: Sampler::euler(STEPS, model.time_rounding()) };
     let work = Work { cameras, tokens: tokens as usize, horizon, steps: STEPS };
-    let flop = dims.flop(&work);
-    let (peak, gpu) = match &mut engine {
-        Engine::Cpu(_) => (peak_flops(), None),
-        Engine::TensorRt(_) => (f64::NAN, None), // nothing here measures what its GPU could do
-        Engine::Cuda(engine) => {
-            let (peak, copy) = engine.peaks()?;
-            let (vision_nodes, action_nodes) = engine.graph_nodes();
-            let (device, memory_mib) = (engine.device().to_owned(), engine.memory() >> 20);
-            (
-                peak,
-                Some(GpuResults { device, memory_mib, copy_gbps: copy * 1e-9, vision_nodes, action_nodes }),
-            )
+    let (times, peak, gpu) = match &mut engine {
+        Engine::Cpu(_) => (sequential(&mut engine, &chunk, args.runs.unwrap_or(3), 1)?, peak_flops(), None),
+        // Nothing here measures what TensorRT's GPU could do.
+        Engine::TensorRt(_) => {
+            (sequential(&mut engine, &chunk, args.runs.unwrap_or(200), 20)?, f64::NAN, None)
+        }
+        Engine::Cuda(_) => {
+            let runs = args.runs.unwrap_or(200);
+            let (times, peak, gpu) = bench_gpu::measure(&mut engine, &chunk, args.streams, runs)?;
+            (times, peak, Some(gpu))
         }
     };
-    let total_ms = Latency::of(times, |t| t.total_ms);
+    if let (Some(file), Engine::Cuda(engine)) = (&args.trace, &mut engine) {
+        bench_trace::write(engine, &chunk, args.streams, file)?;
+    }
+
+    let total_ms = Latency::of(&times, |t| t.total_ms);
     let size = if engine.precision() == Precision::Bf16 { 2 } else { 4 };
-    let roofline_ms = match &gpu {
-        Some(gpu) => {
-            let bytes = dims.weights_read(STEPS).map(|parameters| (parameters * size) as f64);
-            let stages = dims.flops(&work).into_iter().zip(bytes);
-            stages.map(|(flop, bytes)| (flop / peak).max(bytes / (gpu.copy_gbps * 1e9))).sum::<f64>() * 1e3
+    let mut roofline_stages_ms = dims.flops(&work).map(|flop| flop / peak * 1e3);
+    if let Some(gpu) = &gpu {
+        for (ms, parameters) in roofline_stages_ms.iter_mut().zip(dims.weights_read(STEPS)) {
+            *ms = ms.max((parameters * size) as f64 / (gpu.copy_gbps * 1e6));
         }
-        None => flop / peak * 1e3,
-    };
+    }
+    let roofline_ms = roofline_stages_ms.iter().sum();
     let results = Results {
         backend: engine.backend(),
         dtype: engine.precision().to_string(),
         checkpoint: args.checkpoint,
         workload: args.workload,
         streams: args.streams,
-        runs,
+        runs: times.len() as u32,
         threads: rayon::current_num_threads(),
         load_s,
-        vision_ms: Latency::of(times, |t| t.stages.vision_ms),
-        prefix_ms: Latency::of(times, |t| t.stages.prefix_ms),
-        denoise_ms: Latency::of(times, |t| t.stages.denoise_ms),
-        gflop: flop * 1e-9,
+        vision_ms: Latency::of(&times, |t| t.stages.vision_ms),
+        prefix_ms: Latency::of(&times, |t| t.stages.prefix_ms),
+        denoise_ms: Latency::of(&times, |t| t.stages.denoise_ms),
+        gflop: dims.flop(&work) * 1e-9,
         gemm_gflops: peak * 1e-9,
+        roofline_stages_ms,
         roofline_ms,
         ratio_to_roofline: total_ms.p50 / roofline_ms,
+        p99_over_p50: total_ms.p99 / total_ms.p50,
         total_ms,
         peak_memory_mib: peak_memory_mib(),
         gpu,
@@ -248,46 +240,25 @@ pub fn run(args: Args) -> Result<Verdict, Failure> {
     Ok(Verdict::Ok)
 }
 
-fn sequential(
+/// One chunk after the other; the first `warm_up` are not counted: pages, threads, modulation; clocks.
+pub(super) fn sequential(
     engine: &mut Engine,
-    input: &ModelInput,
-    noise: &[f32],
-    sampler: &Sampler,
+    chunk: &Chunk,
     runs: u32,
-    progress: impl Fn(u32),
+    warm_up: u32,
 ) -> Result<Vec<Run>, EngineError> {
+    let bar = progress::bar("inferences");
     let mut times = Vec::new();
-    for run in 0..runs {
-        progress(run);
+    for run in 0..warm_up + runs {
+        progress::set(&bar, run.into(), (warm_up + runs).into());
         let start = Instant::now();
+        let Chunk { input, noise, sampler } = chunk;
         let (_, stages) = infer(engine, input, noise, sampler, &Rtc::Off, &mut Tap::none())?;
-        times.push(Run { stages, total_ms: start.elapsed().as_secs_f64() * 1e3 });
+        if run >= warm_up {
+            times.push(Run { stages, total_ms: start.elapsed().as_secs_f64() * 1e3 });
+        }
     }
-    Ok(times)
-}
-
-/// The vision of the next chunk beside the actions of this one: the time from chunk to chunk.
-fn pipelined(
-    engine: &mut CudaEngine,
-    input: &ModelInput,
-    noise: &[f32],
-    sampler: &Sampler,
-    runs: u32,
-    progress: impl Fn(u32),
-) -> Result<Vec<Run>, EngineError> {
-    let mut times = Vec::new();
-    engine.start_vision(0, &input.images)?;
-    engine.start_vision(1, &input.images)?;
-    engine.start_vision(0, &input.images)?;
-    for run in 0..runs {
-        progress(run);
-        let (slot, next) = if run % 2 == 0 { (0, 1) } else { (1, 0) };
-        let start = Instant::now();
-        engine.start_actions(slot, &input.tokens, noise, sampler)?;
-        engine.start_vision(next, &input.images)?;
-        let (_, measured) = engine.finish()?;
-        times.push(Run { stages: measured.into(), total_ms: start.elapsed().as_secs_f64() * 1e3 });
-    }
+    bar.finish_and_clear();
     Ok(times)
 }
 
@@ -297,36 +268,28 @@ fn print(out: &mut impl Write, r: &Results) -> io::Result<()> {
         "{} {}, {}, workload {:?}, {:?}, {} runs on {} threads, loaded in {:.2} s",
         r.backend, r.dtype, r.checkpoint, r.workload, r.streams, r.runs, r.threads, r.load_s
     )?;
-    writeln!(out, "{:<10} {:>12} {:>12} {:>12}", "ms", "p50", "p90", "p99")?;
-    let stages = [
-        ("vision", &r.vision_ms),
-        ("prefix", &r.prefix_ms),
-        ("denoise", &r.denoise_ms),
-        ("total", &r.total_ms),
+    let pipelined = r.streams != Streams::Sequential;
+    writeln!(out, "{:<18} {:>9} {:>9} {:>9} {:>9} {:>7}", "ms", "p50", "p90", "p99", "roofline", "times")?;
+    let [vision, prefix, denoise] = r.roofline_stages_ms;
+    let rows = [
+        (if pipelined { "vision, with waits" } else { "vision" }, &r.vision_ms, vision),
+        ("prefix", &r.prefix_ms, prefix),
+        ("denoise", &r.denoise_ms, denoise),
+        (if pipelined { "period" } else { "total" }, &r.total_ms, r.roofline_ms),
     ];
-    for (name, latency) in stages {
-        let Latency { p50, p90, p99 } = latency;
-        writeln!(out, "{name:<10} {p50:>12.3} {p90:>12.3} {p99:>12.3}")?;
+    for (name, Latency { p50, p90, p99 }, roofline) in rows {
+        writeln!(out, "{name:<18} {p50:>9.3} {p90:>9.3} {p99:>9.3} {roofline:>9.3} {:>7.2}", p50 / roofline)?;
     }
     writeln!(
         out,
-        "{:.1} GFLOP; roofline {:.3} ms at {:.0} GFLOP/s (one large product); {:.2} × roofline",
-        r.gflop, r.roofline_ms, r.gemm_gflops, r.ratio_to_roofline
+        "p99/p50 {:.3}; {:.1} GFLOP; roofline at {:.0} GFLOP/s (one large product)",
+        r.p99_over_p50, r.gflop, r.gemm_gflops
     )?;
     if let Some(gpu) = &r.gpu {
-        writeln!(
-            out,
-            "{}: {} MiB of its memory; copies at {:.0} GB/s; graphs: vision {} nodes, actions {} nodes; p99/p50 {:.3}",
-            gpu.device,
-            gpu.memory_mib,
-            gpu.copy_gbps,
-            gpu.vision_nodes,
-            gpu.action_nodes,
-            r.total_ms.p99 / r.total_ms.p50
-        )?;
+        gpu.print(out, r.total_ms.p50)?;
     }
     if let Some(peak) = r.peak_memory_mib {
-        writeln!(out, "peak resident memory {peak} MiB")?;
+        writeln!(out, "peak resident memory of the host {peak} MiB")?;
     }
     Ok(())
 }

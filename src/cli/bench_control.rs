@@ -16,9 +16,10 @@ use crate::clock::{NS_PER_MS, NS_PER_S, Steady};
 use crate::config::{Config, Execution, RobotKind};
 use crate::control::recorder::{Capacity, Recorder};
 use crate::control::thread::{
-    ControlHandle, Distribution, Due, Form, Granted, Options, Outlet, RealTime, Received, Status, TickClock,
+    ControlHandle, Distribution, Form, Granted, Options, Outlet, RealTime, Received, Status, TickClock,
     monotonic,
 };
+use crate::control::workload::{MODES, Workload, WorkloadError};
 use crate::control::{Chunk, Scheduler};
 
 /// Measure the control thread: how late its ticks come, idle and with all cores loaded, and what one costs
@@ -46,10 +47,15 @@ pub struct Args {
 
 /// Periods measured, ms.
 const PERIODS_MS: [i64; 4] = [1, 2, 4, 20];
-/// Ticks measured one after the other, without a clock.
-const TICKS: i64 = 100_000;
-/// Between two such runs: the system stops a thread that computes under SCHED_FIFO for most of a second.
-const BREATH: Duration = Duration::from_millis(500);
+/// Ticks measured one after the other, without a clock, at so many per second: every tenth takes a chunk.
+const TICKS: usize = 20_000;
+const RATE_HZ: f64 = 100.0;
+/// So often the same ticks. Of each the shortest is what the program costs: what interrupts it is not there every time.
+const RUNS: usize = 10;
+/// Of the joints whose jerk is limited, rad/s³.
+const JERK_MAX: f64 = 300.0;
+/// Between two runs: the system stops a thread that computes under SCHED_FIFO for most of a second.
+const BREATH: Duration = Duration::from_millis(100);
 /// Steps of a chunk.
 const STEPS: usize = 50;
 /// Between two chunks, as from a policy on a GPU.
@@ -88,12 +94,18 @@ struct Punctuality {
 #[derive(Serialize)]
 struct TickCost {
     execution: &'static str,
-    ticks: u64,
+    jerk_limited: bool,
+    /// In all runs.
+    ticks: usize,
     work_us: Percentiles,
+    /// Each tick's shortest time of all runs.
+    best_us: Percentiles,
+    /// Of those, the ticks that a chunk takes over in.
+    taking_us: Percentiles,
     allocator_calls: usize,
 }
 
-/// Each at most 6 % above the exact one; the longest is exact.
+/// Those of the control thread are at most 6 % above the exact ones; the longest is exact.
 #[derive(Serialize)]
 struct Percentiles {
     p50: f64,
@@ -107,6 +119,15 @@ impl Percentiles {
         let us = |ns: i64| ns as f64 / 1e3;
         let at = |share| times.quantile_ns(share).map_or(f64::NAN, |ns| us(ns.min(max_ns)));
         Self { p50: at(0.5), p99: at(0.99), p999: at(0.999), max: us(max_ns) }
+    }
+
+    fn of_all(mut times_ns: Vec<u64>) -> Self {
+        times_ns.sort_unstable();
+        let at = |share: f64| {
+            let rank = (share * times_ns.len() as f64).ceil() as usize;
+            times_ns.get(rank.max(1) - 1).map_or(f64::NAN, |&ns| ns as f64 / 1e3)
+        };
+        Self { p50: at(0.5), p99: at(0.99), p999: at(0.999), max: at(1.0) }
     }
 }
 
@@ -122,8 +143,8 @@ pub fn run(args: &Args) -> Result<Verdict, Failure> {
     let bar = progress::bar("control");
     let all = (2 * PERIODS_MS.len() + 1) as u64;
     progress::set(&bar, 0, all);
-    let tick = Execution::NAMES.iter().filter_map(|name| Execution::from_name(name));
-    let tick = tick.map(|execution| tick_cost(execution, real_time)).collect::<Result<Vec<_>, _>>()?;
+    let tick = [f64::INFINITY, JERK_MAX].into_iter().flat_map(|jerk| MODES.map(|mode| (mode, jerk)));
+    let tick = tick.map(|(mode, jerk)| tick_cost(mode, jerk, real_time)).collect::<Result<Vec<_>, _>>()?;
     let (mut granted, mut punctuality) = (Granted::default(), Vec::new());
     for loaded in [false, true] {
         let _load = if loaded { Load::start(cores)? } else { Load(Vec::new()) };
@@ -174,15 +195,22 @@ fn print(out: &mut impl Write, results: &Results) -> io::Result<()> {
     }
     writeln!(
         out,
-        "{:<18} {:>8} {:>9} {:>9} {:>9} {:>9} {:>16}",
-        "one after another", "ticks", "p50", "p99", "p99.9", "max", "allocator calls"
+        "\nOne tick after another, µs. Best: each tick's shortest time of {RUNS} runs of the same {TICKS} ticks; taking: of\n\
+         these, the ticks that a chunk takes over in (every tenth). What interrupts a run is in the first columns only."
     )?;
-    for TickCost { execution, ticks, work_us: work, allocator_calls } in &results.tick {
-        let Percentiles { p50, p99, p999, max } = work;
-        writeln!(
-            out,
-            "{execution:<18} {ticks:>8} {p50:>9.2} {p99:>9.2} {p999:>9.2} {max:>9.1} {allocator_calls:>16}"
-        )?;
+    write!(out, "{:<24}", "mode")?;
+    let head = ["p50", "p99", "p99.9", "max", "best p50", "p99.9", "max", "taking p50", "max", "allocations"];
+    head.iter().try_for_each(|name| write!(out, " {name:>10}"))?;
+    writeln!(out)?;
+    for TickCost { execution, jerk_limited, work_us, best_us, taking_us, allocator_calls, .. } in
+        &results.tick
+    {
+        write!(out, "{:<24}", format!("{execution}{}", if *jerk_limited { ", jerk limited" } else { "" }))?;
+        let (work, best, taking) = (work_us, best_us, taking_us);
+        let all =
+            [work.p50, work.p99, work.p999, work.max, best.p50, best.p999, best.max, taking.p50, taking.max];
+        all.iter().try_for_each(|us| write!(out, " {us:>10.2}"))?;
+        writeln!(out, " {allocator_calls:>10}")?;
     }
     Ok(())
 }
@@ -207,7 +235,7 @@ fn punctual(
         if Instant::now() >= next {
             next += Duration::from_nanos(CHUNK_NS.unsigned_abs());
             // One that finds no room is as good as one that never came.
-            let _ = chunks.next().map(|chunk| handle.send_chunk(chunk));
+            let _ = chunks.next().map(|chunk| handle.send_chunk(&chunk));
         }
         thread::sleep(JOINTS);
     }
@@ -228,34 +256,38 @@ fn punctual(
 
 /// Ticks one after the other: what they cost. On a thread of its own that is not interrupted either; no other thread
 /// allocates meanwhile.
-fn tick_cost(execution: Execution, real_time: RealTime) -> Result<TickCost, Failure> {
-    let mut robot = robot()?;
-    robot.control.execution = execution;
-    let (rate_hz, period_ns) = (robot.control.rate_hz, (NS_PER_S as f64 / robot.control.rate_hz) as i64);
-    let scheduler = Scheduler::new(robot.control_config(STEPS)?)?;
-    let (mut ticker, handle, mut outlet) = ControlHandle::without_thread(scheduler, options(rate_hz)?);
-    thread::sleep(BREATH);
-    let run = move || {
+fn tick_cost(execution: Execution, jerk_max: f64, real_time: RealTime) -> Result<TickCost, Failure> {
+    let run = move || -> Result<TickCost, WorkloadError> {
         real_time.ask();
-        let mut allocator_calls = 0;
-        for tick in 0..TICKS {
-            let at = Steady(NS_PER_S + tick * period_ns);
-            if tick * period_ns % CHUNK_NS == 0 {
-                handle.put_joints(at, &[0.5; 14]);
-                let _ = handle.send_chunk(chunk(tick.unsigned_abs(), at)); // there is room: the last one was taken
-                handle.outcomes().for_each(drop);
+        let (mut best, mut all) = (vec![u64::MAX; TICKS], Vec::with_capacity(RUNS * TICKS));
+        let (mut takes, mut allocator_calls) = (vec![false; TICKS], 0);
+        for _ in 0..RUNS {
+            thread::sleep(BREATH);
+            let mut workload = Workload::new(execution, RATE_HZ, jerk_max)?;
+            for (best, takes) in best.iter_mut().zip(&mut takes) {
+                *takes = workload.feed();
+                let calls = allocator_calls_so_far();
+                let begin = Instant::now();
+                workload.tick();
+                let ns = begin.elapsed().as_nanos() as u64; // far from overflow
+                allocator_calls += allocator_calls_so_far() - calls;
+                *best = ns.min(*best);
+                all.push(ns);
             }
-            let before = allocator_calls_so_far();
-            ticker.step(Due { at, late_ns: 0, skipped: 0 });
-            allocator_calls += allocator_calls_so_far() - before;
-            outlet.receive(Duration::ZERO);
         }
-        let Status { timing, .. } = handle.status();
-        let work_us = Percentiles::of(&handle.work(), timing.work_max_ns);
-        TickCost { execution: execution.name(), ticks: timing.ticks, work_us, allocator_calls }
+        let taking = best.iter().zip(&takes).filter(|(_, takes)| **takes).map(|(ns, _)| *ns).collect();
+        Ok(TickCost {
+            execution: execution.name(),
+            jerk_limited: jerk_max.is_finite(),
+            ticks: all.len(),
+            work_us: Percentiles::of_all(all),
+            best_us: Percentiles::of_all(best),
+            taking_us: Percentiles::of_all(taking),
+            allocator_calls,
+        })
     };
     let thread = thread::Builder::new().name("control".to_owned()).spawn(run)?;
-    thread.join().map_err(|_| "the thread that ticks panicked".into())
+    Ok(thread.join().map_err(|_| "the thread that ticks panicked")??)
 }
 
 fn allocator_calls_so_far() -> usize {

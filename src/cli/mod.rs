@@ -2,8 +2,10 @@
 
 mod bench;
 mod bench_control;
+mod bench_gpu;
 #[cfg(feature = "ros")]
 mod bench_ros;
+mod bench_trace;
 mod engines;
 mod inspect;
 #[cfg(feature = "ros")]

@@ -112,6 +112,9 @@ pub(super) fn write_report(recording: &Recording, folder: &Path) -> Result<Verdi
 
     let mut out = io::stdout().lock();
     writeln!(out, "{}", summary.verdict)?;
+    if let Some(rate) = summary.timings.replayed_chunks_per_second {
+        writeln!(out, "{}: {rate:.1} chunks per second, the bag's decoding included", summary.engine)?;
+    }
     for note in &recording.notes {
         writeln!(out, "note: {note}")?;
     }

@@ -1,11 +1,11 @@
 //! Whether a chunk may take over, and why not.
 //!
-//! Promises: what is refused changes nothing but a counter. The checks on shape and values are the plan's
-//! ([`super::plan::Plan::check`]); here are those against the clock, the running chunk and the state.
+//! Promises: what is refused changes nothing but a counter. The checks on shape and values were made before
+//! ([`super::plan::Proposal`]); here are those against the clock, the running chunk and the state.
 
 use crate::clock::{NS_PER_MS, Steady};
 
-use super::plan::{Chunk, Malformed, end_of};
+use super::plan::{Malformed, Plan};
 use super::splice::Execution;
 use super::state::State;
 
@@ -118,11 +118,17 @@ pub(super) struct Gate {
 }
 
 impl Gate {
-    /// Judges a chunk that the plan has checked.
-    pub fn admit(&self, chunk: &Chunk, now: Steady) -> Result<Accepted, Rejected> {
-        let id = chunk.id;
-        if chunk.epoch != self.epoch {
-            return Err(Rejected::OldEpoch { id, found: chunk.epoch, current: self.epoch });
+    /// Judges the plan of a chunk with this number and epoch, computed from what was observed then.
+    pub fn admit(
+        &self,
+        id: u64,
+        epoch: u64,
+        observed: Steady,
+        plan: &Plan,
+        now: Steady,
+    ) -> Result<Accepted, Rejected> {
+        if epoch != self.epoch {
+            return Err(Rejected::OldEpoch { id, found: epoch, current: self.epoch });
         }
         if !self.state.takes_chunks() {
             return Err(Rejected::NotWanted { id, state: self.state });
@@ -131,16 +137,16 @@ impl Gate {
         if !self.joints_fresh && matches!(self.state, State::Braking | State::Holding) {
             return Err(Rejected::JointsStale { id });
         }
-        let ahead = chunk.observed.0.saturating_sub(now.0);
-        if ahead > chunk.period_ns {
+        let ahead = observed.0.saturating_sub(now.0);
+        if ahead > plan.period_ns() {
             return Err(Rejected::FromFuture { id, ahead_ms: ahead / NS_PER_MS });
         }
         let open_loop = self.execution == Execution::OpenLoop;
-        if let Some(end) = end_of(chunk).filter(|&end| end <= now && !open_loop) {
-            return Err(Rejected::Late { id, late_ms: now.0.saturating_sub(end.0) / NS_PER_MS });
+        if plan.end() <= now && !open_loop {
+            return Err(Rejected::Late { id, late_ms: now.0.saturating_sub(plan.end().0) / NS_PER_MS });
         }
-        if let Some((running, observed)) = self.running
-            && chunk.observed < observed
+        if let Some((running, newest)) = self.running
+            && observed < newest
         {
             return Err(Rejected::Superseded { id, running });
         }
@@ -151,7 +157,7 @@ impl Gate {
             };
         }
         // The steps whose time is before now; fewer than the chunk has, for its end is after now.
-        let elapsed = now.0.saturating_sub(chunk.observed.0).max(0);
-        Ok(Accepted { dropped_steps: (elapsed as u64).div_ceil(chunk.period_ns as u64) as usize })
+        let elapsed = now.0.saturating_sub(observed.0).max(0);
+        Ok(Accepted { dropped_steps: (elapsed as u64).div_ceil(plan.period_ns() as u64) as usize })
     }
 }

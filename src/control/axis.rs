@@ -17,7 +17,8 @@
 use super::limits::{ControlMode, JointLimit, between};
 use super::stop::Stop;
 
-/// Rounding is no violation: an acceleration this much above its limit, as a fraction of it, is passed on.
+/// Rounding is no violation: an acceleration this much above its limit, as a fraction of it, is passed on; and so much of
+/// a step is kept of the room to stop in.
 const ROUNDING: f64 = 1e-9;
 /// Halvings between what is desired and the way to rest, where what is desired has no way to rest of its own.
 const HALVINGS: usize = 3;
@@ -113,6 +114,11 @@ impl Axis {
         if self.step == 0.0 { 0.0 } else { self.step + 0.5 * self.bend }
     }
 
+    /// How much the value's change per tick changed in the last tick.
+    pub fn acceleration(&self) -> f64 {
+        self.bend
+    }
+
     /// The last value was what was desired.
     pub fn follows(&self) -> bool {
         self.follows
@@ -182,8 +188,10 @@ impl Axis {
         let highest = slowest.max(fastest.min(step_max));
         let by_speed = between(by_bend, lowest, highest);
         // Position: so slow that it can stop before the limit; beyond it, no further.
-        let up = stoppable(by_speed, high - self.value, bend_max);
-        let down = stoppable(-by_speed, self.value - low, bend_max);
+        // A little of the room is kept for what a long brake rounds.
+        let kept = self.step.abs() * ROUNDING;
+        let up = stoppable(by_speed, high - self.value - kept, bend_max);
+        let down = stoppable(-by_speed, self.value - low - kept, bend_max);
         let step = between(by_speed, fastest.min(lowest.max(-down)), slowest.max(highest.min(up)));
 
         let permitted = step;
@@ -231,6 +239,11 @@ impl Axis {
             return wanted - self.value;
         }
         if twist < f64::INFINITY {
+            // The rate is that at the tick; a motion with this acceleration comes there by half of it less.
+            let turned = wanted - self.value - self.step;
+            if turned.abs() <= bend && (gap + 0.5 * turned).abs() <= twist {
+                return wanted - self.value;
+            }
             // The speed that closes the gap, and the acceleration that leads to that speed. A speed that falls with the
             // gap to the power of 2/3 has a constant jerk: of its share, 2/9 / 1.5³, the way to that speed is not aware.
             let closing = fastest_approach(gap.abs(), 0.5 * bend).min((gap * gap * twist).cbrt() / 1.5);

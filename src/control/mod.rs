@@ -10,16 +10,16 @@
 //! |---|---|
 //! | [`limits`] | what a joint may do |
 //! | [`axis`] | one joint's command from tick to tick, within its limits |
-//! | [`plan`] | a chunk as a function of time |
-//! | [`splice`] | how a new chunk takes over |
-//! | `reference` | the plans that are followed, and the way from the ones before |
+//! | [`plan`] | a chunk as a function of time, laid out before a tick sees it |
+//! | [`splice`] | how a new chunk takes over: modes, and what fades |
+//! | `reference` | the plans that are followed, their weights, and the way to them |
 //! | `motion` | the axes follow the reference, or come to rest |
 //! | [`state`] | idle, armed, running, braking, holding, paused, stopped, fault: one table |
 //! | [`admission`] | whether a chunk may take over |
 //! | [`scheduler`] | state and motion together: the tick |
 //! | [`preview`] | the way to rest as one trajectory |
 //! | `stop` | a way to rest with limited jerk |
-//! | [`workload`] | a scheduler with everything to do, for benchmarks |
+//! | [`workload`] | a tick with everything to do, for benchmarks |
 //! | [`counters`], [`reason`] | what happened, and why |
 //! | [`recorder`] | the last seconds of all that, in memory |
 //! | [`thread`] | the control thread: clocks, hand-over in, hand-over out |
@@ -44,7 +44,7 @@ pub mod workload;
 pub use admission::{Accepted, Rejected};
 pub use counters::Counters;
 pub use limits::{ControlMode, JointLimit, JointLimits};
-pub use plan::Chunk;
+pub use plan::{Chunk, Proposal};
 pub use preview::Trajectory;
 pub use reason::Reason;
 pub use scheduler::{Command, ControlConfig, Guards, Scheduler};

@@ -1,8 +1,9 @@
 //! The arm's motion: the reference that is followed, and the axes that follow it.
 //!
 //! Promises: each command is within the limits of the ones before it, whatever plan begins or ends; where a plan begins
-//! the way to it has no jump in speed; where it ends, or something brakes, every axis decelerates to rest. One tick
-//! moves for one period. Called by the scheduler, which decides what may be followed. It knows no states and no reasons.
+//! the way to it has no jump in speed or acceleration; where it ends, or something brakes, every axis decelerates to
+//! rest. One tick moves for one period. Called by the scheduler, which decides what may be followed. It knows no states
+//! and no reasons.
 
 use crate::clock::Steady;
 
@@ -10,9 +11,9 @@ use super::admission::Rejected;
 use super::axis::Axis;
 use super::counters::Counters;
 use super::limits::{ControlMode, JointLimits, between};
-use super::plan::{Chunk, Malformed, seconds};
+use super::plan::{Plan, seconds};
 use super::reference::Reference;
-use super::splice::{Offset, Sample, Splice};
+use super::splice::{Execution, Offset, Sample, Splice};
 
 /// The reference, the axes, and how far the motion has come.
 #[derive(Clone, Debug)]
@@ -33,12 +34,14 @@ pub(super) struct Motion {
     at_rest: bool,
     silent_at_rest: bool,
     too_far: bool,
+    /// Ticks within which a plan takes over, unless the limits need more; 0: at once.
+    blend_ticks: f64,
     /// How often the way ahead changed.
     revision: u64,
-    /// `[joints]`: what was followed, while that changes.
+    /// `[joints]`: what the axes do, while what is followed changes.
     before: Vec<Sample>,
-    /// `[joints]`: the way to what is followed from then on.
-    offsets: Vec<Offset>,
+    /// `[joints]`: what is looked at.
+    found: Vec<Sample>,
 }
 
 /// How far the motion has come.
@@ -78,7 +81,6 @@ impl Motion {
         measured_index: Vec<Option<usize>>,
         period_ns: i64,
         splice: Splice,
-        max_steps: usize,
     ) -> Self {
         let joints = limits.as_slice().len();
         let axes = limits.as_slice().iter().map(|limit| Axis::new(limit, seconds(period_ns))).collect();
@@ -88,7 +90,7 @@ impl Motion {
             period_ns,
             splice,
             phase: Phase::Silent,
-            reference: Reference::new(joints, max_steps),
+            reference: Reference::new(joints),
             axes,
             command: vec![0.0; joints],
             commanded_at: Steady(0),
@@ -96,9 +98,10 @@ impl Motion {
             at_rest: false,
             silent_at_rest: false,
             too_far: false,
+            blend_ticks: 0.0,
             revision: 0,
             before: vec![Sample::default(); joints],
-            offsets: vec![Offset::NONE; joints],
+            found: vec![Sample::default(); joints],
         }
     }
 
@@ -156,11 +159,6 @@ impl Motion {
         self.measured_index.iter().flatten().all(|&index| position(index).is_some_and(|v| v.is_finite()))
     }
 
-    /// Whether `chunk` can become a plan.
-    pub fn check(&self, chunk: &Chunk) -> Result<(), Malformed> {
-        self.reference.check(chunk)
-    }
-
     /// Refuses a chunk whose first step is further than `most` from where a joint was measured.
     pub fn check_first(
         &self,
@@ -194,17 +192,22 @@ impl Motion {
         self.too_far
     }
 
-    /// The chunk, which was checked, is followed from now on.
-    pub fn take(&mut self, chunk: &Chunk, now: Steady) {
-        let source = Source { id: chunk.id, observed: chunk.observed };
-        let (sending, alone, splice) = (self.is_sending(), !self.is_following(), self.splice);
-        if sending {
-            self.change(now, |reference| reference.take(chunk, &splice, now, alone));
-            self.phase = Phase::Following(source);
-        } else {
-            self.reference.take(chunk, &splice, now, true);
-            self.phase = Phase::Ready(source);
+    /// A chunk's plan is followed from now on. What it swaps it for is of no use any more.
+    pub fn take(&mut self, id: u64, observed: Steady, plan: &mut Plan, now: Steady) {
+        let source = Source { id, observed };
+        if self.splice.execution == Execution::OpenLoop {
+            let steps = self.splice.open_loop_steps;
+            plan.begin(now, if steps > 0 { steps } else { plan.steps() });
         }
+        self.blend_ticks = self.splice.blend_steps as f64 * plan.period_ns() as f64 / self.period_ns as f64;
+        if self.is_following() {
+            self.turn_to(plan, observed, now);
+        } else if self.is_sending() {
+            self.change(now, |reference| reference.take(plan, observed));
+        } else {
+            self.reference.take(plan, observed);
+        }
+        self.phase = if self.is_sending() { Phase::Following(source) } else { Phase::Ready(source) };
         self.at_rest = false;
         self.revision += 1;
     }
@@ -245,12 +248,16 @@ impl Motion {
             self.start(source, now, measured, first_step_max, counters);
         }
         if let Phase::Following(source) = self.phase {
+            self.reference.forget(now);
+            if self.blend_ticks > 0.0 {
+                let soon = now.0.saturating_add(((self.blend_ticks + 1.0) * self.period_ns as f64) as i64); // saturates
+                let blend = self.blend_ticks * seconds(self.period_ns);
+                self.reference.retire(self.known_at(now), Steady(soon), blend);
+            }
             if now >= self.reference.end() {
                 self.phase = Phase::Resting(source);
-            } else if self.reference.has_expired(now) {
-                self.change(now, |reference| {
-                    reference.expire(now);
-                });
+            } else if !self.reference.is_whole(now) {
+                self.change(now, |reference| reference.expire(now));
             }
         }
         let (chunk, _) = self.source().filter(|_| self.is_sending())?;
@@ -292,10 +299,10 @@ impl Motion {
             self.phase = Phase::Silent;
             return;
         }
-        let view = self.reference.at(now);
+        self.reference.look_at_plans(now, &mut self.found);
         for (joint, limit) in self.limits.as_slice().iter().enumerate() {
             let measured = self.measured_index[joint].and_then(|index| measured?.get(index).copied());
-            let begins = between(view.plans(joint).value, limit.position_min, limit.position_max);
+            let begins = between(self.found[joint].value, limit.position_min, limit.position_max);
             self.too_far |= limit.mode == ControlMode::Position
                 && measured.is_some_and(|measured| (begins - measured).abs() > first_step_max);
             self.axes[joint].place(match (limit.mode, measured) {
@@ -316,37 +323,55 @@ impl Motion {
         self.phase = Phase::Following(source);
     }
 
+    /// Goes over to one more plan: without a jump, within the time of a blend or what the limits need; or at once.
+    fn turn_to(&mut self, plan: &mut Plan, observed: Steady, now: Steady) {
+        if !self.reference.has_room() {
+            self.change(now, |reference| reference.expire(now));
+        }
+        let (period, at, axes, blend_ticks) =
+            (seconds(self.period_ns), self.known_at(now), &self.axes, self.blend_ticks);
+        let duration = |gaps: &[Sample]| {
+            let needed =
+                axes.iter().zip(gaps).map(|(axis, gap)| axis.ticks_to_close(gap.value, gap.rate * period));
+            if blend_ticks > 0.0 { period * needed.fold(blend_ticks, f64::max) } else { 0.0 }
+        };
+        self.reference.turn_to(plan, observed, &self.splice, at, &mut self.found, duration);
+    }
+
     /// Lets the reference become another, and leads the axes from what they do to what it says.
     fn change(&mut self, now: Steady, change: impl FnOnce(&mut Reference)) {
-        // Where the axes are known: at the last command, or a period ago if ticks were missed.
-        let at = self.commanded_at.max(Steady(now.0.saturating_sub(self.period_ns)));
-        let (view, period) = (self.reference.at(at), seconds(self.period_ns));
-        for (joint, (before, axis)) in self.before.iter_mut().zip(&self.axes).enumerate() {
-            *before = if axis.follows() && at == self.commanded_at {
-                Sample { value: axis.value(), ..view.sample(joint) }
-            } else {
-                Sample { value: axis.value(), rate: axis.rate() / period, acceleration: 0.0 }
-            };
+        let (at, period) = (self.known_at(now), seconds(self.period_ns));
+        self.reference.look(at, &mut self.before);
+        for (before, axis) in self.before.iter_mut().zip(&self.axes) {
+            if !(axis.follows() && at == self.commanded_at) {
+                before.rate = axis.rate() / period;
+                before.acceleration = axis.acceleration() / (period * period);
+            }
+            before.value = axis.value();
         }
         change(&mut self.reference);
-        let blend_ticks =
-            self.splice.blend_steps as f64 * self.reference.period_ns() as f64 / self.period_ns as f64;
-        let (view, before) = (self.reference.at(at), &self.before);
-        for (joint, (offset, axis)) in self.offsets.iter_mut().zip(&self.axes).enumerate() {
-            let gap = before[joint].minus(view.plans(joint));
+        self.reference.look_at_plans(at, &mut self.found);
+        let joints = self.axes.iter().zip(&self.before).zip(&self.found);
+        let blend_ticks = self.blend_ticks;
+        let offsets = joints.map(|((axis, before), plans)| {
+            let gap = before.minus(*plans);
             let needed = axis.ticks_to_close(gap.value, gap.rate * period);
-            let ticks = if blend_ticks > 0.0 { needed.max(blend_ticks) } else { 0.0 };
-            *offset = Offset::new(gap, ticks * period);
-        }
-        self.reference.join(at, &self.offsets);
+            Offset::new(gap, if blend_ticks > 0.0 { needed.max(blend_ticks) * period } else { 0.0 })
+        });
+        self.reference.join(at, offsets);
+    }
+
+    /// The last time at which it is known what the axes did: at the last command, or a period ago if ticks were missed.
+    fn known_at(&self, now: Steady) -> Steady {
+        self.commanded_at.max(Steady(now.0.saturating_sub(self.period_ns)))
     }
 
     /// One tick of every axis after the reference. Whether limits changed anything.
     fn follow(&mut self, now: Steady, counters: &mut Counters) -> bool {
-        let (view, period) = (self.reference.at(now), seconds(self.period_ns));
+        self.reference.look(now, &mut self.found);
+        let period = seconds(self.period_ns);
         let mut any = false;
-        for (joint, (axis, command)) in self.axes.iter_mut().zip(&mut self.command).enumerate() {
-            let desired = view.sample(joint);
+        for ((axis, command), desired) in self.axes.iter_mut().zip(&mut self.command).zip(&self.found) {
             let limited = axis.follow(desired.value, desired.rate * period);
             counters.count_limits(&limited);
             any |= limited.any();

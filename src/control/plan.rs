@@ -1,18 +1,21 @@
 //! A chunk as a function of time: through its steps, with a continuous velocity, from its first to its last.
 //!
-//! Promises: the storage is allocated once, for a known number of steps and joints; a chunk with a hole, a NaN or a
-//! wrong shape is refused whole. Called by the motion, which brakes where the plan ends. It knows nothing of "now": a
-//! plan does not change by being sampled.
+//! Promises: a chunk with a hole, a NaN or a wrong shape is refused whole, before control sees it ([`Proposal`]); what
+//! became a plan is finite wherever it is sampled. Called by who has a chunk to give, and by the motion, which brakes
+//! where the plan ends. It knows nothing of "now": a plan does not change by being sampled.
 //!
 //! Between two steps it is a cubic Hermite polynomial; the velocity at a step is half the way between its neighbours
 //! per period (Catmull and Rom, 1974), at the first and the last step that of the way to the only neighbour.
 
 use crate::clock::{NS_PER_S, Steady};
 
+use super::limits::LIMIT_MAX;
 use super::splice::Sample;
 
 /// Longest time between two steps of a chunk: ten minutes, far above any policy, far below any overflow.
 const PERIOD_MAX_NS: i64 = 600 * NS_PER_S;
+/// Beyond it a value is as far out of any limits, but a way to it would overflow.
+const VALUE_MAX: f64 = 2.0 * LIMIT_MAX;
 
 /// The actions that one inference gave, in robot space.
 #[derive(Clone, Debug, PartialEq)]
@@ -73,27 +76,47 @@ pub enum Malformed {
     },
 }
 
+/// What a chunk must be like to become a plan.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Shape {
+    /// Values of each step.
+    pub joints: usize,
+    /// Most steps.
+    pub max_steps: usize,
+}
+
+/// A chunk on its way to control: looked at and laid out by who made it, so that the tick that takes it neither reads it
+/// through nor copies it. Afterwards it holds what it replaced, for who made it to free.
+#[derive(Clone, Debug)]
+pub struct Proposal {
+    /// [`Chunk::id`].
+    pub id: u64,
+    pub(super) epoch: u64,
+    pub(super) observed: Steady,
+    pub(super) plan: Result<Plan, Malformed>,
+}
+
+impl Proposal {
+    /// Looks at the chunk: its shape, its values and its times. Allocates.
+    pub fn new(chunk: &Chunk, shape: Shape) -> Self {
+        let Chunk { id, epoch, observed, .. } = *chunk;
+        Self { id, epoch, observed, plan: Plan::new(chunk, shape) }
+    }
+}
+
 /// One chunk, ready to be sampled at any time.
 #[derive(Clone, Debug)]
 pub struct Plan {
     joints: usize,
-    max_steps: usize,
     start: Steady,
     period_ns: i64,
+    /// At least one; [`Plan::EMPTY`] is never sampled.
     steps: usize,
-    /// `[steps][joints]`, of which the first `steps` rows are in use.
+    /// `[steps][joints]`; there may be more steps than are in use.
     values: Vec<f64>,
 }
 
-/// A time within a plan.
-#[derive(Clone, Copy, Debug)]
-pub struct Place {
-    step: usize,
-    /// `None` before its start and after its end, where it stands still.
-    between: Option<Basis>,
-}
-
-/// What the way to the next step, the velocity here and the velocity there count, between two steps.
+/// Between two steps: what the way to the next step, the velocity here and the velocity there count.
 #[derive(Clone, Copy, Debug)]
 struct Basis {
     value: [f64; 3],
@@ -111,51 +134,75 @@ impl Basis {
             acceleration: [6.0 - 12.0 * u, 6.0 * u - 4.0, 6.0 * u - 2.0].map(|x| x * second),
         }
     }
+
+    /// Of the way to the next step and the velocities, per period, at both.
+    fn sample(&self, here: f64, way: f64, leaving: f64, arriving: f64) -> Sample {
+        let of = |basis: &[f64; 3]| way * basis[0] + leaving * basis[1] + arriving * basis[2];
+        Sample { value: here + of(&self.value), rate: of(&self.rate), acceleration: of(&self.acceleration) }
+    }
 }
 
-impl Place {
-    /// The first step.
-    pub const START: Self = Self { step: 0, between: None };
+/// A step's neighbours: the one before, the next, and the one after that; at the ends there are none, and what is there
+/// counts whole.
+#[derive(Clone, Copy, Debug)]
+struct Neighbours {
+    before: usize,
+    next: usize,
+    after: usize,
+    leaving: f64,
+    arriving: f64,
+}
+
+impl Neighbours {
+    /// `step + 1` is below `steps`.
+    fn of(step: usize, steps: usize) -> Self {
+        let (before, leaving) = if step == 0 { (0, 1.0) } else { (step - 1, 0.5) };
+        let (after, arriving) = if step + 2 < steps { (step + 2, 0.5) } else { (step + 1, 1.0) };
+        Self { before, next: step + 1, after, leaving, arriving }
+    }
 }
 
 impl Plan {
-    /// Room for chunks of up to `max_steps` steps; at 0 until filled.
-    pub fn new(joints: usize, max_steps: usize) -> Self {
-        let values = vec![0.0; joints * max_steps];
-        Self { joints, max_steps, start: Steady(0), period_ns: 1, steps: 1, values }
-    }
+    /// The plan that there is before there is one.
+    pub const EMPTY: Self =
+        Self { joints: 0, start: Steady(i64::MIN), period_ns: 1, steps: 1, values: Vec::new() };
 
-    /// Whether `chunk` can become this plan: its shape, its values and its times.
-    pub fn check(&self, chunk: &Chunk) -> Result<(), Malformed> {
-        if chunk.actions.is_empty() {
+    /// Step 0 at the time of its observation.
+    pub fn new(chunk: &Chunk, Shape { joints, max_steps }: Shape) -> Result<Self, Malformed> {
+        let steps = chunk.actions.len();
+        if steps == 0 {
             return Err(Malformed::Empty);
         }
-        if chunk.actions.len() > self.max_steps {
-            return Err(Malformed::TooLong { expected: self.max_steps, found: chunk.actions.len() });
+        if steps > max_steps {
+            return Err(Malformed::TooLong { expected: max_steps, found: steps });
         }
+        let mut values = Vec::with_capacity(steps * joints);
         for (step, row) in chunk.actions.iter().enumerate() {
-            if row.len() != self.joints {
-                return Err(Malformed::Width { step, expected: self.joints, found: row.len() });
+            if row.len() != joints {
+                return Err(Malformed::Width { step, expected: joints, found: row.len() });
             }
             if let Some(joint) = row.iter().position(|v| !v.is_finite()) {
                 return Err(Malformed::NotFinite { step, joint, found: row[joint] });
             }
+            values.extend(row.iter().map(|value| value.clamp(-VALUE_MAX, VALUE_MAX)));
         }
-        let fits = (1..=PERIOD_MAX_NS).contains(&chunk.period_ns) && end_of(chunk).is_some();
-        if !fits {
+        let last = chunk.period_ns.checked_mul(steps as i64 - 1); // at most `max_steps`
+        let fits = last.is_some_and(|last| chunk.observed.0.checked_add(last).is_some());
+        if !(fits && (1..=PERIOD_MAX_NS).contains(&chunk.period_ns)) {
             return Err(Malformed::Period { found: chunk.period_ns });
         }
-        Ok(())
+        Ok(Self { joints, start: chunk.observed, period_ns: chunk.period_ns, steps, values })
     }
 
-    /// Becomes `chunk`, which [`Plan::check`] has checked: its first `steps` steps, the first one at `start`.
-    pub fn fill(&mut self, chunk: &Chunk, start: Steady, steps: usize) {
+    /// Step 0 at `start`; of more than `steps` steps the first ones.
+    pub fn begin(&mut self, start: Steady, steps: usize) {
         self.start = start;
-        self.period_ns = chunk.period_ns;
-        self.steps = steps.clamp(1, chunk.actions.len());
-        for (row, actions) in self.values.chunks_exact_mut(self.joints).zip(&chunk.actions) {
-            row.iter_mut().zip(actions).for_each(|(value, &action)| *value = action);
-        }
+        self.steps = steps.clamp(1, self.steps);
+    }
+
+    /// Number of steps.
+    pub fn steps(&self) -> usize {
+        self.steps
     }
 
     /// The time of the last step.
@@ -169,26 +216,32 @@ impl Plan {
         self.period_ns
     }
 
-    /// Where `time` is in it.
-    pub fn place(&self, time: Steady) -> Place {
-        if time >= self.end() {
-            return Place { step: self.steps - 1, between: None };
-        }
+    /// One step, `[joints]`.
+    pub fn row(&self, step: usize) -> &[f64] {
+        &self.values[step * self.joints..][..self.joints]
+    }
+
+    /// Adds `share`, which changes too, of what it is at `time`; `[joints]`. Before its start and after its end it stands
+    /// still.
+    pub fn add_to(&self, sum: &mut [Sample], time: Steady, share: Sample) {
         let elapsed = time.0.saturating_sub(self.start.0);
-        if elapsed < 0 {
-            return Place::START;
+        if elapsed < 0 || time >= self.end() {
+            let row = self.row(if elapsed < 0 { 0 } else { self.steps - 1 });
+            for (sum, &value) in sum.iter_mut().zip(row) {
+                sum.add(share, Sample { value, ..Sample::default() });
+            }
+            return;
         }
         let step = (elapsed / self.period_ns) as usize; // below `steps - 1`, for `time` is before the end
         let fraction = (elapsed % self.period_ns) as f64 / self.period_ns as f64;
-        Place { step, between: Some(Basis::at(fraction, seconds(self.period_ns))) }
-    }
-
-    /// One joint there.
-    pub fn sample(&self, place: Place, joint: usize) -> Sample {
-        let value = |step: usize| self.values[step * self.joints + joint];
-        match place.between {
-            None => Sample { value: value(place.step), ..Sample::default() },
-            Some(basis) => sample(value, self.steps, place.step, &basis),
+        let basis = Basis::at(fraction, seconds(self.period_ns));
+        let Neighbours { before, next, after, leaving, arriving } = Neighbours::of(step, self.steps);
+        let (before, here, next, after) = (self.row(before), self.row(step), self.row(next), self.row(after));
+        let rows = here.iter().zip(next).zip(before.iter().zip(after));
+        for (sum, ((&here, &next), (&before, &after))) in sum.iter_mut().zip(rows) {
+            let sample =
+                basis.sample(here, next - here, leaving * (next - before), arriving * (after - here));
+            sum.add(share, sample);
         }
     }
 }
@@ -196,22 +249,10 @@ impl Plan {
 /// Between `step` (u = 0) and the next one (u = 1) of `steps` values; rate and acceleration are per step. `step + 1` is
 /// below `steps`.
 pub fn cubic(value: impl Fn(usize) -> f64, steps: usize, step: usize, u: f64) -> Sample {
-    sample(value, steps, step, &Basis::at(u, 1.0))
-}
-
-fn sample(value: impl Fn(usize) -> f64, steps: usize, step: usize, basis: &Basis) -> Sample {
-    let (here, next) = (value(step), value(step + 1));
-    let way = next - here;
-    let leaving = if step == 0 { way } else { 0.5 * (next - value(step - 1)) };
-    let arriving = if step + 2 < steps { 0.5 * (value(step + 2) - here) } else { way };
-    let of = |basis: &[f64; 3]| way * basis[0] + leaving * basis[1] + arriving * basis[2];
-    Sample { value: here + of(&basis.value), rate: of(&basis.rate), acceleration: of(&basis.acceleration) }
-}
-
-/// The time of the chunk's last step, if it can be said.
-pub(super) fn end_of(chunk: &Chunk) -> Option<Steady> {
-    let last = i64::try_from(chunk.actions.len()).ok()?.checked_sub(1)?;
-    chunk.observed.0.checked_add(chunk.period_ns.checked_mul(last)?).map(Steady)
+    let Neighbours { before, next, after, leaving, arriving } = Neighbours::of(step, steps);
+    let (here, next) = (value(step), value(next));
+    let (leaving, arriving) = (leaving * (next - value(before)), arriving * (value(after) - here));
+    Basis::at(u, 1.0).sample(here, next - here, leaving, arriving)
 }
 
 /// Nanoseconds as seconds.

@@ -1,23 +1,28 @@
-//! What the commands should be at any time: one plan, or several averaged, and what is left of the way from the one
-//! before.
+//! What the commands should be at any time: one plan, or several averaged, and what is left of the way to them.
 //!
-//! Promises: the storage is allocated once; a plan that joins or leaves makes no jump in value or rate, if
-//! [`Reference::join`] is called then. Called by the motion. It knows no limits.
+//! Promises: a plan that joins others makes no jump in value, rate or acceleration: its weight grows from nothing while
+//! theirs become less. Whatever else changes what is followed, [`Reference::join`] leads over. The work of a look is that
+//! of the plans in use, whatever their length; nothing is allocated or freed, plans are only swapped. Called by the
+//! motion. It knows no limits.
 
 use crate::clock::Steady;
 
-use super::plan::{Chunk, Malformed, Place, Plan, seconds};
+use super::plan::{Plan, seconds};
 use super::splice::{Execution, Offset, Sample, Splice};
 
 /// Most chunks that are averaged. More would be older than any horizon in use.
-pub const PLANS_MAX: usize = 8;
+const AVERAGED_MAX: usize = 8;
+/// Most plans at once, with those that are on their way out.
+const PLANS_MAX: usize = AVERAGED_MAX + 2;
 
-/// At least one plan once [`Reference::take`] was called.
+/// At least one plan once one was taken.
 #[derive(Clone, Debug)]
 pub struct Reference {
     /// The first `active` are in use, the oldest first.
     plans: Vec<Weighted>,
     active: usize,
+    /// Since then the weights change.
+    turned: Steady,
     /// `[joints]`: added to the plans, since `joined`.
     offsets: Vec<Offset>,
     joined: Steady,
@@ -27,139 +32,203 @@ pub struct Reference {
 struct Weighted {
     plan: Plan,
     observed: Steady,
-    /// Share of the average; all add up to 1.
+    /// Share of the average in the end; all add up to 1.
     weight: f64,
+    /// What there is of it beside that until then; all add up to 0.
+    fade: Offset,
 }
 
-/// A [`Reference`] at one time.
-pub struct View<'a> {
-    reference: &'a Reference,
-    places: [Place; PLANS_MAX],
-    since_joined: f64,
-}
+impl Weighted {
+    const EMPTY: Self = Self { plan: Plan::EMPTY, observed: Steady(0), weight: 0.0, fade: Offset::NONE };
 
-impl View<'_> {
-    /// One joint: the plans and the offset.
-    pub fn sample(&self, joint: usize) -> Sample {
-        let mut sample = self.plans(joint);
-        sample.add(1.0, self.reference.offsets[joint].sample(self.since_joined));
-        sample
-    }
-
-    /// One joint: the plans alone.
-    pub fn plans(&self, joint: usize) -> Sample {
-        match &self.reference.plans[..self.reference.active] {
-            [only] => only.plan.sample(self.places[0], joint),
-            plans => plans.iter().zip(&self.places).fold(Sample::default(), |mut sum, (weighted, &place)| {
-                sum.add(weighted.weight, weighted.plan.sample(place, joint));
-                sum
-            }),
-        }
+    /// Its share of the average, so many seconds after the weights began to change.
+    fn share(&self, elapsed: f64) -> Sample {
+        let fade = self.fade.sample(elapsed);
+        Sample { value: self.weight + fade.value, ..fade }
     }
 }
 
 impl Reference {
-    /// Room for chunks of up to `max_steps` steps.
-    pub fn new(joints: usize, max_steps: usize) -> Self {
-        let empty = || Weighted { plan: Plan::new(joints, max_steps), observed: Steady(0), weight: 1.0 };
+    /// For so many joints.
+    pub fn new(joints: usize) -> Self {
         Self {
-            plans: (0..PLANS_MAX).map(|_| empty()).collect(),
-            active: 1,
+            plans: vec![Weighted::EMPTY; PLANS_MAX],
+            active: 0,
+            turned: Steady(0),
             offsets: vec![Offset::NONE; joints],
             joined: Steady(0),
         }
     }
 
-    /// Whether `chunk` can become a plan.
-    pub fn check(&self, chunk: &Chunk) -> Result<(), Malformed> {
-        self.plans[0].plan.check(chunk)
+    /// This plan alone, at once. What it swaps it for is of no use any more.
+    pub fn take(&mut self, plan: &mut Plan, observed: Steady) {
+        self.active = 0;
+        self.push(plan, observed);
+        self.jump();
     }
 
-    /// From now on `chunk`, which was checked; with the ones before it, if they are averaged and go on beyond `now`.
-    pub fn take(&mut self, chunk: &Chunk, splice: &Splice, now: Steady, alone: bool) {
-        let (start, steps) = match splice.execution {
-            Execution::OpenLoop if splice.open_loop_steps > 0 => (now, splice.open_loop_steps),
-            Execution::OpenLoop => (now, chunk.actions.len()),
-            _ => (chunk.observed, chunk.actions.len()),
-        };
-        if splice.execution == Execution::Ensemble && !alone {
-            self.expire(now);
-            if self.active == PLANS_MAX {
-                self.plans.rotate_left(1);
-            } else {
-                self.active += 1;
-            }
-        } else {
-            self.active = 1;
+    /// From what is at `time` to this plan, or, averaged, to all of them: within so many seconds as `duration` says of
+    /// the gaps `[joints]` in between. What it swaps the plan for is of no use any more. There is room for it.
+    pub fn turn_to(
+        &mut self,
+        plan: &mut Plan,
+        observed: Steady,
+        splice: &Splice,
+        time: Steady,
+        gaps: &mut [Sample],
+        duration: impl FnOnce(&[Sample]) -> f64,
+    ) {
+        let shares = self.shares(seconds(time.0.saturating_sub(self.turned.0)));
+        self.push(plan, observed);
+        self.weigh(splice);
+        gaps.fill(Sample::default());
+        for (share, weighted) in shares.iter().zip(&self.plans[..self.active]) {
+            weighted.plan.add_to(gaps, time, share.minus_value(weighted.weight));
         }
-        let newest = &mut self.plans[self.active - 1];
-        newest.observed = chunk.observed;
-        newest.plan.fill(chunk, start, steps);
-        self.weigh(chunk, splice.ensemble_decay);
+        self.fade(time, &shares, duration(gaps));
     }
 
-    /// Lets go of the plans that have ended, but for the newest. Whether there were any.
-    pub fn expire(&mut self, now: Steady) -> bool {
-        let mut kept = 0;
-        for index in 0..self.active {
-            if index + 1 == self.active || self.plans[index].plan.end() > now {
-                self.plans.swap(kept, index);
-                kept += 1;
-            }
+    /// Lets those of the averaged plans fade out, within `duration` seconds, that end after `time` before long, so that they
+    /// are gone by then. `soon` is longer than that.
+    pub fn retire(&mut self, time: Steady, soon: Steady, duration: f64) {
+        let older = self.active.saturating_sub(1);
+        let ends = |weighted: &Weighted| weighted.weight > 0.0 && weighted.plan.end() <= soon;
+        if !self.plans[..older].iter().any(ends) {
+            return;
         }
-        let any = kept < self.active;
-        self.active = kept;
-        if any {
-            self.normalise();
+        let elapsed = seconds(time.0.saturating_sub(self.turned.0));
+        let shares = self.shares(elapsed);
+        // A longer fade that is under way keeps its time.
+        let left =
+            self.plans[..self.active].iter().map(|weighted| weighted.fade.left(elapsed)).fold(0.0, f64::max);
+        self.plans[..older]
+            .iter_mut()
+            .filter(|weighted| ends(weighted))
+            .for_each(|weighted| weighted.weight = 0.0);
+        self.normalise();
+        self.fade(time, &shares, duration.max(left));
+    }
+
+    /// Lets go of the plans that have faded out.
+    pub fn forget(&mut self, now: Steady) {
+        let elapsed = seconds(now.0.saturating_sub(self.turned.0));
+        self.keep(|weighted| weighted.weight > 0.0 || !weighted.fade.is_over(elapsed));
+    }
+
+    /// Whether all plans but the newest have their ends after `now`.
+    pub fn is_whole(&self, now: Steady) -> bool {
+        self.plans[..self.active].iter().rev().skip(1).all(|weighted| weighted.plan.end() > now)
+    }
+
+    /// Whether there is room for one more.
+    pub fn has_room(&self) -> bool {
+        self.active < PLANS_MAX
+    }
+
+    /// Lets go, at once, of the plans that have ended, but for the newest; and of the oldest, if there is no room then.
+    pub fn expire(&mut self, now: Steady) {
+        self.keep(|weighted| weighted.plan.end() > now);
+        if !self.has_room() {
+            self.plans.rotate_left(1);
+            self.active -= 1;
         }
-        any
+        self.jump();
     }
 
-    /// Whether [`Reference::expire`] would let go of any.
-    pub fn has_expired(&self, now: Steady) -> bool {
-        self.plans[..self.active - 1].iter().any(|weighted| weighted.plan.end() <= now)
-    }
-
-    /// When the last of the plans ends.
+    /// When the last of the plans ends that are there to stay.
     pub fn end(&self) -> Steady {
-        let plans = self.plans[..self.active].iter();
-        plans.map(|weighted| weighted.plan.end()).max().unwrap_or(Steady(0))
+        let stay = self.plans[..self.active].iter().filter(|weighted| weighted.weight > 0.0);
+        stay.map(|weighted| weighted.plan.end()).max().unwrap_or(Steady(0))
     }
 
-    /// Nanoseconds between two steps of the newest plan.
-    pub fn period_ns(&self) -> i64 {
-        self.plans[self.active - 1].plan.period_ns()
-    }
-
-    /// As it is at `time`.
-    pub fn at(&self, time: Steady) -> View<'_> {
-        let mut places = [Place::START; PLANS_MAX];
-        for (place, weighted) in places.iter_mut().zip(&self.plans[..self.active]) {
-            *place = weighted.plan.place(time);
+    /// As it is at `time`, `[joints]`: the plans and the offsets.
+    pub fn look(&self, time: Steady, found: &mut [Sample]) {
+        self.look_at_plans(time, found);
+        let elapsed = seconds(time.0.saturating_sub(self.joined.0));
+        for (sample, offset) in found.iter_mut().zip(&self.offsets) {
+            let Sample { value, rate, acceleration } = offset.sample(elapsed);
+            sample.value += value;
+            sample.rate += rate;
+            sample.acceleration += acceleration;
         }
-        View { reference: self, places, since_joined: seconds(time.0.saturating_sub(self.joined.0)) }
+    }
+
+    /// The plans alone.
+    pub fn look_at_plans(&self, time: Steady, found: &mut [Sample]) {
+        let elapsed = seconds(time.0.saturating_sub(self.turned.0));
+        found.fill(Sample::default());
+        for weighted in &self.plans[..self.active] {
+            weighted.plan.add_to(found, time, weighted.share(elapsed));
+        }
     }
 
     /// From `time` on this is added to the plans, `[joints]`.
-    pub fn join(&mut self, time: Steady, offsets: &[Offset]) {
+    pub fn join(&mut self, time: Steady, offsets: impl Iterator<Item = Offset>) {
         self.joined = time;
-        self.offsets.copy_from_slice(offsets);
+        self.offsets.iter_mut().zip(offsets).for_each(|(offset, new)| *offset = new);
     }
 
-    /// exp(-decay) per policy step that a plan is older than the newest.
-    fn weigh(&mut self, newest: &Chunk, decay: f64) {
-        for weighted in &mut self.plans[..self.active] {
-            let older_ns = newest.observed.0.saturating_sub(weighted.observed.0);
-            let steps = older_ns as f64 / newest.period_ns.max(1) as f64;
-            weighted.weight = (-decay * steps).clamp(-500.0, 500.0).exp();
+    /// Of each plan in use, so many seconds after the weights began to change; of what is pushed then, none.
+    fn shares(&self, elapsed: f64) -> [Sample; PLANS_MAX] {
+        let mut shares = [Sample::default(); PLANS_MAX];
+        for (share, weighted) in shares.iter_mut().zip(&self.plans[..self.active]) {
+            *share = weighted.share(elapsed);
         }
+        shares
+    }
+
+    /// From these shares to the weights, from `time` on, in so many seconds.
+    fn fade(&mut self, time: Steady, shares: &[Sample; PLANS_MAX], duration: f64) {
+        for (share, weighted) in shares.iter().zip(&mut self.plans[..self.active]) {
+            weighted.fade = Offset::new(share.minus_value(weighted.weight), duration);
+        }
+        self.turned = time;
+    }
+
+    /// As the newest.
+    fn push(&mut self, plan: &mut Plan, observed: Steady) {
+        if let Some(newest) = self.plans.get_mut(self.active) {
+            std::mem::swap(&mut newest.plan, plan);
+            (newest.observed, newest.weight, newest.fade) = (observed, 1.0, Offset::NONE);
+            self.active += 1;
+        }
+    }
+
+    /// The newest has all the weight; averaged, each exp(-decay) of it per policy step that it is older.
+    fn weigh(&mut self, splice: &Splice) {
+        let Some((newest, older)) = self.plans[..self.active].split_last_mut() else { return };
+        newest.weight = 1.0;
+        for (age, weighted) in older.iter_mut().rev().enumerate() {
+            let averaged = splice.execution == Execution::Ensemble && age + 1 < AVERAGED_MAX;
+            let older_ns = newest.observed.0.saturating_sub(weighted.observed.0);
+            let steps = older_ns as f64 / newest.plan.period_ns() as f64;
+            weighted.weight =
+                if averaged { (-splice.ensemble_decay * steps).clamp(-500.0, 500.0).exp() } else { 0.0 };
+        }
+        self.normalise();
+    }
+
+    /// The weights are at once what they would be in the end.
+    fn jump(&mut self) {
+        self.plans[..self.active].iter_mut().for_each(|weighted| weighted.fade = Offset::NONE);
         self.normalise();
     }
 
     fn normalise(&mut self) {
         let plans = &mut self.plans[..self.active];
         let sum: f64 = plans.iter().map(|weighted| weighted.weight).sum();
-        let sum = sum.max(f64::MIN_POSITIVE);
-        plans.iter_mut().for_each(|weighted| weighted.weight /= sum);
+        plans.iter_mut().for_each(|weighted| weighted.weight /= sum.max(f64::MIN_POSITIVE));
+    }
+
+    /// Only those, and the newest, in their order.
+    fn keep(&mut self, wanted: impl Fn(&Weighted) -> bool) {
+        let mut kept = 0;
+        for index in 0..self.active {
+            if index + 1 == self.active || wanted(&self.plans[index]) {
+                self.plans.swap(kept, index);
+                kept += 1;
+            }
+        }
+        self.active = kept;
     }
 }

@@ -13,13 +13,13 @@ use super::admission::{Accepted, Gate, Rejected};
 use super::counters::Counters;
 use super::limits::JointLimits;
 use super::motion::{Motion, Moved};
-use super::plan::{Chunk, Malformed};
+use super::plan::{Chunk, Malformed, Proposal, Shape};
 use super::preview::Preview;
 use super::reason::Reason;
 use super::splice::{Execution, Splice};
 use super::state::{Event, State};
 
-/// Most steps that a chunk may have: what the storage is allocated for is bounded by it.
+/// Most steps that a chunk may have: what a plan allocates is bounded by it.
 pub const STEPS_MAX: usize = 10_000;
 
 /// So many chunks in a row with NaN or infinity are a fault: the model or what feeds it is broken.
@@ -105,6 +105,7 @@ pub struct Command<'a> {
 pub struct Scheduler {
     motion: Motion,
     period_ns: i64,
+    max_steps: usize,
     last_tick: Option<Steady>,
     state: State,
     reason: Reason,
@@ -137,8 +138,9 @@ impl Scheduler {
         }
         let period_ns = (NS_PER_S as f64 / rate_hz).round() as i64;
         Ok(Self {
-            motion: Motion::new(limits, measured_index, period_ns, splice, max_steps),
+            motion: Motion::new(limits, measured_index, period_ns, splice),
             period_ns,
+            max_steps,
             last_tick: None,
             state: State::Idle.after(Event::Arm),
             reason: Reason::new(NO_CHUNK_YET),
@@ -192,9 +194,20 @@ impl Scheduler {
         wants_chunk(self.motion.splice().execution, self.state)
     }
 
-    /// Takes a new chunk over from `now` on, or refuses it and goes on as before.
+    /// What a chunk must be like.
+    pub fn shape(&self) -> Shape {
+        Shape { joints: self.joints(), max_steps: self.max_steps }
+    }
+
+    /// [`Scheduler::take`] for who does not tick by a clock.
     pub fn accept(&mut self, chunk: &Chunk, now: Steady) -> Result<Accepted, Rejected> {
-        let outcome = self.admit(chunk, now);
+        self.take(&mut Proposal::new(chunk, self.shape()), now)
+    }
+
+    /// Takes a new chunk over from `now` on, or refuses it and goes on as before. Allocates and frees nothing: what was
+    /// taken is swapped for what it replaced.
+    pub fn take(&mut self, proposal: &mut Proposal, now: Steady) -> Result<Accepted, Rejected> {
+        let outcome = self.admit(proposal, now);
         match &outcome {
             Ok(_) => {
                 self.counters.chunks_accepted += 1;
@@ -322,8 +335,9 @@ impl Scheduler {
         self.motion.revision()
     }
 
-    fn admit(&mut self, chunk: &Chunk, now: Steady) -> Result<Accepted, Rejected> {
-        self.motion.check(chunk)?;
+    fn admit(&mut self, proposal: &mut Proposal, now: Steady) -> Result<Accepted, Rejected> {
+        let Proposal { id, epoch, observed, ref mut plan } = *proposal;
+        let plan = plan.as_mut().map_err(|malformed| malformed.clone())?;
         let gate = Gate {
             state: self.state,
             epoch: self.epoch,
@@ -331,11 +345,12 @@ impl Scheduler {
             running: self.motion.source(),
             execution: self.motion.splice().execution,
         };
-        let accepted = gate.admit(chunk, now)?;
-        if let Some(first) = chunk.actions.get(accepted.dropped_steps) {
-            self.motion.check_first(chunk.id, first, &self.measured, self.guards.first_step_max)?;
+        let accepted = gate.admit(id, epoch, observed, plan, now)?;
+        if accepted.dropped_steps < plan.steps() {
+            let first = plan.row(accepted.dropped_steps);
+            self.motion.check_first(id, first, &self.measured, self.guards.first_step_max)?;
         }
-        self.motion.take(chunk, now);
+        self.motion.take(id, observed, plan, now);
         Ok(accepted)
     }
 

@@ -1,7 +1,8 @@
 //! How a new chunk takes over from the old one.
 //!
-//! Promises: [`Offset`] fades the difference between two references to nothing without a jump in value, speed or
-//! acceleration at either end. Called by the motion.
+//! Promises: an [`Offset`] goes to nothing without a jump in value, speed or acceleration at either end. Of the weights of
+//! plans it makes a crossfade; of a difference between commands and plan, the way from the one to the other. Called by
+//! the motion and its reference.
 
 use crate::choices::choices;
 
@@ -63,50 +64,76 @@ impl Sample {
         }
     }
 
-    /// Adds so much of another.
-    pub fn add(&mut self, share: f64, other: Self) {
-        self.value += share * other.value;
-        self.rate += share * other.rate;
-        self.acceleration += share * other.acceleration;
+    /// The difference to a constant.
+    pub fn minus_value(self, value: f64) -> Self {
+        Self { value: self.value - value, ..self }
+    }
+
+    /// Adds a share of another, both as they change.
+    pub fn add(&mut self, share: Self, other: Self) {
+        self.value += share.value * other.value;
+        self.rate += share.value * other.rate + share.rate * other.value;
+        self.acceleration += share.value * other.acceleration
+            + 2.0 * share.rate * other.rate
+            + share.acceleration * other.value;
     }
 }
 
 /// The quintic from a difference to nothing: value, rate and acceleration are continuous at both ends.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Offset {
-    from: Sample,
     /// Seconds.
     duration: f64,
+    /// 1 / duration.
+    per_duration: f64,
+    /// Of the powers of time / duration.
+    coefficients: [f64; 6],
 }
 
 impl Offset {
     /// Nothing.
-    pub const NONE: Self = Self { from: Sample { value: 0.0, rate: 0.0, acceleration: 0.0 }, duration: 0.0 };
+    pub const NONE: Self = Self { duration: 0.0, per_duration: 0.0, coefficients: [0.0; 6] };
 
     /// From this difference to nothing in so many seconds; at once if none.
     pub fn new(from: Sample, duration: f64) -> Self {
-        if duration > 0.0 && from != Sample::default() { Self { from, duration } } else { Self::NONE }
+        if !(duration > 0.0 && from != Sample::default()) {
+            return Self::NONE;
+        }
+        let (x, v, a) = (from.value, from.rate * duration, from.acceleration * duration * duration);
+        // Hermite's quintic basis of the left end.
+        let coefficients = [
+            x,
+            v,
+            0.5 * a,
+            -10.0 * x - 6.0 * v - 1.5 * a,
+            15.0 * x + 8.0 * v + 1.5 * a,
+            -6.0 * x - 3.0 * v - 0.5 * a,
+        ];
+        Self { duration, per_duration: 1.0 / duration, coefficients }
+    }
+
+    /// Nothing is left `elapsed` seconds after it began.
+    pub fn is_over(&self, elapsed: f64) -> bool {
+        elapsed >= self.duration
+    }
+
+    /// Seconds until nothing is left.
+    pub fn left(&self, elapsed: f64) -> f64 {
+        (self.duration - elapsed).max(0.0)
     }
 
     /// What is left, `elapsed` seconds after it began.
     pub fn sample(&self, elapsed: f64) -> Sample {
-        if elapsed >= self.duration {
+        if self.is_over(elapsed) {
             return Sample::default();
         }
-        let (d, u) = (self.duration, elapsed.max(0.0) / self.duration);
-        let (value, rate, acceleration) =
-            (self.from.value, self.from.rate * d, self.from.acceleration * d * d);
-        // Hermite's quintic basis of the left end.
-        let v = value * (1.0 + u * u * u * (-10.0 + u * (15.0 - 6.0 * u)))
-            + rate * u * (1.0 + u * u * (-6.0 + u * (8.0 - 3.0 * u)))
-            + acceleration * u * u * (0.5 + u * (-1.5 + u * (1.5 - 0.5 * u)));
-        let first = value * u * u * (-30.0 + u * (60.0 - 30.0 * u))
-            + rate * (1.0 + u * u * (-18.0 + u * (32.0 - 15.0 * u)))
-            + acceleration * u * (1.0 + u * (-4.5 + u * (6.0 - 2.5 * u)));
-        let second = value * u * (-60.0 + u * (180.0 - 120.0 * u))
-            + rate * u * (-36.0 + u * (96.0 - 60.0 * u))
-            + acceleration * (1.0 + u * (-9.0 + u * (18.0 - 10.0 * u)));
-        Sample { value: v, rate: first / d, acceleration: second / (d * d) }
+        let (per, [c0, c1, c2, c3, c4, c5]) = (self.per_duration, self.coefficients);
+        let u = elapsed.max(0.0) * per;
+        Sample {
+            value: c0 + u * (c1 + u * (c2 + u * (c3 + u * (c4 + u * c5)))),
+            rate: (c1 + u * (2.0 * c2 + u * (3.0 * c3 + u * (4.0 * c4 + u * 5.0 * c5)))) * per,
+            acceleration: (2.0 * c2 + u * (6.0 * c3 + u * (12.0 * c4 + u * 20.0 * c5))) * per * per,
+        }
     }
 }
 

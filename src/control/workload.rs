@@ -1,15 +1,20 @@
-//! A scheduler with everything to do: what benchmarks and tests of the tick's time and allocations run.
+//! A control thread's tick with everything to do, without the thread: what benchmarks and tests of its time and its
+//! allocations run.
 //!
-//! Promises: a tick here is as much work as a tick can be in its mode: 14 joints, every plan that is averaged in use,
-//! chunks that arrive in the middle of the one before, motion that keeps the limits and motion that does not. After
-//! [`Workload::new`] nothing is allocated. Called by `pi05 bench control` and by tests; never by the node.
+//! Promises: a tick here is as much work as one can be in its mode: 14 joints, every plan that is averaged in use, a chunk
+//! that takes over in the middle of the one before every fifth policy step, motion that keeps the limits and motion that
+//! does not, the flight recorder on. The same ticks in every run. Called by `pi05 bench control` and by tests; never by
+//! the node.
 
-use std::time::Instant;
+use std::sync::Arc;
+use std::time::Duration;
 
 use crate::clock::{NS_PER_S, Steady};
 
 use super::limits::LimitsError;
+use super::recorder::{Capacity, Recorder};
 use super::scheduler::ControlError;
+use super::thread::{ControlHandle, Due, Form, Options, Outlet, Status, TickClock, Ticker};
 use super::{
     Chunk, ControlConfig, ControlMode, Execution, Guards, JointLimit, JointLimits, Scheduler, Splice,
 };
@@ -19,20 +24,25 @@ pub const JOINTS: usize = 14;
 /// Steps of a chunk, at 50 Hz.
 const STEPS: usize = 50;
 const STEP_NS: i64 = NS_PER_S / 50;
-/// Chunks that are made beforehand and come again and again.
-const CHUNKS: usize = 16;
+/// Between two chunks.
+const CHUNK_NS: i64 = 5 * STEP_NS;
+/// From a chunk's observation to the tick that takes it.
+const AGE_NS: i64 = 2 * STEP_NS;
+/// Kept by the recorder, s: as by default.
+const RECORDED_S: f64 = 30.0;
 
 /// Every mode of execution.
 pub const MODES: [Execution; 5] =
     [Execution::Latest, Execution::Ensemble, Execution::Rtc, Execution::RtcTrained, Execution::OpenLoop];
 
-/// A scheduler, the chunks that come to it, and its time.
+/// A ticker, those around it, and its time.
 #[derive(Debug)]
 pub struct Workload {
-    scheduler: Scheduler,
-    chunks: Vec<Chunk>,
-    measured: Vec<f64>,
-    ticks: i64,
+    ticker: Ticker,
+    handle: ControlHandle,
+    outlet: Outlet,
+    tick_ns: i64,
+    now: i64,
     next_id: u64,
 }
 
@@ -66,53 +76,47 @@ impl Workload {
             limits: JointLimits::new(vec![limit; JOINTS])?,
             measured_index: (0..JOINTS).map(Some).collect(),
         })?;
-        let chunks = (0..CHUNKS).map(chunk).collect();
-        Ok(Self { scheduler, chunks, measured: vec![0.0; JOINTS], ticks: 0, next_id: 0 })
+        let tick_ns = scheduler.period_ns();
+        let capacity = Capacity { seconds: RECORDED_S, rate_hz, commands: JOINTS, measured: JOINTS };
+        let recorder = Some(Arc::new(Recorder::new(capacity)));
+        let options = Options { recorder, ..Options::new(TickClock::Monotonic, Form::PerTick, NS_PER_S) };
+        let (ticker, handle, outlet) = ControlHandle::without_thread(scheduler, options);
+        Ok(Self { ticker, handle, outlet, tick_ns, now: NS_PER_S, next_id: 0 })
     }
 
-    /// One tick; every fifth policy step with a chunk that takes over.
+    /// What other threads do before the next tick. Whether a chunk waits for it.
+    pub fn feed(&mut self) -> bool {
+        self.now += self.tick_ns;
+        let now = Steady(self.now);
+        self.handle.put_joints(now, &[0.0; JOINTS]);
+        self.handle.outcomes().for_each(drop);
+        self.outlet.receive(Duration::ZERO);
+        let due = self.now / CHUNK_NS > (self.now - self.tick_ns) / CHUNK_NS;
+        let chunk = due.then(|| self.chunk());
+        chunk.is_some_and(|chunk| self.handle.send_chunk(&chunk).is_ok())
+    }
+
+    /// The tick.
     pub fn tick(&mut self) {
-        let now = Steady(self.ticks.saturating_mul(self.scheduler.period_ns()));
-        if self.next_chunk_is_due(now) && self.scheduler.wants_chunk() {
-            let chunk = &mut self.chunks[self.next_id as usize % CHUNKS];
-            // Two steps old as it comes.
-            chunk.observed = Steady(now.0 - 2 * STEP_NS);
-            (chunk.id, chunk.epoch) = (self.next_id, self.scheduler.epoch());
-            self.next_id += 1;
-            let _ = self.scheduler.accept(chunk, now); // counted
-        }
-        self.scheduler.tick(now, Some(&self.measured));
-        self.ticks += 1;
+        self.ticker.step(Due { at: Steady(self.now), late_ns: 0, skipped: 0 });
     }
 
-    /// What it did.
-    pub fn scheduler(&self) -> &Scheduler {
-        &self.scheduler
+    /// As it is after the last tick.
+    pub fn status(&self) -> Status {
+        self.handle.status()
     }
 
-    /// Time of each of so many ticks, ns, in order.
-    pub fn time(&mut self, ticks: usize) -> Vec<u64> {
-        let mut times = Vec::with_capacity(ticks);
-        for _ in 0..ticks {
-            let begin = Instant::now();
-            self.tick();
-            times.push(u64::try_from(begin.elapsed().as_nanos()).unwrap_or(u64::MAX));
-        }
-        times
+    /// Slow and fast sines, of which some leave the limits; each chunk a little beside the one before.
+    fn chunk(&mut self) -> Chunk {
+        let (id, observed) = (self.next_id, Steady(self.now - AGE_NS));
+        self.next_id += 1;
+        let begin = (self.now / STEP_NS) as f64;
+        let value = |step: usize, joint: usize| {
+            let (amplitude, period) = (0.1 + 0.12 * joint as f64, 40.0 - 2.0 * joint as f64);
+            let beside = 0.01 * (id % 16) as f64;
+            amplitude * ((begin + step as f64) * std::f64::consts::TAU / period).sin() + beside
+        };
+        let actions = (0..STEPS).map(|step| (0..JOINTS).map(|joint| value(step, joint)).collect()).collect();
+        Chunk { id, epoch: 0, observed, period_ns: STEP_NS, actions }
     }
-
-    fn next_chunk_is_due(&self, now: Steady) -> bool {
-        now.0 / (5 * STEP_NS) >= self.next_id as i64
-    }
-}
-
-/// Slow and fast sines, of which some leave the limits.
-fn chunk(index: usize) -> Chunk {
-    let value = |step: usize, joint: usize| {
-        let t = (5 * index + step) as f64;
-        let amplitude = 0.1 + 0.12 * joint as f64;
-        amplitude * (t * std::f64::consts::TAU / (40.0 - 2.0 * joint as f64)).sin() + 0.01 * index as f64
-    };
-    let actions = (0..STEPS).map(|step| (0..JOINTS).map(|joint| value(step, joint)).collect()).collect();
-    Chunk { id: 0, epoch: 0, observed: Steady(0), period_ns: STEP_NS, actions }
 }

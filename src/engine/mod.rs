@@ -2,7 +2,7 @@
 //!
 //! | stage | takes | gives |
 //! |---|---|---|
-//! | vision | one [`Pixels`](crate::model::Pixels) per camera, masked ones absent | [`Features`](cpu::Features): `[tokens, width]` |
+//! | vision | one [`Pixels`] per camera, masked ones absent | [`Features`](cpu::Features): `[tokens, width]` |
 //! | prefix | features, prompt tokens | [`KvCache`](cpu::KvCache): per layer K after RoPE and V, `[prefix, head_dim]` |
 //! | denoise | K/V, noise `[horizon, action_dim]`, sampler | actions `[horizon, action_dim]`, model space |
 //!
@@ -152,6 +152,25 @@ impl Engine {
             Engine::Cuda(engine) if engine.is_bf16() => Precision::Bf16,
             Engine::TensorRt(_) => Precision::Bf16,
             Engine::Cpu(_) | Engine::Cuda(_) => Precision::F32,
+        }
+    }
+
+    /// Backend and number format, such as `cpu f32`.
+    pub fn name(&self) -> String {
+        format!("{} {}", self.backend(), self.precision())
+    }
+
+    /// Everything that a chunk of such an observation could need is made now, so that none waits for it later: `images`
+    /// as they will come, any prompt.
+    pub fn prepare(
+        &mut self,
+        images: &[Option<Pixels>],
+        horizon: usize,
+        sampler: &Sampler,
+    ) -> Result<(), EngineError> {
+        match self {
+            Engine::Cpu(_) | Engine::TensorRt(_) => Ok(()),
+            Engine::Cuda(engine) => engine.prepare(images, horizon, sampler),
         }
     }
 

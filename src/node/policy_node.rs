@@ -176,7 +176,10 @@ impl PolicyNode {
             tracing::error!("{why}; braking, then this process ends");
             self.broken = Some(why.to_owned());
             if let Some(session) = &mut self.session {
-                session.broke();
+                session.broke(why);
+            }
+            self.tell(); // that it is a fault, before control ends
+            if let Some(session) = &mut self.session {
                 session.deactivate();
             }
         }

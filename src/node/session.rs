@@ -28,8 +28,6 @@ use crate::replay::flight::Labels;
 
 /// How long a service waits for the tick that carries its request out.
 const ASK_PATIENCE: Duration = Duration::from_millis(500);
-/// What computes: this version has one engine.
-const ENGINE: &str = "cpu f32";
 /// Why the arm rests while nobody is there to move it.
 const UNHEARD: &str = "nobody subscribes to the commands any more";
 
@@ -40,6 +38,8 @@ static REAL_TIME_WARNED: Once = Once::new();
 pub struct Loaded {
     setup: Setup,
     inference: Inference,
+    /// Such as: cpu f32.
+    engine: String,
     cameras: Vec<Option<usize>>,
 }
 
@@ -47,6 +47,7 @@ pub struct Loaded {
 pub struct Session {
     shared: Arc<Shared>,
     setup: Setup,
+    engine: String,
     inputs: Inputs,
     inference: Option<JoinHandle<()>>,
     commands: PublisherUntyped,
@@ -65,7 +66,7 @@ struct Active {
     heard: bool,
 }
 
-/// Checkpoint, weights, one inference to warm up. Every misfit is said in one line.
+/// Checkpoint, weights, everything that an inference could need, one inference to warm up. Every misfit is said in one line.
 pub fn load(config: &Config) -> Result<Loaded, String> {
     let setup = Setup::open(config).map_err(|error| error.to_string())?;
     let cameras = setup.cameras.assign(&config.cameras).map_err(|error| error.to_string())?;
@@ -73,7 +74,8 @@ pub fn load(config: &Config) -> Result<Loaded, String> {
     setup.policy.check_prompt(&config.prompt).map_err(|error| error.to_string())?;
     let mut inference = setup.load(config, |_, _| ()).map_err(|error| error.to_string())?;
     warm_up(&mut inference, &cameras, config.joints.names.len()).map_err(|error| error.to_string())?;
-    Ok(Loaded { setup, inference, cameras })
+    let engine = inference.engine.name();
+    Ok(Loaded { setup, inference, engine, cameras })
 }
 
 impl Session {
@@ -85,7 +87,7 @@ impl Session {
         config: &Config,
         loaded: Loaded,
     ) -> Result<Self, String> {
-        let Loaded { setup, inference, cameras } = loaded;
+        let Loaded { setup, inference, engine, cameras } = loaded;
         let ros = |error: r2r::Error| format!("ROS 2: {error}");
         let intake =
             Intake::new(config, &setup.cameras.names, &cameras).map_err(|error| error.to_string())?;
@@ -130,14 +132,14 @@ impl Session {
             action_names: config.joints.action_names.clone(),
             state_names: config.joints.names.clone(),
             checkpoint: config.checkpoint.clone(),
-            engine: ENGINE.to_owned(),
+            engine: engine.clone(),
             prompt: config.prompt.clone(),
         };
         let flights = shared.recorder.clone().map(|recorder| {
             FlightLog::new(recorder, labels, config.recorder.folder.as_deref(), Arc::clone(&shared))
         });
         let (inference, active) = (Some(inference), None);
-        Ok(Self { shared, setup, inputs, inference, commands, chunks, active, flights })
+        Ok(Self { shared, setup, engine, inputs, inference, commands, chunks, active, flights })
     }
 }
 
@@ -333,10 +335,15 @@ impl Session {
         }
     }
 
-    /// Something broke that control does not know of.
-    pub fn broke(&mut self) {
+    /// Something broke that control does not know of: it is a fault, and the arm brakes. Returns once control has
+    /// heard of it, or cannot.
+    pub fn broke(&mut self, why: &str) {
         if let Some(flights) = &mut self.flights {
             flights.fault();
+        }
+        if let Some(active) = &self.active {
+            // A thread that does not answer has nothing to brake with; the process ends all the same.
+            let _ = active.control.ask(Request::Fault(Reason::new(why)), ASK_PATIENCE);
         }
     }
 
@@ -364,7 +371,7 @@ impl Session {
 
     /// Such as: cpu f32.
     pub fn engine(&self) -> &str {
-        ENGINE
+        &self.engine
     }
 
     /// The model's cameras.

@@ -4,7 +4,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
 
@@ -210,14 +210,15 @@ impl Shared {
         self.failure.lock().clone()
     }
 
-    /// Waits for the next inference to do; `None` when the threads are to end.
-    pub fn next_job(&self) -> Option<Job> {
+    /// Waits for the next inference to do; `None` when the threads are to end, or none has come `until` then.
+    pub fn next_job(&self, until: Option<Instant>) -> Option<Job> {
         let mut intake = self.intake.lock();
         loop {
-            if self.is_closed() {
+            let left = until.map(|until| until.saturating_duration_since(Instant::now()));
+            if self.is_closed() || left.is_some_and(|left| left.is_zero()) {
                 return None;
             }
-            let mut nap = NAP;
+            let mut nap = left.unwrap_or(NAP).min(NAP);
             if let (Some(now), Some((control, epoch))) = (self.clock.now(), self.accepting()) {
                 match intake.next_observation(now) {
                     Next::Ready(observation) => {
@@ -229,7 +230,7 @@ impl Shared {
                     }
                     Next::NotYet { ask_again } => {
                         if let Some(ask_again) = ask_again {
-                            nap = nap.min(until(now, ask_again));
+                            nap = nap.min(time_until(now, ask_again));
                         }
                     }
                     Next::NotReady(not_ready) => self.wait_for(&not_ready),
@@ -260,6 +261,6 @@ impl Shared {
 }
 
 /// Time from `now` to `then`, at least a millisecond.
-fn until(now: Stamp, then: Stamp) -> Duration {
+fn time_until(now: Stamp, then: Stamp) -> Duration {
     Duration::from_nanos(then.since(now).max(NS_PER_MS).unsigned_abs())
 }

@@ -215,6 +215,11 @@ impl Intake {
         Next::Ready(observation)
     }
 
+    /// The newest images, by slot, as they would be in an observation now if there were one. Counts nothing.
+    pub fn newest_images(&self) -> Vec<Option<Arc<RgbImage>>> {
+        self.snapshots.newest_images()
+    }
+
     /// Whether there is an observation at `now`, new or not; else why not, in one line, with what its source sent
     /// instead.
     pub fn ready(&mut self, now: Stamp) -> Result<(), String> {

@@ -266,6 +266,14 @@ impl Snapshots {
         Ok(Observation { stamp: newest.0, images, image_stamps, state: state.clone(), joints_stamp })
     }
 
+    /// The newest image of each camera, fresh or not.
+    pub fn newest_images(&self) -> Vec<Option<Arc<RgbImage>>> {
+        let newest = |camera: &Option<Source<Picture>>| {
+            camera.as_ref()?.newest.as_ref().map(|(_, picture)| Arc::clone(&picture.image))
+        };
+        self.cameras.iter().map(newest).collect()
+    }
+
     /// How long a camera has been showing exactly the same pixels, nanoseconds between the first and the newest image
     /// that had them: 0 while it moves (a real camera's noise is enough), growing when it is frozen.
     /// `None` for a masked slot and before the first image.

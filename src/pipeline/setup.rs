@@ -39,12 +39,10 @@ impl Setup {
 
     /// Loads the weights. `progress` hears of (parameters made, parameters in all) where they are made.
     pub fn load(&self, config: &Config, progress: impl FnMut(usize, usize)) -> Result<Inference, LoadError> {
-        Ok(Inference {
-            engine: self.model.load(config.engine(), progress)?,
-            policy: Arc::clone(&self.policy),
-            sampler: config.sampler.of(self.model.time_rounding()),
-            seed: config.sampler.seed.unwrap_or_else(fresh_seed),
-        })
+        let engine = self.model.load(config.engine(), progress)?;
+        let sampler = config.sampler.of(self.model.time_rounding());
+        let seed = config.sampler.seed.unwrap_or_else(fresh_seed);
+        Ok(Inference::new(engine, Arc::clone(&self.policy), sampler, seed))
     }
 }
 

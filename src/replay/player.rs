@@ -9,6 +9,7 @@
 
 use std::sync::Arc;
 use std::thread;
+use std::time::Instant;
 
 use thiserror::Error;
 
@@ -20,12 +21,13 @@ use super::recording::{ChunkRecord, CommandSample, JointInfo, Recording};
 use super::topics::{Role, TopicError, Topics};
 use super::worker::Worker;
 use crate::clock::{NS_PER_MS, NS_PER_S, Stamp, Steady};
-use crate::config::Config;
+use crate::config::{Config, Execution};
 use crate::control::limits::LimitsError;
 use crate::control::scheduler::ControlError;
 use crate::control::{Chunk, Reason, Rejected, Scheduler};
 use crate::messages::{CdrError, CompressedImageMessage, ImageMessage, JointStateMessage};
 use crate::model::Pixels;
+use crate::observe::RgbImage;
 use crate::observe::image::{RawImage, decode_compressed, decode_raw};
 use crate::observe::intake::{Intake, Measured, Next};
 use crate::observe::joints::JointError;
@@ -79,13 +81,17 @@ impl Replay<'_> {
     /// Plays the whole bag. `progress` hears of (seconds played, seconds in all).
     pub fn run(self, bag: &Bag, mut progress: impl FnMut(f64, f64)) -> Result<Recording, ReplayError> {
         thread::scope(|scope| {
-            let Replay { config, cameras, topics, inference, speed } = self;
+            let Replay { config, cameras, topics, mut inference, speed } = self;
+            let grey = RgbImage::new(1, 1, vec![128; 3]).map(Arc::new);
+            let likely: Vec<_> = topics.cameras.iter().map(|camera| camera.and(grey.clone())).collect();
+            inference.prepare(&likely)?;
             let policy = Arc::clone(&inference.policy);
+            let engine = inference.engine.name();
             let worker = match speed {
                 Speed::Max => Worker::simulated(inference, config.replay.latency_ms * NS_PER_MS),
                 Speed::Times(_) => Worker::thread(scope, inference),
             };
-            let mut player = Player::new(config, cameras, topics, policy, worker, speed)?;
+            let mut player = Player::new(config, cameras, topics, policy, (worker, engine), speed)?;
             let mut clock = BagClock::new(bag.topics().len());
             let indices: Vec<usize> = topics.roles.iter().map(|(index, _)| *index).collect();
             let mut damage = None;
@@ -138,6 +144,7 @@ struct Player<'a> {
     /// After the last message: the joints, if they were fresh then. That a bag ends is no fault of the robot.
     at_end: Option<Measured>,
     next_id: u64,
+    first_begun: Option<Instant>,
     /// Images are kept of every so many chunks.
     seen_every: u64,
     recording: Recording,
@@ -149,7 +156,7 @@ impl<'a> Player<'a> {
         cameras: &[String],
         topics: &Topics,
         policy: Arc<Policy>,
-        worker: Worker,
+        (worker, engine): (Worker, String),
         speed: Speed,
     ) -> Result<Self, ReplayError> {
         let control = config.control_config(policy.shape().horizon)?;
@@ -170,10 +177,11 @@ impl<'a> Player<'a> {
             ask_at: None,
             at_end: None,
             next_id: 0,
+            first_begun: None,
             seen_every: 1,
             recording: Recording {
                 checkpoint: config.checkpoint.clone(),
-                engine: "cpu f32".to_owned(),
+                engine,
                 robot: config.robot.name().to_owned(),
                 prompt: config.prompt.clone(),
                 cameras: cameras.to_vec(),
@@ -326,6 +334,11 @@ impl<'a> Player<'a> {
 
     /// Ends the inference under way if it is done, and begins one if it is time.
     fn infer(&mut self, now: Stamp) -> Result<(), ReplayError> {
+        let is_steered = matches!(self.config.control.execution, Execution::Rtc | Execution::RtcTrained);
+        if self.pending.is_some() && !is_steered && self.worker.due().is_some_and(|due| due <= now) {
+            // The next inference will most likely begin now, with these.
+            self.worker.foresee(&self.intake.newest_images())?;
+        }
         if self.pending.is_some()
             && let Some(outcome) = self.worker.poll(now)
             && let Some(pending) = self.pending.take()
@@ -360,6 +373,7 @@ impl<'a> Player<'a> {
         };
         let id = self.next_id;
         self.next_id += 1;
+        self.first_begun.get_or_insert_with(Instant::now);
         let age_ms = |stamp: Stamp| now.since(stamp) as f64 / NS_PER_MS as f64;
         self.pending = Some(Pending {
             id,
@@ -378,6 +392,7 @@ impl<'a> Player<'a> {
     /// An inference is done: its chunk goes to the scheduler.
     fn take_chunk(&mut self, pending: Pending, response: Response, now: Stamp) {
         let Pending { id, epoch, observed, image_age_ms, outdated } = pending;
+        self.recording.wall_s = self.first_begun.map(|begun| begun.elapsed().as_secs_f64());
         if outdated {
             return self.intake.count("chunk_rejected", "the clock jumped during its inference");
         }

@@ -44,6 +44,8 @@ pub struct Recording {
     pub counters: BTreeMap<String, u64>,
     /// Notes for a person, such as "the bag ends inside a record".
     pub notes: Vec<String>,
+    /// Wall time from the first inference's beginning to the last chunk, seconds; `None` of what was recorded live.
+    pub wall_s: Option<f64>,
 }
 
 /// Name and limits of one command value.

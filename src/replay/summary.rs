@@ -175,6 +175,9 @@ pub struct JointSummary {
 pub struct TimingSummary {
     /// Inferences per second of wall time spent in them; null without any.
     pub chunks_per_second: Option<f64>,
+    /// Chunks per second of wall time from the first inference to the last chunk, reading and decoding the bag included:
+    /// what a replay at full speed gives. Null of what was recorded live.
+    pub replayed_chunks_per_second: Option<f64>,
     /// The stages in order, `total` last.
     #[serde(flatten)]
     pub stages: StageTimings,
@@ -397,7 +400,9 @@ fn timings(recording: &Recording) -> TimingSummary {
         total: of(Timings::total_ms),
     };
     let chunks_per_second = stages.total.mean_ms.filter(|&ms| ms > 0.0).map(|ms| 1000.0 / ms);
-    TimingSummary { chunks_per_second, stages }
+    let wall_s = recording.wall_s.filter(|&s| s > 0.0);
+    let replayed_chunks_per_second = wall_s.map(|s| recording.chunks.len() as f64 / s);
+    TimingSummary { chunks_per_second, replayed_chunks_per_second, stages }
 }
 
 fn verdict(s: &Summary) -> (Level, String) {

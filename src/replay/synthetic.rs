@@ -57,6 +57,7 @@ pub(crate) fn recording(seconds: i64, seen_every: u64) -> Recording {
     let limited = commands.iter().filter(|c| c.limited).count() as u64;
 
     Recording {
+        wall_s: None,
         bag: "bags/aloha_transfer_cube".into(),
         checkpoint: "synth:tiny".into(),
         engine: "cpu f32".into(),

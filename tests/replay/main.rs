@@ -140,6 +140,55 @@ fn a_written_checkpoint_is_the_built_in_one() {
     }
 }
 
+/// Trained real-time chunking: what the arm will do while an inference runs stands at the beginning of its chunk.
+#[test]
+fn a_trained_prefix_is_what_the_chunk_before_says_and_others_are_refused() {
+    let folder = TempDir::new().unwrap();
+    let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+    fs::write(path("robot.yaml"), parameters("")).unwrap();
+    let written =
+        pi05(&["synth", "tiny", &path("trained"), "--layout", "openpi", "--config", &path("robot.yaml")]);
+    assert!(written.status.success(), "{}", String::from_utf8_lossy(&written.stderr));
+    let file = Path::new(&path("trained")).join("config.json");
+    let mut config: serde_json::Value = serde_json::from_slice(&fs::read(&file).unwrap()).unwrap();
+    config["rtc_training_max_delay"] = 8.into();
+    fs::write(&file, config.to_string()).unwrap();
+
+    let rtc = "    control: {execution: rtc_trained}\n";
+    let refused = replay(&healthy(0, S), &parameters(rtc));
+    assert!(refused.code != Some(0) && refused.stderr.contains("rtc_trained"), "{}", refused.stderr);
+
+    // An inference takes 100 ms, 5 steps, and one follows the other.
+    let run =
+        replay(&healthy(0, 2 * S), &parameters(&format!("{rtc}    checkpoint: {}\n", path("trained")))).ok();
+    run.assert_safe();
+    let chunks = run.actions();
+    assert!(chunks.len() > 15, "{}", chunks.len());
+    for pair in chunks.windows(2) {
+        let [(before, old), (observed, new)] = pair else { panic!("pairs") };
+        let passed = ((observed - before) / (20 * MS)) as usize;
+        assert_eq!((observed - before) % (20 * MS), 0);
+        for (step, (old, new)) in old[passed..].iter().zip(new).take(5).enumerate() {
+            for (old, new) in old.iter().zip(new) {
+                assert!(
+                    (old - new).abs() < 1e-4,
+                    "step {step} of the chunk of {observed}: {old} became {new}"
+                );
+            }
+        }
+        assert_ne!(old[passed + 10..passed + 15], new[10..15], "what comes later is new");
+    }
+
+    // Slower than any prefix it was trained with: a chunk is followed only where nothing is left of one before, at the
+    // beginning and after a second; the fifth that is too late is a fault.
+    let slow = "    replay: {latency_ms: 200}\n";
+    let yaml = parameters(&format!("{rtc}{slow}    checkpoint: {}\n", path("trained")));
+    let run = replay(&healthy(0, 4 * S), &yaml).ok();
+    run.assert_safe();
+    assert_eq!(run.actions().len(), 2);
+    assert!(run.counted(&["chunk_rejected"]) >= 5, "{}", run.summary());
+}
+
 #[test]
 fn the_command_type_is_the_configured_one() {
     for (name, kind) in [

@@ -220,6 +220,18 @@ impl Replayed {
         self.records("/chunks", stamp).into_iter().map(|(_, observed)| observed).collect()
     }
 
+    /// The same, and their actions by step.
+    pub fn actions(&self) -> Vec<(i64, Vec<Vec<f64>>)> {
+        type Point = (Vec<f64>, Vec<f64>, Vec<f64>, Vec<f64>, (i32, u32));
+        type Trajectory = (((i32, u32), String), Vec<String>, Vec<Point>);
+        let actions = |payload: &[u8]| {
+            let (((stamp, _), _, points), _) =
+                cdr_encoding::from_bytes::<Trajectory, LittleEndian>(&payload[4..]).unwrap();
+            (Stamp::from_ros(stamp.0, stamp.1).0 - T0, points.into_iter().map(|point| point.0).collect())
+        };
+        self.records("/chunks", actions).into_iter().map(|(_, chunk)| chunk).collect()
+    }
+
     fn records<T>(&self, topic: &str, read: impl Fn(&[u8]) -> T) -> Vec<(i64, T)> {
         let bag = Bag::open(self.out("commands.mcap")).unwrap();
         let Some(topic) = bag.topic(topic) else { return Vec::new() };

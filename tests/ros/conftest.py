@@ -15,6 +15,7 @@ import pytest
 import rclpy
 
 from peers import World
+from process import drop_dead_segments
 
 
 def pytest_addoption(parser):
@@ -23,6 +24,7 @@ def pytest_addoption(parser):
 
 @pytest.fixture(scope="session", autouse=True)
 def ros():
+    drop_dead_segments()  # of earlier runs
     rclpy.init()
     yield
     rclpy.shutdown()

@@ -45,6 +45,19 @@ def test_a_signal_in_mid_motion_brakes_and_ends_with_exit_code_0(world, number):
     assert "panicked" not in policy.process.log
 
 
+@pytest.mark.parametrize("how, why", [("error", "GPU: cuStreamSynchronize: "), ("panic", "the engine panicked")])
+def test_an_engine_that_breaks_is_a_fault_then_a_brake_then_the_process_ends_with_exit_code_1(world, monkeypatch, how, why):
+    monkeypatch.setenv("PI05_BREAK_ENGINE", f"{how}:30")
+    _robot, arm, policy = world.running()
+    arm.wait_for_motion()
+    assert policy.process.wait() == 1
+    wait_for(lambda: arm.silent_for(0.3), "silence")
+    assert_ends_at_rest(arm.messages)
+    faults = [status for status in policy.status.messages if status.control == "fault"]
+    assert faults and why in faults[0].reason, policy.status.messages
+    assert any(line.startswith("pi05: " + why) and line.endswith("the arm was braked") for line in policy.process.lines), policy.process.log
+
+
 def test_a_camera_that_stops_brakes_after_its_max_age_and_resumes_when_it_returns(world):
     robot, arm, policy = world.running(robot_parameters(cameras__left_wrist_0_rgb__max_age_ms=500, observe__max_skew_ms=400))
     policy.wait_for_control("running")

@@ -6,6 +6,10 @@
 
 use std::sync::atomic::{AtomicU64, Ordering, fence};
 
+/// In memory before the first row comes. Not 0: pages of zeros are promised by the system and made at the first write,
+/// which would be a tick's.
+const UNWRITTEN: u64 = u64::MAX;
+
 /// Rows of `width` words each; the newest overwrites the oldest.
 #[derive(Debug)]
 pub(super) struct Ring {
@@ -20,8 +24,8 @@ pub(super) struct Ring {
 impl Ring {
     pub fn new(rows: usize, width: usize) -> Self {
         let (rows, width) = (rows.max(1), width.max(1));
-        let zeros = |count| (0..count).map(|_| AtomicU64::new(0)).collect();
-        Self { width, sequences: zeros(rows), words: zeros(rows * width), pushed: AtomicU64::new(0) }
+        let unwritten = |count| (0..count).map(|_| AtomicU64::new(UNWRITTEN)).collect();
+        Self { width, sequences: unwritten(rows), words: unwritten(rows * width), pushed: AtomicU64::new(0) }
     }
 
     /// Writes one row; what is missing is 0, what is too much is left out. By one thread at a time.

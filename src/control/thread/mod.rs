@@ -30,7 +30,7 @@ use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, Sender, TrySendError, bounded};
+use crossbeam_channel::{Receiver, Sender, bounded};
 use parking_lot::Mutex;
 use triple_buffer::{Input, Output, triple_buffer};
 
@@ -42,6 +42,7 @@ pub use self::outlet::{Outlet, Received, Sent};
 pub use self::real_time::{Grant, Granted, RealTime};
 pub use self::status::{Status, Timing};
 pub use self::ticker::Ticker;
+use super::plan::{Proposal, Shape};
 use super::recorder::Recorder;
 use super::{Accepted, Chunk, Guards, Reason, Rejected, Scheduler, Splice, State};
 use crate::clock::Steady;
@@ -123,12 +124,14 @@ pub enum NotCarriedOut {
 /// What became of a chunk.
 #[derive(Debug)]
 pub struct Outcome {
-    /// The chunk.
-    pub chunk: Box<Chunk>,
+    /// The chunk's number.
+    pub chunk: u64,
     /// The tick that it came to.
     pub at: Steady,
     /// Whether it took over.
     pub result: Result<Accepted, Rejected>,
+    /// For who gave it, to be freed there.
+    _spent: Box<Proposal>,
 }
 
 /// The other threads' hold on the control thread. When the last one lets go, the arm brakes and the thread ends.
@@ -136,9 +139,11 @@ pub struct Outcome {
 pub struct ControlHandle {
     shared: Arc<Shared>,
     clock: TickClock,
+    /// Of the chunks that it takes.
+    shape: Shape,
     /// The locks are among the callers; the tick knows none of them.
     joints: Mutex<Input<Joints>>,
-    chunks: Sender<Box<Chunk>>,
+    chunks: Sender<Box<Proposal>>,
     outcomes: Receiver<Outcome>,
     requests: Sender<Request>,
     requests_made: Mutex<u64>,
@@ -217,6 +222,7 @@ impl ControlHandle {
         let (requests_in, requests) = bounded(REQUESTS_MAX);
         let (status, status_out) = triple_buffer(&told);
         let (inlet, outlet) = outlet::outlet(scheduler.joints(), &shared);
+        let shape = scheduler.shape();
         let ticker = Ticker {
             sent_revision: scheduler.revision(),
             scheduler,
@@ -239,6 +245,7 @@ impl ControlHandle {
         let handle = Self {
             shared,
             clock,
+            shape,
             joints: Mutex::new(joints_in),
             chunks: chunks_in,
             outcomes: outcomes_out,
@@ -266,14 +273,14 @@ impl ControlHandle {
         self.shared.joints_max_age_ns.store(ns, Ordering::Relaxed);
     }
 
-    /// Hands a chunk over; what becomes of it is told by [`Self::outcomes`]. Gives it back if the thread has ended, or
-    /// does not tick, or if nobody asks for outcomes.
-    pub fn send_chunk(&self, chunk: impl Into<Box<Chunk>>) -> Result<(), Box<Chunk>> {
-        let chunk = chunk.into();
+    /// Hands a chunk over, looked at and laid out here; what becomes of it is told by [`Self::outcomes`]. Refused if the
+    /// thread has ended, or does not tick, or if nobody asks for outcomes.
+    pub fn send_chunk(&self, chunk: &Chunk) -> Result<(), NotCarriedOut> {
         if !self.is_alive() {
-            return Err(chunk);
+            return Err(NotCarriedOut::Ended);
         }
-        self.chunks.try_send(chunk).map_err(TrySendError::into_inner)
+        let proposal = Box::new(Proposal::new(chunk, self.shape));
+        self.chunks.try_send(proposal).map_err(|_| NotCarriedOut::NoTick)
     }
 
     /// What became of the chunks since the last time it was asked, oldest first.

@@ -14,8 +14,9 @@ use super::outlet::Inlet;
 use super::status::{Status, Timing};
 use super::{Form, Joints, Outcome, Request, Shared};
 use crate::clock::Steady;
+use crate::control::plan::Proposal;
 use crate::control::recorder::{Recorder, TickCommand, TickRecord};
-use crate::control::{Chunk, Command, Reason, Scheduler};
+use crate::control::{Command, Reason, Scheduler};
 
 /// Owns the scheduler and ticks.
 #[derive(Debug)]
@@ -23,7 +24,7 @@ pub struct Ticker {
     pub(super) scheduler: Scheduler,
     pub(super) form: Form,
     pub(super) joints: Output<Joints>,
-    pub(super) chunks: Receiver<Box<Chunk>>,
+    pub(super) chunks: Receiver<Box<Proposal>>,
     pub(super) outcomes: Sender<Outcome>,
     pub(super) requests: Receiver<Request>,
     pub(super) requests_taken: u64,
@@ -160,9 +161,9 @@ impl Ticker {
     fn take_chunks(&mut self, now: Steady) {
         // What is taken must go back to where it came from, to be freed there.
         while !self.outcomes.is_full() {
-            let Ok(chunk) = self.chunks.try_recv() else { return };
-            let result = self.scheduler.accept(&chunk, now);
-            let _ = self.outcomes.try_send(Outcome { chunk, at: now, result }); // there is room: nobody else sends
+            let Ok(mut proposal) = self.chunks.try_recv() else { return };
+            let result = self.scheduler.take(&mut proposal, now);
+            let _ = self.outcomes.try_send(Outcome { chunk: proposal.id, at: now, result, _spent: proposal }); // there is room: nobody else sends
         }
     }
 

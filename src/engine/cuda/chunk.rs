@@ -4,10 +4,10 @@
 //! result does not depend on that.
 
 use std::collections::HashMap;
+use std::time::Instant;
 
 use super::driver::{Buffer, Event, Gpu, Graph, Pinned, failed};
-use super::gemm::{Operands, Shape};
-use super::lane::Lane;
+use super::nvtx::Range;
 use super::prefix::{BUCKET, Layout};
 use super::vision::Pixel;
 use super::{CudaEngine, Images, Warm, request};
@@ -33,24 +33,39 @@ pub struct Measured {
 
 /// Graphs, and the host's side of what goes in and out.
 pub struct Graphs {
-    vision: HashMap<(Vec<usize>, Pixel, usize), Graph>,
-    actions: HashMap<Key, Graph>,
+    pub(super) vision: HashMap<(Vec<usize>, Pixel, usize), Graph>,
+    pub(super) actions: HashMap<Key, Graph>,
     images: [Pinned; 2],
     request: Pinned,
     noise: Pinned,
     out: Pinned,
     /// Before and after vision, by slot.
-    seen: [[Event; 2]; 2],
+    pub(super) seen: [[Event; 2]; 2],
     /// Before the prefix, after it, after the last step.
-    marks: [Event; 3],
+    pub(super) marks: [Event; 3],
     /// Image rows of each slot.
     rows: [usize; 2],
     /// Values of the chunk under way, and its slot.
     under_way: Option<(usize, usize)>,
+    /// Kernels of the graphs captured last.
+    pub(super) kernels: Kernels,
+    /// What a timeline's times are since.
+    pub(super) origin: Event,
+}
+
+/// Kernels that each stage launches, of the graphs captured last.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Kernels {
+    /// SigLIP and projector.
+    pub vision: usize,
+    /// Prefix to keys and values.
+    pub prefix: usize,
+    /// All denoise steps.
+    pub denoise: usize,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-struct Key {
+pub(super) struct Key {
     layout: Layout,
     horizon: usize,
     solver: &'static str,
@@ -71,6 +86,8 @@ impl Graphs {
             marks: [Event::new()?, Event::new()?, Event::new()?],
             rows: [0; 2],
             under_way: None,
+            kernels: Kernels::default(),
+            origin: Event::new()?,
         })
     }
 
@@ -127,6 +144,7 @@ impl CudaEngine {
 
     /// Starts vision into `slot` (0 or 1), which no chunk under way reads.
     pub fn start_vision(&mut self, slot: usize, images: &[Option<Pixels>]) -> Result<(), EngineError> {
+        let _range = Range::new(c"start vision");
         self.see.gpu.bind()?;
         let images = self.images(images)?;
         self.generation += 1;
@@ -155,6 +173,7 @@ impl CudaEngine {
         noise: &[f32],
         sampler: &Sampler,
     ) -> Result<(), EngineError> {
+        let _range = Range::new(c"start actions");
         self.act.gpu.bind()?;
         if self.graphs.under_way.is_some() {
             return Err(failed("start_actions", "another chunk is under way"));
@@ -181,6 +200,7 @@ impl CudaEngine {
         let Some((count, slot)) = self.graphs.under_way.take() else {
             return Err(failed("finish", "no chunk is under way"));
         };
+        let _range = Range::new(c"wait for actions");
         self.act.gpu.synchronize()?;
         let graphs = &mut self.graphs;
         let [start, middle, end] = &graphs.marks;
@@ -192,61 +212,30 @@ impl CudaEngine {
         Ok((bytemuck::pod_collect_to_vec(&graphs.out.bytes()[..count * 4]), measured))
     }
 
-    /// Captures the graphs of every prompt length for `cameras` images, so that none is captured later.
-    pub fn prepare(&mut self, cameras: usize, horizon: usize, sampler: &Sampler) -> Result<(), EngineError> {
+    /// Captures the graphs of such images and of every prompt length, so that none is captured later.
+    pub fn prepare(
+        &mut self,
+        images: &[Option<Pixels>],
+        horizon: usize,
+        sampler: &Sampler,
+    ) -> Result<(), EngineError> {
+        for slot in 0..2 {
+            self.start_vision(slot, images)?;
+        }
+        self.see.gpu.synchronize()?;
         self.act.gpu.bind()?;
-        let rows = cameras.min(self.room.cameras) * self.dims.vision.tokens();
+        let began = Instant::now();
         let most = self.dims.max_tokens.min(self.room.tokens);
         for tokens in (1..=most).step_by(BUCKET) {
-            self.capture_actions(Layout::new(rows, tokens, self.room.tokens), horizon, sampler)?;
+            self.capture_actions(
+                Layout::new(self.graphs.rows[0], tokens, self.room.tokens),
+                horizon,
+                sampler,
+            )?;
         }
+        let (count, seconds) = (self.graphs.actions.len(), began.elapsed().as_secs_f64());
+        tracing::info!("graphs of {count} prompt lengths are ready after {seconds:.1} s");
         Ok(())
-    }
-
-    /// Kernels and other nodes of the graphs: vision's with most, actions' with most.
-    pub fn graph_nodes(&self) -> (usize, usize) {
-        let most = |nodes: &mut dyn Iterator<Item = usize>| nodes.max().unwrap_or(0);
-        (
-            most(&mut self.graphs.vision.values().map(|graph| graph.nodes)),
-            most(&mut self.graphs.actions.values().map(|graph| graph.nodes)),
-        )
-    }
-
-    /// What this GPU can do, now: FLOP/s of one large matrix product, and bytes/s (read and written) of one large copy.
-    pub fn peaks(&mut self) -> Result<(f64, f64), EngineError> {
-        const SIDE: usize = 4096;
-        const COPY: usize = 512 << 20;
-        const RUNS: usize = 10;
-        self.act.gpu.bind()?;
-        let size = self.act.size();
-        let random = |salt: u32| -> Vec<u32> {
-            let next = |i: u32| {
-                i.wrapping_mul(2_654_435_761).wrapping_add(salt).rotate_left(13).wrapping_mul(2_246_822_519)
-            };
-            // The top bits of each half stay those of numbers about 1, in bf16 and f32 alike.
-            (0..(SIDE * SIDE * size / 4) as u32).map(|i| (next(i) & 0x807f_807f) | 0x3f80_3f80).collect()
-        };
-        let [x, w] = [self.act.gpu.buffer(&random(1))?, self.act.gpu.buffer(&random(2))?];
-        let y = self.act.gpu.zeros(SIDE * SIDE * size)?;
-        let [from, to] = [self.act.gpu.zeros(COPY)?, self.act.gpu.zeros(COPY)?];
-        let (start, end) = (Event::new()?, Event::new()?);
-        let mut seconds = [0.0; 2];
-        for (i, seconds) in seconds.iter_mut().enumerate() {
-            let once = |lane: &mut Lane| match i {
-                0 => lane
-                    .product(Shape::linear(SIDE, SIDE, SIDE), Operands::new(x.address, w.address, y.address)),
-                _ => lane.gpu.copy(to.address, from.address, COPY),
-            };
-            once(&mut self.act)?;
-            self.act.gpu.mark(&start, false)?;
-            for _ in 0..RUNS {
-                once(&mut self.act)?;
-            }
-            self.act.gpu.mark(&end, false)?;
-            self.act.gpu.synchronize()?;
-            *seconds = end.ms_since(&start)? * 1e-3 / RUNS as f64;
-        }
-        Ok((2.0 * (SIDE * SIDE * SIDE) as f64 / seconds[0], 2.0 * COPY as f64 / seconds[1]))
     }
 
     fn capture_vision(&mut self, images: &Images<'_>, slot: usize) -> Result<Graph, EngineError> {
@@ -261,10 +250,12 @@ impl CudaEngine {
         }
         let side = dims.vision.image;
         let bytes = images.slots.len() * side * side * 3 * if images.pixel == Pixel::U8 { 1 } else { 4 };
+        let before = see.launched.get();
         let capture = see.gpu.begin_capture()?;
         let work = see.gpu.upload_later(at, &graphs.images[slot], bytes);
         let work =
             work.and_then(|()| vision.record(see, at, images.pixel, &images.slots, out, &mut Tap::none()));
+        graphs.kernels.vision = see.launched.get() - before;
         see.gpu.end_capture(capture, work)
     }
 
@@ -304,9 +295,16 @@ impl CudaEngine {
         let request = (2 + layout.rows - layout.image_rows) * 4;
         self.act.gpu.upload_later(self.cache.request.address, &self.graphs.request, request)?;
         self.act.gpu.upload_later(self.expert.action.address, &self.graphs.noise, count)?;
+        let before = self.act.launched.get();
         self.put_prefix(layout, 0, tap)?;
+        let between = self.act.launched.get();
         self.act.gpu.mark(&self.graphs.marks[1], true)?;
-        self.put_denoise(layout, horizon, sampler, &Rtc::Off, tap)?;
+        self.act.marks_steps.set(true);
+        let put = self.put_denoise(layout, horizon, sampler, &Rtc::Off, tap);
+        self.act.marks_steps.set(false);
+        put?;
+        let kernels = &mut self.graphs.kernels;
+        (kernels.prefix, kernels.denoise) = (between - before, self.act.launched.get() - between);
         self.act.gpu.download_later(&self.graphs.out, self.expert.action.address, count)
     }
 }

@@ -37,18 +37,36 @@ pub fn cubin(source: &str, defines: &[String], arch: i32) -> Result<Vec<u8>, Eng
     let (mut major, mut minor) = (0, 0);
     // SAFETY: two integers to write to.
     check("nvrtcVersion", unsafe { sys::nvrtcVersion(&mut major, &mut minor) })?;
-    // Instructions of Hopper's and Blackwell's own need the architecture-specific target.
-    let suffix = if arch >= 90 { "a" } else { "" };
-    let mut options = vec![format!("--gpu-architecture=sm_{arch}{suffix}"), "--std=c++17".to_owned()];
-    options.extend(defines.iter().map(|define| format!("-D{define}")));
+    let options = options(defines, arch);
     let key = format!("{major}.{minor} {options:?} {source}");
     let name = format!("kernels-sm{arch}-{:016x}.cubin", fnv(key.as_bytes()));
     if let Some(kept) = cache_folder().and_then(|folder| fs::read(folder.join(&name)).ok()) {
         return Ok(kept);
     }
-    let compiled = compile(source, &options)?;
+    let (compiled, _) = compile(source, &options)?;
     keep(&name, &compiled);
     Ok(compiled)
+}
+
+/// What the compiler says of `source`: warnings, and the assembler's registers and spills, kernel by kernel. Keeps nothing.
+pub fn remarks(source: &str, defines: &[String], arch: i32) -> Result<String, EngineError> {
+    let mut options = options(defines, arch);
+    options.push("--ptxas-options=-v".to_owned());
+    compile(source, &options).map(|(_, log)| log)
+}
+
+/// Whether there is a compiler on this machine.
+pub fn is_there() -> bool {
+    // SAFETY: looks for the library, calls nothing in it.
+    unsafe { sys::is_culib_present() }
+}
+
+fn options(defines: &[String], arch: i32) -> Vec<String> {
+    // Instructions of Hopper's and Blackwell's own need the architecture-specific target.
+    let suffix = if arch >= 90 { "a" } else { "" };
+    let mut options = vec![format!("--gpu-architecture=sm_{arch}{suffix}"), "--std=c++17".to_owned()];
+    options.extend(defines.iter().map(|define| format!("-D{define}")));
+    options
 }
 
 /// FNV-1a, 64 bit.
@@ -56,7 +74,8 @@ pub fn fnv(bytes: &[u8]) -> u64 {
     bytes.iter().fold(0xcbf2_9ce4_8422_2325, |h, &b| (h ^ u64::from(b)).wrapping_mul(0x0000_0100_0000_01b3))
 }
 
-fn compile(source: &str, options: &[String]) -> Result<Vec<u8>, EngineError> {
+/// Machine code, and what the compiler said.
+fn compile(source: &str, options: &[String]) -> Result<(Vec<u8>, String), EngineError> {
     let text = |s: &str| CString::new(s).map_err(|e| failed("nvrtcCreateProgram", e));
     let (source, name) = (text(source)?, text("pi05.cu")?);
     let options = options.iter().map(|o| text(o)).collect::<Result<Vec<_>, _>>()?;
@@ -76,18 +95,21 @@ fn compile(source: &str, options: &[String]) -> Result<Vec<u8>, EngineError> {
             ),
         )?;
         let compiled = sys::nvrtcCompileProgram(program, options.len() as i32, options.as_ptr());
+        let (mut size, mut log) = (0, Vec::new());
+        if sys::nvrtcGetProgramLogSize(program, &mut size) == nvrtcResult::NVRTC_SUCCESS {
+            log.resize(size, 0u8);
+            sys::nvrtcGetProgramLog(program, log.as_mut_ptr().cast());
+        }
+        let log = String::from_utf8_lossy(&log).trim_end_matches('\0').to_owned();
         let result = if compiled == nvrtcResult::NVRTC_SUCCESS {
             let mut size = 0;
             check("nvrtcGetCUBINSize", sys::nvrtcGetCUBINSize(program, &mut size)).and_then(|()| {
                 let mut bytes = vec![0u8; size];
-                check("nvrtcGetCUBIN", sys::nvrtcGetCUBIN(program, bytes.as_mut_ptr().cast())).map(|()| bytes)
+                let got = sys::nvrtcGetCUBIN(program, bytes.as_mut_ptr().cast());
+                check("nvrtcGetCUBIN", got).map(|()| (bytes, log))
             })
         } else {
-            let mut size = 0;
-            sys::nvrtcGetProgramLogSize(program, &mut size);
-            let mut log = vec![0u8; size];
-            sys::nvrtcGetProgramLog(program, log.as_mut_ptr().cast());
-            Err(failed("nvrtcCompileProgram", String::from_utf8_lossy(&log).trim_end_matches('\0')))
+            Err(failed("nvrtcCompileProgram", log))
         };
         sys::nvrtcDestroyProgram(&mut program);
         result

@@ -106,7 +106,7 @@ impl Gpu {
             arch: attribute(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)? * 10
                 + attribute(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?,
             shared: attribute(Attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)?,
-            stream: new_stream(greatest)?,
+            stream: new_stream(least)?,
             device,
             context,
             name,
@@ -114,12 +114,12 @@ impl Gpu {
         })
     }
 
-    /// The same GPU with a stream of its own, which steps back behind the first one.
+    /// The same GPU with a stream of its own, before which the first one steps back.
     pub fn another_stream(&self) -> Result<Self, EngineError> {
         let (mut context, mut least, mut greatest) = (ptr::null_mut(), 0, 0);
         cu!(cuDevicePrimaryCtxRetain(&mut context, self.device))?;
         cu!(cuCtxGetStreamPriorityRange(&mut least, &mut greatest))?;
-        Ok(Self { context, stream: new_stream(least)?, name: self.name.clone(), ..*self })
+        Ok(Self { context, stream: new_stream(greatest)?, name: self.name.clone(), ..*self })
     }
 
     /// Makes the context the calling thread's.
@@ -145,7 +145,9 @@ impl Gpu {
         let bytes = bytes.max(16);
         cu!(cuMemAlloc_v2(&mut address, bytes)).map_err(|e| match e {
             EngineError::Cuda { call, reason } => {
-                failed(&call, format!("{reason}, asked for {} MiB", bytes >> 20))
+                let free = self.memory().map_or(0, |(free, _)| free);
+                let asked = format!("asked for {} MiB, {} MiB are free", bytes >> 20, free >> 20);
+                failed(&call, format!("{reason}: {asked}; end what else uses the GPU"))
             }
             other => other,
         })?;

@@ -416,6 +416,7 @@ impl Denoiser for Steps<'_, '_> {
     type Error = EngineError;
 
     fn velocity(&mut self, x: &u64, evaluation: usize) -> Result<u64, EngineError> {
+        self.lane.mark_step(evaluation)?;
         if self.tap.wants(format_args!("step.{evaluation}.x_t")) {
             self.flush();
             self.lane.record_wide(self.tap, format_args!("step.{evaluation}.x_t"), *x, self.count())?;

@@ -6,7 +6,7 @@ use std::cell::Cell;
 use std::collections::HashMap;
 
 use super::compile::cubin;
-use super::driver::{Arg, Gpu, Kernel, Launch, failed};
+use super::driver::{Arg, Event, Gpu, Kernel, Launch, failed};
 use super::gemm::{Gemm, Operands, Shape};
 use crate::engine::EngineError;
 use crate::engine::probe::Tap;
@@ -61,6 +61,9 @@ pub struct Lane {
     pub bf16: bool,
     /// Kernels put on the stream so far.
     pub launched: Cell<usize>,
+    /// Where evaluations begin, while somebody wants to know, and whether a graph that tells is being captured.
+    pub steps: Vec<Event>,
+    pub marks_steps: Cell<bool>,
 }
 
 /// Kernels that were compiled together, by name.
@@ -89,7 +92,15 @@ impl Lane {
             let hopper = if gpu.arch == 90 { 2 } else { 1 };
             kernels.extend(compiled(&gpu, ATTENTION, &defines, &names[..hopper])?);
         }
-        Ok(Self { gemm: Gemm::new(&gpu, bf16)?, kernels, gpu, bf16, launched: Cell::new(0) })
+        Ok(Self {
+            gemm: Gemm::new(&gpu, bf16)?,
+            kernels,
+            gpu,
+            bf16,
+            launched: Cell::new(0),
+            steps: Vec::new(),
+            marks_steps: Cell::new(false),
+        })
     }
 
     /// Whether this GPU has a kernel.
@@ -134,6 +145,14 @@ impl Lane {
     pub fn product(&mut self, shape: Shape, at: Operands) -> Result<(), EngineError> {
         self.launched.set(self.launched.get() + 1);
         self.gemm.run(&self.gpu, shape, at)
+    }
+
+    /// An evaluation of the velocity begins.
+    pub fn mark_step(&self, evaluation: usize) -> Result<(), EngineError> {
+        match self.steps.get(evaluation).filter(|_| self.marks_steps.get()) {
+            Some(event) => self.gpu.mark(event, true),
+            None => Ok(()),
+        }
     }
 
     /// Writes newly measured algorithms to disk.

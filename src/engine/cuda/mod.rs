@@ -10,6 +10,8 @@
 //! | `lane`, `load` | a stream with its kernels; weights onto the GPU |
 //! | `vision`, `prefix`, `expert`, `fused` | the stages: what each puts on its stream |
 //! | `chunk` | graphs of them, and two chunks in flight |
+//! | `programs` | all kernels, for checks without a GPU |
+//! | `measure`, `nvtx` | what benchmarks and profilers want to know |
 
 #![allow(clippy::too_many_arguments)] // what records work takes all that the work reads and writes, as kernels do
 
@@ -21,18 +23,23 @@ mod fused;
 mod gemm;
 mod lane;
 mod load;
+mod measure;
+mod nvtx;
 mod prefix;
+mod programs;
 mod vision;
 
 use std::collections::HashSet;
 
 use chunk::Graphs;
-pub use chunk::Measured;
+pub use chunk::{Kernels, Measured};
 use driver::{Buffer, Gpu};
 use expert::{ACTIONS, Expert};
 use lane::Lane;
 use load::Loader;
+pub use measure::Spans;
 use prefix::{Cache, Layout, Prefix};
+pub use programs::{Program, has_compiler, programs};
 use vision::{Pixel, Vision};
 
 use super::EngineError;
@@ -66,6 +73,8 @@ pub struct CudaEngine {
     /// How often features and keys were made: what a caller holds must be the latest.
     generation: u64,
     memory: usize,
+    /// Of the GPU, before anything was put on it.
+    free_before: usize,
     /// Last, since everything else is on their GPU.
     see: Lane,
     act: Lane,
@@ -157,6 +166,7 @@ impl CudaEngine {
             warm: HashSet::new(),
             generation: 0,
             memory,
+            free_before: free,
             see,
             act,
         })
@@ -175,6 +185,13 @@ impl CudaEngine {
     /// What weights and activations took of the GPU's memory, bytes.
     pub fn memory(&self) -> usize {
         self.memory
+    }
+
+    /// What there is less of the GPU's free memory than before the engine was made, bytes: with its graphs. Right if
+    /// nobody else uses the GPU.
+    pub fn memory_now(&self) -> Result<usize, EngineError> {
+        self.act.gpu.bind()?;
+        Ok(self.free_before.saturating_sub(self.act.gpu.memory()?.0))
     }
 
     /// The GPU's name.

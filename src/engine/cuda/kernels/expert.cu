@@ -443,6 +443,12 @@ extern "C" __global__ __launch_bounds__(256, 2) void expert_down(const uint4* pa
 #endif
 }
 
+__device__ __forceinline__ float power_of_2(float x) {
+    float y;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
+
 // From the cache that all multiprocessors share: what the kernel before has written while this one was there already.
 __device__ __forceinline__ uint4 fresh(const u16* p) { return __ldcg((const uint4*)p); }
 
@@ -645,26 +651,31 @@ extern "C" __global__ __launch_bounds__(128) void expert_attention_90(const u16*
         wgmma_commit();
         wgmma_wait<0>();
         float most[2] = {top[0], top[1]};
+        if ((j + 1) * 64 > end) // else all keys count
 #pragma unroll
-        for (int i = 0; i < 32; i++) {
-            int key = j * 64 + i / 4 * 8 + c * 2 + i % 2;
-            if (!(key < end || (key >= prefix && key < keys))) s[i] = -1e30f;
-            most[i / 2 % 2] = fmaxf(most[i / 2 % 2], s[i]);
-        }
+            for (int i = 0; i < 32; i++) {
+                int key = j * 64 + i / 4 * 8 + c * 2 + i % 2;
+                if (!(key < end || (key >= prefix && key < keys))) s[i] = -1e30f;
+            }
+#pragma unroll
+        for (int i = 0; i < 32; i++) most[i / 2 % 2] = fmaxf(most[i / 2 % 2], s[i]);
 #pragma unroll
         for (int e = 0; e < 2; e++) {
             most[e] = fmaxf(most[e], __shfl_xor_sync(FULL, most[e], 1));
             most[e] = fmaxf(most[e], __shfl_xor_sync(FULL, most[e], 2));
-            float shrink = exp2f((top[e] - most[e]) * scale);
-            top[e] = most[e];
-            sum[e] *= shrink;
-            if (j > rank)
+            if (j > rank) {
+                float shrink = power_of_2((top[e] - most[e]) * scale);
+                sum[e] *= shrink;
 #pragma unroll
                 for (int i = 0; i < 64; i++) o[i / 2 * 4 + e * 2 + i % 2] *= shrink;
+            }
+            top[e] = most[e];
         }
+        // Where no key counts, all powers are 0.
+        float below[2] = {top[0] > -1e29f ? top[0] * scale : 0.0f, top[1] > -1e29f ? top[1] * scale : 0.0f};
 #pragma unroll
         for (int i = 0; i < 32; i++) {
-            s[i] = s[i] > -1e29f ? exp2f((s[i] - top[i / 2 % 2]) * scale) : 0.0f;
+            s[i] = power_of_2(s[i] * scale - below[i / 2 % 2]);
             sum[i / 2 % 2] += s[i];
         }
         wgmma_fence();
@@ -685,10 +696,10 @@ extern "C" __global__ __launch_bounds__(128) void expert_attention_90(const u16*
     for (int e = 0; e < 2; e++) {
         sum[e] += __shfl_xor_sync(FULL, sum[e], 1);
         sum[e] += __shfl_xor_sync(FULL, sum[e], 2);
-        int local = row + 8 * e;
+        u32 to = qs + (row + 8 * e) * 512 + c * 4; // a row's chunks of 16 bytes are swizzled by row % 8 = g
 #pragma unroll
         for (int n = 0; n < 32; n++)
-            asm volatile("st.shared.u32 [%0], %1;" ::"r"(qs + local * 512 + (n ^ local % 8) * 16 + c * 4), "r"(pack_bf16(o[n * 4 + e * 2], o[n * 4 + e * 2 + 1])) : "memory");
+            asm volatile("st.shared.u32 [%0], %1;" ::"r"(to + (n % 8 ^ g) * 16 + n / 8 * 128), "r"(pack_bf16(o[n * 4 + e * 2], o[n * 4 + e * 2 + 1])) : "memory");
     }
     fence_async();
     __syncthreads();
