@@ -158,9 +158,9 @@ pub fn run(args: Args) -> Result<Verdict, Failure> {
         None => {}
     }
     let choice = engine_choice(args.backend, args.dtype)?.resolved();
-    if matches!(choice, Choice::Cpu) && (args.streams != Streams::Sequential || args.trace.is_some()) {
+    if !matches!(choice, Choice::Cuda(_)) && (args.streams != Streams::Sequential || args.trace.is_some()) {
         let option = if args.trace.is_some() { "--trace" } else { "--streams" };
-        return Err(format!("{option}: the cpu engine has no streams; use --backend cuda").into());
+        return Err(format!("{option}: only the cuda engine has streams; use --backend cuda").into());
     }
     let model = Model::open_network(&args.checkpoint)?;
     let dims = model.dims()?;
