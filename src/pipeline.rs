@@ -12,6 +12,7 @@ use thiserror::Error;
 
 use crate::engine::cuda::{CudaEngine, Measured};
 use crate::engine::probe::Tap;
+use crate::engine::tensorrt::error::TensorRtError;
 use crate::engine::weights::Weights;
 use crate::engine::{Choice, Engine, EngineError};
 use crate::model::ModelInput;
@@ -156,22 +157,36 @@ impl Model {
     }
 
     /// The network, ready to run. `progress` hears of (parameters made, parameters in all) where they are made.
-    pub fn load(&self, choice: Choice, mut progress: impl FnMut(usize, usize)) -> Result<Engine, LoadError> {
+    pub fn load(&self, choice: Choice, progress: impl FnMut(usize, usize)) -> Result<Engine, LoadError> {
         let dims = self.dims()?;
-        if let (Choice::Cuda(_), Some(reason)) = (choice, CudaEngine::missing()) {
-            return Err(EngineError::NoGpu(reason).into()); // before anything that takes long
+        // Before anything that takes long.
+        match (choice, CudaEngine::missing()) {
+            (Choice::Cuda(_), Some(reason)) => return Err(EngineError::NoGpu(reason).into()),
+            (Choice::TensorRt(_), _) if cfg!(not(feature = "tensorrt")) => {
+                return Err(EngineError::from(TensorRtError::NotBuilt).into());
+            }
+            (Choice::TensorRt(_), Some(reason)) => {
+                return Err(EngineError::from(TensorRtError::NoGpu(reason)).into());
+            }
+            _ => {}
         }
-        let weights = match self {
+        let weights = self.weights(progress)?;
+        Ok(Engine::new(&weights, dims, choice, self.cameras().names.len())?)
+    }
+
+    /// The weights alone: mapped, or made. `progress` as in [`Model::load`].
+    pub fn weights(&self, mut progress: impl FnMut(usize, usize)) -> Result<Weights, LoadError> {
+        match self {
             Model::Synthetic(synthetic) => {
+                let dims = synthetic.dims();
                 let (mut made, all) = (0, dims.parameters());
-                Weights::synthetic(&dims, synthetic.dtype(), |parameters| {
+                Ok(Weights::synthetic(&dims, synthetic.dtype(), |parameters| {
                     made += parameters;
                     progress(made, all);
-                })?
+                })?)
             }
-            Model::Folder(checkpoint) => Weights::map(&checkpoint.tensors)?,
-        };
-        Ok(Engine::new(&weights, dims, choice, self.cameras().names.len())?)
+            Model::Folder(checkpoint) => Ok(Weights::map(&checkpoint.tensors)?),
+        }
     }
 
     /// Bytes of the network's weights.

@@ -158,9 +158,9 @@ pub fn run(args: Args) -> Result<Verdict, Failure> {
         None => {}
     }
     let choice = engine_choice(args.backend, args.dtype)?.resolved();
-    if matches!(choice, Choice::Cpu) && (args.streams != Streams::Sequential || args.trace.is_some()) {
+    if !matches!(choice, Choice::Cuda(_)) && (args.streams != Streams::Sequential || args.trace.is_some()) {
         let option = if args.trace.is_some() { "--trace" } else { "--streams" };
-        return Err(format!("{option}: the cpu engine has no streams; use --backend cuda").into());
+        return Err(format!("{option}: only the cuda engine has streams; use --backend cuda").into());
     }
     let model = Model::open_network(&args.checkpoint)?;
     let dims = model.dims()?;
@@ -186,6 +186,10 @@ pub fn run(args: Args) -> Result<Verdict, Failure> {
     let work = Work { cameras, tokens: tokens as usize, horizon, steps: STEPS };
     let (times, peak, gpu) = match &mut engine {
         Engine::Cpu(_) => (sequential(&mut engine, &chunk, args.runs.unwrap_or(3), 1)?, peak_flops(), None),
+        // Nothing here measures what TensorRT's GPU could do.
+        Engine::TensorRt(_) => {
+            (sequential(&mut engine, &chunk, args.runs.unwrap_or(200), 20)?, f64::NAN, None)
+        }
         Engine::Cuda(_) => {
             let runs = args.runs.unwrap_or(200);
             let (times, peak, gpu) = bench_gpu::measure(&mut engine, &chunk, args.streams, runs)?;

@@ -6,6 +6,7 @@ mod bench_gpu;
 #[cfg(feature = "ros")]
 mod bench_ros;
 mod bench_trace;
+mod engines;
 mod inspect;
 #[cfg(feature = "ros")]
 mod node;
@@ -29,6 +30,8 @@ use tracing_subscriber::EnvFilter;
 
 use crate::config::{Backend, DtypeChoice};
 use crate::engine::cuda::CudaEngine;
+use crate::engine::tensorrt::error::TensorRtError;
+use crate::engine::tensorrt::stages::Format;
 use crate::engine::{Choice, Precision};
 
 /// Runs the π0.5 vision-language-action model on a robot and streams its actions to the arm in real time.
@@ -47,6 +50,7 @@ enum Command {
     Inspect(inspect::Args),
     Synth(synth::Args),
     Bench(bench::Args),
+    Engines(engines::Args),
     Steps(steps::Args),
     Splice(splice::Args),
     #[cfg(feature = "ros")]
@@ -142,6 +146,7 @@ pub fn main() -> ExitCode {
         Command::Inspect(args) => inspect::run(args),
         Command::Synth(args) => synth::run(args),
         Command::Bench(args) => bench::run(args),
+        Command::Engines(args) => engines::run(args),
         Command::Steps(args) => steps::run(args),
         Command::Splice(args) => splice::run(args),
         #[cfg(feature = "ros")]
@@ -167,16 +172,19 @@ fn is_broken_pipe(failure: &(dyn Error + 'static)) -> bool {
 /// The engine that the command line asks for; what there is not is refused in one line.
 fn engine_choice(backend: BackendArg, dtype: Option<DtypeArg>) -> Result<Choice, Failure> {
     use {BackendArg as B, DtypeArg as D};
-    let on_gpu = |option: &str, precision| match CudaEngine::missing() {
+    let on_gpu = |option: &str, choice| match CudaEngine::missing() {
         Some(reason) => Err(format!(
             "{option}: expected an NVIDIA GPU, found none: {reason}; --backend cpu computes in f32 without one"
         )),
-        None => Ok(Choice::Cuda(precision)),
+        None => Ok(choice),
     };
     let choice = match (backend, dtype) {
-        (B::Tensorrt, _) => {
-            Err("--backend tensorrt: this version has the engines cpu and cuda; use one of them".into())
+        (B::Tensorrt, _) if cfg!(not(feature = "tensorrt")) => Err(TensorRtError::NotBuilt.to_string()),
+        (B::Tensorrt, Some(D::F32)) => {
+            Err("--dtype f32: TensorRT's engines compute in bf16 or fp8; use one of them".into())
         }
+        (B::Tensorrt, Some(D::Fp8)) => on_gpu("--backend tensorrt", Choice::TensorRt(Format::Fp8)),
+        (B::Tensorrt, _) => on_gpu("--backend tensorrt", Choice::TensorRt(Format::Bf16)),
         (_, Some(D::Fp8)) => {
             Err("--dtype fp8: this version computes in f32 and bf16; use one of them".into())
         }
@@ -184,10 +192,10 @@ fn engine_choice(backend: BackendArg, dtype: Option<DtypeArg>) -> Result<Choice,
             Err("--dtype bf16: the cpu engine computes in f32 only; use --dtype f32".into())
         }
         (B::Cpu, _) => Ok(Choice::Cpu),
-        (B::Cuda, Some(D::F32)) => on_gpu("--backend cuda", Precision::F32),
-        (B::Cuda, _) => on_gpu("--backend cuda", Precision::Bf16),
+        (B::Cuda, Some(D::F32)) => on_gpu("--backend cuda", Choice::Cuda(Precision::F32)),
+        (B::Cuda, _) => on_gpu("--backend cuda", Choice::Cuda(Precision::Bf16)),
         (B::Auto, Some(D::F32)) => Ok(Choice::Auto.in_f32()),
-        (B::Auto, Some(D::Bf16)) => on_gpu("--dtype bf16", Precision::Bf16),
+        (B::Auto, Some(D::Bf16)) => on_gpu("--dtype bf16", Choice::Cuda(Precision::Bf16)),
         (B::Auto, None) => Ok(Choice::Auto),
     };
     choice.map_err(|refused: String| refused.into())

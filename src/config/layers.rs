@@ -20,8 +20,11 @@ use crate::model::sampler::rtc::PrefixSchedule;
 use crate::model::sampler::{Schedule, Solver};
 
 /// Words that are known, with those that this version runs. A later version shortens this list, and nothing else.
-const NOT_YET: &[(&str, &[&str])] =
-    &[("backend", &["auto", "cpu", "cuda"]), ("dtype", &["auto", "f32", "bf16"])];
+const NOT_YET: &[(&str, &[&str])] = &[
+    #[cfg(not(feature = "tensorrt"))]
+    ("backend", &["auto", "cpu", "cuda"]),
+    ("dtype", &["auto", "f32", "bf16"]),
+];
 
 /// Naming one of these means another robot than the built-in one: none of the lists is taken from there.
 const NAMES_THE_ROBOT: [&str; 2] = ["joints.names", "joints.action_names"];

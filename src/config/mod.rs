@@ -37,6 +37,7 @@ use crate::clock::NS_PER_MS;
 use crate::control::{
     ControlConfig, ControlMode, Guards, JointLimit, JointLimits, Splice, limits::LimitsError,
 };
+use crate::engine::tensorrt::stages::Format;
 use crate::engine::{Choice, Precision};
 use crate::model::sampler::rtc::PrefixSchedule;
 use crate::model::sampler::{self, Schedule, Solver, TimeRounding};
@@ -226,9 +227,11 @@ impl Config {
     pub fn engine(&self) -> Choice {
         match (self.backend, self.dtype) {
             (Backend::Cpu, _) => Choice::Cpu,
-            (Backend::Auto | Backend::TensorRt, DtypeChoice::Auto | DtypeChoice::Fp8) => Choice::Auto,
-            (Backend::Auto | Backend::TensorRt, DtypeChoice::F32) => Choice::Auto.in_f32(),
-            (Backend::Auto | Backend::TensorRt, DtypeChoice::Bf16) => Choice::Cuda(Precision::Bf16),
+            (Backend::TensorRt, DtypeChoice::Fp8) => Choice::TensorRt(Format::Fp8),
+            (Backend::TensorRt, _) => Choice::TensorRt(Format::Bf16),
+            (Backend::Auto, DtypeChoice::Auto | DtypeChoice::Fp8) => Choice::Auto,
+            (Backend::Auto, DtypeChoice::F32) => Choice::Auto.in_f32(),
+            (Backend::Auto, DtypeChoice::Bf16) => Choice::Cuda(Precision::Bf16),
             (Backend::Cuda, DtypeChoice::F32) => Choice::Cuda(Precision::F32),
             (Backend::Cuda, _) => Choice::Cuda(Precision::Bf16),
         }

@@ -7,13 +7,15 @@
 //! | denoise | K/V, noise `[horizon, action_dim]`, sampler | actions `[horizon, action_dim]`, model space |
 //!
 //! Features and K/V live where the engine keeps them; callers only carry them from stage to stage.
-//! [`cpu`] is the readable reference, in f32; [`cuda`] is the fast one. [`Engine`] is either.
+//! [`cpu`] is the readable reference, in f32; [`cuda`] is the fast one; [`tensorrt`] runs engines that were built from
+//! a checkpoint. [`Engine`] is any of them.
 
 #![allow(unsafe_code)] // the one place; every block says why it is sound
 
 pub mod cpu;
 pub mod cuda;
 pub mod probe;
+pub mod tensorrt;
 pub mod weights;
 
 use std::fmt;
@@ -27,6 +29,9 @@ use crate::model::sampler::rtc::Rtc;
 use cpu::CpuEngine;
 use cuda::CudaEngine;
 use probe::Tap;
+use tensorrt::error::TensorRtError;
+use tensorrt::staged::TensorRtEngine;
+use tensorrt::stages::Format;
 use weights::Weights;
 
 /// Number format of weights and activations.
@@ -48,6 +53,8 @@ pub enum Choice {
     Cpu,
     /// CUDA kernels.
     Cuda(Precision),
+    /// TensorRT engines of this format.
+    TensorRt(Format),
 }
 
 /// A network ready to run. One inference at a time.
@@ -56,6 +63,8 @@ pub enum Engine {
     Cpu(Box<CpuEngine>),
     /// On a GPU.
     Cuda(Box<CudaEngine>),
+    /// On a GPU, by TensorRT.
+    TensorRt(Box<TensorRtEngine>),
 }
 
 /// Image tokens of all present cameras.
@@ -64,6 +73,8 @@ pub enum Features {
     Cpu(cpu::Features),
     /// On the GPU: the last ones made.
     Cuda(cuda::Features),
+    /// Where TensorRT's stages run: the last ones made.
+    TensorRt(tensorrt::staged::Features),
 }
 
 /// Keys and values of every prefix layer.
@@ -72,6 +83,8 @@ pub enum KvCache {
     Cpu(cpu::KvCache),
     /// On the GPU: the last ones made.
     Cuda(cuda::KvCache),
+    /// Where TensorRT's stages run: the last ones made.
+    TensorRt(tensorrt::staged::KvCache),
 }
 
 impl Choice {
@@ -106,6 +119,12 @@ impl Engine {
                 let engine = CpuEngine::new(weights, dims);
                 Ok(Engine::Cpu(Box::new(engine.map_err(|e| EngineError::Missing(e.name().to_owned()))?)))
             }
+            #[cfg(feature = "tensorrt")]
+            Choice::TensorRt(format) => {
+                Ok(Engine::TensorRt(Box::new(tensorrt::run::open(weights, dims, format)?)))
+            }
+            #[cfg(not(feature = "tensorrt"))]
+            Choice::TensorRt(_) => Err(TensorRtError::NotBuilt.into()),
         }
     }
 
@@ -114,14 +133,16 @@ impl Engine {
         match self {
             Engine::Cpu(engine) => engine.dims(),
             Engine::Cuda(engine) => engine.dims(),
+            Engine::TensorRt(engine) => engine.dims(),
         }
     }
 
-    /// `cpu` or `cuda`.
+    /// `cpu`, `cuda` or `tensorrt`.
     pub fn backend(&self) -> &'static str {
         match self {
             Engine::Cpu(_) => "cpu",
             Engine::Cuda(_) => "cuda",
+            Engine::TensorRt(_) => "tensorrt",
         }
     }
 
@@ -129,6 +150,7 @@ impl Engine {
     pub fn precision(&self) -> Precision {
         match self {
             Engine::Cuda(engine) if engine.is_bf16() => Precision::Bf16,
+            Engine::TensorRt(_) => Precision::Bf16,
             Engine::Cpu(_) | Engine::Cuda(_) => Precision::F32,
         }
     }
@@ -147,7 +169,7 @@ impl Engine {
         sampler: &Sampler,
     ) -> Result<(), EngineError> {
         match self {
-            Engine::Cpu(_) => Ok(()),
+            Engine::Cpu(_) | Engine::TensorRt(_) => Ok(()),
             Engine::Cuda(engine) => engine.prepare(images, horizon, sampler),
         }
     }
@@ -157,6 +179,7 @@ impl Engine {
         match self {
             Engine::Cpu(engine) => engine.vision(images, tap).map(Features::Cpu),
             Engine::Cuda(engine) => engine.vision(images, tap).map(Features::Cuda),
+            Engine::TensorRt(engine) => engine.vision(images, tap).map(Features::TensorRt),
         }
     }
 
@@ -175,6 +198,9 @@ impl Engine {
             (Engine::Cuda(engine), Features::Cuda(features)) => {
                 engine.prefix(features, tokens, tap).map(KvCache::Cuda)
             }
+            (Engine::TensorRt(engine), Features::TensorRt(features)) => {
+                engine.prefix(features, tokens, tap).map(KvCache::TensorRt)
+            }
             (engine, _) => Err(engine.anothers("features")),
         }
     }
@@ -191,6 +217,7 @@ impl Engine {
         match (self, kv) {
             (Engine::Cpu(engine), KvCache::Cpu(kv)) => engine.denoise(kv, noise, sampler, rtc, tap),
             (Engine::Cuda(engine), KvCache::Cuda(kv)) => engine.denoise(kv, noise, sampler, rtc, tap),
+            (Engine::TensorRt(engine), KvCache::TensorRt(kv)) => engine.denoise(kv, noise, sampler, rtc, tap),
             (engine, _) => Err(engine.anothers("keys and values")),
         }
     }
@@ -247,6 +274,9 @@ pub enum EngineError {
     /// There is no GPU to run on.
     #[error("backend cuda: {0}; use the cpu engine, or run on a machine with an NVIDIA GPU")]
     NoGpu(String),
+    /// TensorRT, its engines or their manifests.
+    #[error(transparent)]
+    TensorRt(#[from] TensorRtError),
     /// The driver or one of its libraries refused.
     #[error("GPU: {call}: {reason}")]
     Cuda {

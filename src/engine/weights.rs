@@ -111,8 +111,13 @@ impl Tensor {
         &self.shape
     }
 
+    /// Element type.
+    pub fn dtype(&self) -> Dtype {
+        self.dtype
+    }
+
     /// Raw little-endian elements.
-    fn bytes(&self) -> &[u8] {
+    pub fn bytes(&self) -> &[u8] {
         let all: &[u8] = match &self.store {
             Store::Mapped(map) => map,
             Store::Made(map) => map,

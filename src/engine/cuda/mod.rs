@@ -18,7 +18,7 @@
 
 mod chunk;
 mod compile;
-mod driver;
+pub(super) mod driver;
 mod expert;
 mod fused;
 mod gemm;
@@ -119,6 +119,14 @@ impl CudaEngine {
     /// Why no engine can be made on this machine; `None` if one can.
     pub fn missing() -> Option<String> {
         Gpu::missing()
+    }
+
+    /// The first GPU's name and compute capability (90 for 9.0), or why there is none.
+    pub fn present() -> Result<(String, i32), String> {
+        if let Some(reason) = Gpu::missing() {
+            return Err(reason);
+        }
+        Gpu::open().map(|gpu| (gpu.name.clone(), gpu.arch)).map_err(|e| e.to_string())
     }
 
     /// Puts the tensors that `dims` implies on the first GPU, as bf16 or f32. `cameras`: how many the model has.

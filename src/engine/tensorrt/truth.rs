@@ -1,0 +1,278 @@
+//! The stages' definitions against the reference implementations' recordings, computed by [`super::interpret`].
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+
+use super::calibration::Calibration;
+use super::graph::{Graph, Op, Value};
+use super::interpret::{Rounding, interpret, watch};
+use super::staged::{Device, TensorRtEngine};
+use super::stages::{Format, Sizes, Stage, define};
+use crate::engine::probe::{Probe, Tap};
+use crate::engine::weights::Weights;
+use crate::engine::{Engine, EngineError};
+use crate::model::ModelInput;
+use crate::model::dims::{Dims, DimsHints};
+use crate::model::sampler::rtc::Rtc;
+use crate::model::sampler::{Sampler, TimeRounding};
+use crate::model::tensors::TensorTable;
+use crate::pipeline::{Model, infer};
+use crate::policy::checkpoint::safetensors::read_case;
+use crate::verify::Case;
+
+fn fixture(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/fixtures/tiny").join(name)
+}
+
+struct Tiny {
+    dims: Dims,
+    table: TensorTable,
+    weights: Weights,
+}
+
+struct Run {
+    /// What the engine reported: features, valid rows of every K and V, velocities.
+    seen: HashMap<String, Vec<f32>>,
+    actions: Vec<f32>,
+}
+
+impl Tiny {
+    fn open() -> Self {
+        let Model::Folder(checkpoint) = Model::open_network(&fixture("").display().to_string()).unwrap()
+        else {
+            panic!("a folder was opened")
+        };
+        let hints = DimsHints {
+            vision_heads: checkpoint.hints.vision_heads,
+            horizon: checkpoint.hints.action_horizon,
+            max_tokens: checkpoint.hints.max_token_len,
+            action_dim: checkpoint.hints.action_dim,
+        };
+        let dims = Dims::from_tensors(&checkpoint.tensors, &hints).unwrap();
+        Self { dims, weights: Weights::map(&checkpoint.tensors).unwrap(), table: checkpoint.tensors }
+    }
+
+    fn sizes(&self) -> Sizes {
+        Sizes { cameras: 3, prompt: self.dims.max_tokens, horizon: self.dims.horizon }
+    }
+
+    fn graph(&self, stage: Stage, format: Format, calibration: Option<&Calibration>) -> Graph {
+        define(stage, &self.dims, &self.sizes(), format, calibration).unwrap()
+    }
+
+    /// One inference through the three graphs.
+    fn run(
+        &self,
+        input: &ModelInput,
+        noise: &[f32],
+        sampler: &Sampler,
+        (format, rounding): (Format, Rounding),
+        calibration: Option<&Calibration>,
+    ) -> Run {
+        let stages = [Stage::Vision, Stage::Prefix, Stage::Denoise];
+        let device = Interpreted {
+            graphs: stages.map(|stage| self.graph(stage, format, calibration)),
+            weights: Weights::map(&self.table).unwrap(),
+            rounding,
+            values: HashMap::new(),
+        };
+        let engine = TensorRtEngine::new(&self.weights, self.dims, self.sizes(), Box::new(device)).unwrap();
+        let mut engine = Engine::TensorRt(Box::new(engine));
+        let mut seen = Seen::default();
+        let (actions, _) =
+            infer(&mut engine, input, noise, sampler, &Rtc::Off, &mut Tap::new(&mut seen)).unwrap();
+        Run { seen: seen.0, actions }
+    }
+}
+
+/// Stages computed by [`interpret`].
+struct Interpreted {
+    graphs: [Graph; 3],
+    weights: Weights,
+    rounding: Rounding,
+    values: HashMap<String, Vec<f32>>,
+}
+
+impl Device for Interpreted {
+    fn put(&mut self, stage: Stage, name: &str, values: &[f32]) -> Result<(), EngineError> {
+        let ports = self.graphs[stage as usize].input_ports();
+        let port = ports.iter().find(|port| port.name == name).unwrap();
+        assert_eq!(port.shape.iter().product::<usize>(), values.len(), "{stage} {name}");
+        self.values.insert(name.to_owned(), values.to_vec());
+        Ok(())
+    }
+
+    fn run(&mut self, stage: Stage) -> Result<(), EngineError> {
+        let graph = &self.graphs[stage as usize];
+        let inputs = graph.input_ports().into_iter();
+        let missing = graph.input_ports().into_iter().find(|port| !self.values.contains_key(&port.name));
+        // Where no camera is present vision does not run: the buffer holds whatever is there.
+        if let Some(port) = missing {
+            assert_eq!(port.name, "features");
+            self.values.insert(port.name, vec![0.0; port.shape.iter().product()]);
+        }
+        let inputs = inputs.map(|port| (port.name.clone(), self.values[&port.name].clone())).collect();
+        self.values.extend(interpret(graph, &self.weights, &inputs, self.rounding));
+        Ok(())
+    }
+
+    fn get(&mut self, _: Stage, name: &str) -> Result<Vec<f32>, EngineError> {
+        Ok(self.values[name].clone())
+    }
+}
+
+#[derive(Default)]
+struct Seen(HashMap<String, Vec<f32>>);
+
+impl Probe for Seen {
+    fn wants(&self, _: &str) -> bool {
+        true
+    }
+    fn record(&mut self, name: &str, data: &[f32]) {
+        self.0.insert(name.to_owned(), data.to_vec());
+    }
+}
+
+struct Recorded(std::collections::BTreeMap<String, crate::policy::checkpoint::safetensors::RawTensor>);
+
+impl Recorded {
+    fn of(name: &str) -> Self {
+        Self(read_case(&fixture(name)).unwrap())
+    }
+
+    fn get(&self, key: &str) -> Option<Vec<f32>> {
+        Some(self.0.get(key)?.to_f64().unwrap().into_iter().map(|x| x as f32).collect())
+    }
+
+    fn values(&self, key: &str) -> Vec<f32> {
+        self.get(key).unwrap()
+    }
+}
+
+fn difference(a: &[f32], b: &[f32]) -> f32 {
+    assert_eq!(a.len(), b.len());
+    a.iter().zip(b).fold(0.0, |max, (a, b)| if (a - b).abs() <= max { max } else { (a - b).abs() })
+}
+
+/// Ranges of everything that goes into a product, found on the case itself.
+fn calibrated(tiny: &Tiny, input: &ModelInput, noise: &[f32], sampler: &Sampler) -> Calibration {
+    // Any ranges give the names' places; then the same graph without rounding says how large each becomes.
+    let everything = Calibration::from_ranges(names(&tiny.dims).into_iter().map(|name| (name, 1.0)));
+    let ranges = watch(|| {
+        tiny.run(input, noise, sampler, (Format::Fp8, Rounding::Never), Some(&everything));
+    });
+    assert_eq!(ranges.len(), names(&tiny.dims).len());
+    Calibration::from_ranges(names(&tiny.dims).into_iter().zip(ranges))
+}
+
+/// What goes into products, in the order of the graphs.
+fn names(dims: &Dims) -> Vec<String> {
+    let mut all = Vec::new();
+    for i in 0..dims.vision.layers {
+        all.extend(
+            ["layer_norm1", "attention", "layer_norm2", "hidden"].map(|p| format!("vision.layer.{i}.{p}")),
+        );
+    }
+    all.push("vision.post_layernorm".into());
+    for i in 0..dims.language.layers {
+        let parts = ["input_layernorm", "attention", "post_attention_layernorm", "hidden"];
+        let parts = if i + 1 == dims.language.layers { &parts[..1] } else { &parts[..] };
+        all.extend(parts.iter().map(|p| format!("prefix.layer.{i}.{p}")));
+    }
+    all
+}
+
+fn each_case(check: impl Fn(&Tiny, &Recorded, ModelInput, Vec<f32>, Sampler)) {
+    let tiny = Tiny::open();
+    for case in ["case_a_f32.safetensors", "case_b_f32.safetensors", "case_c_f32.safetensors"] {
+        let recorded = Recorded::of(case);
+        let start = Case::read(&fixture(case), &tiny.dims).unwrap().start();
+        let sampler = Sampler::euler(recorded.values("times").len(), TimeRounding::Accumulated);
+        check(&tiny, &recorded, start.input, start.noise, sampler);
+    }
+}
+
+#[test]
+fn the_definitions_in_f32_are_the_reference() {
+    each_case(|tiny, recorded, input, noise, sampler| {
+        let run = tiny.run(&input, &noise, &sampler, (Format::Bf16, Rounding::Never), None);
+        let valid = recorded.values("prefix.pad_mask");
+        let kv: Vec<_> = run.seen.iter().filter(|(name, _)| name.starts_with("prefix.kv.")).collect();
+        assert_eq!(kv.len(), 2 * tiny.dims.language.layers);
+        let mut compared = 0;
+        for (name, values) in kv {
+            let Some(all) = recorded.get(name) else { continue }; // not every case has every layer
+            let rows = all.chunks_exact(tiny.dims.language.head_dim).zip(&valid).filter(|(_, v)| **v != 0.0);
+            let rows: Vec<f32> = rows.flat_map(|(row, _)| row.to_vec()).collect();
+            let difference = difference(values, &rows);
+            assert!(difference <= 2e-5, "{name}: {difference}");
+            compared += 1;
+        }
+        assert!(compared >= 4, "{compared}");
+        for step in 0..sampler.steps {
+            let name = format!("step.{step}.v_t");
+            let velocity = difference(&run.seen[&name], &recorded.values(&name));
+            assert!(velocity <= 2e-5, "{name}: {velocity}");
+        }
+        let actions = difference(&run.actions, &recorded.values("actions"));
+        assert!(actions <= 5e-5, "actions: {actions}");
+    });
+}
+
+#[test]
+fn rounded_as_typed_they_stay_near_it() {
+    each_case(|tiny, recorded, input, noise, sampler| {
+        for (format, tolerance) in [(Format::Bf16, 5e-2), (Format::Fp16, 1e-2)] {
+            let run = tiny.run(&input, &noise, &sampler, (format, Rounding::AsTyped), None);
+            let actions = difference(&run.actions, &recorded.values("actions"));
+            assert!(actions > 0.0 && actions <= tolerance, "{format}: {actions}");
+        }
+    });
+}
+
+#[test]
+fn e4m3_with_calibrated_ranges_stays_within_its_tolerance() {
+    each_case(|tiny, recorded, input, noise, sampler| {
+        let calibration = calibrated(tiny, &input, &noise, &sampler);
+        let run = tiny.run(&input, &noise, &sampler, (Format::Fp8, Rounding::AsTyped), Some(&calibration));
+        let actions = difference(&run.actions, &recorded.values("actions"));
+        assert!(actions > 0.0 && actions <= 0.15, "actions: {actions}");
+    });
+}
+
+#[test]
+fn e4m3_needs_the_range_of_every_product_and_leaves_the_expert_alone() {
+    let tiny = Tiny::open();
+    let define = |stage, calibration: Option<&Calibration>| {
+        define(stage, &tiny.dims, &tiny.sizes(), Format::Fp8, calibration)
+    };
+    let said = define(Stage::Vision, None).unwrap_err().to_string();
+    assert!(said.contains("pi05 calibrate"), "{said}");
+    let all = names(&tiny.dims);
+    for missing in &all {
+        let ranges = all.iter().filter(|name| *name != missing).map(|name| (name.clone(), 1.0));
+        let stage = if missing.starts_with("vision") { Stage::Vision } else { Stage::Prefix };
+        let said = define(stage, Some(&Calibration::from_ranges(ranges))).unwrap_err().to_string();
+        assert!(said.contains(missing.as_str()), "{said}");
+    }
+    let denoise = define(Stage::Denoise, None).unwrap();
+    assert!(!denoise.nodes().iter().any(|node| matches!(node.op, Op::Quantize(..))));
+}
+
+#[test]
+fn every_value_is_made_before_it_is_read() {
+    let tiny = Tiny::open();
+    for stage in [Stage::Vision, Stage::Prefix, Stage::Denoise] {
+        let graph = tiny.graph(stage, Format::Bf16, None);
+        let before = |i: usize, v: &Value| v.0 < i;
+        for (i, node) in graph.nodes().iter().enumerate() {
+            let ok = match &node.op {
+                Op::MatMul { x, y, .. } | Op::Binary(_, x, y) => before(i, x) && before(i, y),
+                Op::Cast(x) | Op::Reshape(x) | Op::Softmax(x) | Op::Mean(x) => before(i, x),
+                Op::Concat(parts, _) => parts.iter().all(|p| before(i, p)),
+                _ => true,
+            };
+            assert!(ok, "{i}: {node:?}");
+        }
+    }
+}
