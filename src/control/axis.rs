@@ -7,7 +7,7 @@
 //!
 //! All arithmetic is of ticks, and exact there: `step` is the value's change in a tick (speed), `bend` the step's change
 //! (acceleration). A joint that brakes with `bend_max` from a step s makes the steps s - b, s - 2b, … and one rest; that
-//! sum is what `stopping_distance` says, and `fastest_approach` is its inverse. Both are as exact as f64. Where the
+//! sum is what [`Slope`] says, and its inverse. Both are as exact as f64. Where the
 //! jerk is limited too, no such sum is at hand: there each tick is taken only if a way to rest from behind it is found
 //! that keeps every limit (`Stop`); if none is, the next tick of the way that was found before is taken.
 //!
@@ -15,6 +15,7 @@
 //! limits; here a moving target is followed tick by tick, within them.
 
 use super::limits::{ControlMode, JointLimit, between};
+use super::slope::{Slope, cube_root};
 use super::stop::Stop;
 
 /// Rounding is no violation: an acceleration this much above its limit, as a fraction of it, is passed on; and so much of
@@ -31,9 +32,11 @@ struct Bounds {
     /// Largest change of the value.
     step: f64,
     /// Largest change of the step; infinite where it is not limited.
-    bend: f64,
+    bend: Slope,
+    /// Half of it: with what a way is closed in on.
+    gentle: Slope,
     /// Largest change of the bend; infinite where it is not limited.
-    twist: f64,
+    twist: Slope,
 }
 
 /// One value of the command.
@@ -84,15 +87,17 @@ impl Axis {
                 low: position_min,
                 high: position_max,
                 step: velocity_max * first,
-                bend: acceleration_max * second,
-                twist: jerk_max * third,
+                bend: Slope::new(acceleration_max * second),
+                gentle: Slope::new(0.5 * acceleration_max * second),
+                twist: Slope::new(jerk_max * third),
             },
             ControlMode::Velocity => Bounds {
                 low: -velocity_max,
                 high: velocity_max,
                 step: acceleration_max * first,
-                bend: jerk_max * second,
-                twist: f64::INFINITY,
+                bend: Slope::new(jerk_max * second),
+                gentle: Slope::new(0.5 * jerk_max * second),
+                twist: Slope::new(f64::INFINITY),
             },
         };
         Self { mode, bounds, value: 0.0, step: 0.0, bend: 0.0, stop: Stop::REST, follows: false }
@@ -135,11 +140,12 @@ impl Axis {
 
     /// Where it would rest if it braked from now on, and about how many ticks that would take, at most.
     pub fn rest(&self) -> (f64, f64) {
-        let Bounds { low, high, step, bend, twist } = self.bounds;
+        let Bounds { low, high, step, bend, twist, .. } = self.bounds;
         match self.mode {
             ControlMode::Position => {
-                let stop = self.value + stopping_distance(self.step.abs(), bend).copysign(self.step);
+                let stop = self.value + bend.stopping_distance(self.step.abs()).copysign(self.step);
                 let rest = between(stop, low, high);
+                let (bend, twist) = (bend.most, twist.most);
                 (
                     rest,
                     self.step.abs() / bend + 4.0 * (bend / twist + step / bend + (rest - stop).abs() / step),
@@ -149,16 +155,21 @@ impl Axis {
         }
     }
 
-    /// Ticks in which a gap can be closed smoothly, by a quintic, with about half of what the limits permit.
-    pub fn ticks_to_close(&self, gap: f64, rate: f64) -> f64 {
-        // A quintic from rest to rest over a time d has the greatest speed 1.88 / d and acceleration 5.8 / d².
+    /// Ticks in which a gap can be closed smoothly, by a quintic, with about half of what the limits permit; `least` if
+    /// fewer would do.
+    pub fn ticks_to_close(&self, gap: f64, rate: f64, least: f64) -> f64 {
+        // A quintic from rest to rest over a time d has the greatest speed 1.88 / d, acceleration 5.8 / d² and jerk
+        // 60 / d³; a rate that is to vanish while the gap stays, acceleration 3.6 / d and jerk 36 / d².
         let Bounds { step, bend, twist, .. } = self.bounds;
-        let by_speed = 2.0 * 1.88 * gap.abs() / step;
-        let by_acceleration = (2.0 * 5.8 * gap.abs() / bend).sqrt();
-        let by_jerk = (2.0 * 60.0 * gap.abs() / twist).cbrt();
-        // A rate that is to vanish while the gap stays: acceleration 3.6 / d, jerk 36 / d².
-        let of_rate = (2.0 * 3.6 * rate.abs() / bend).max((2.0 * 36.0 * rate.abs() / twist).sqrt());
-        by_speed.max(by_acceleration).max(by_jerk).max(of_rate)
+        let (gap, rate) = (2.0 * gap.abs(), 2.0 * rate.abs());
+        let mut ticks = least.max(1.88 * gap / step).max(3.6 * rate * bend.per);
+        // Roots are taken of what is too large only: mostly of nothing.
+        let square = (5.8 * gap * bend.per).max(36.0 * rate * twist.per);
+        if square > ticks * ticks {
+            ticks = square.sqrt();
+        }
+        let cube = 60.0 * gap * twist.per;
+        if cube > ticks * ticks * ticks { cube.cbrt() } else { ticks }
     }
 
     /// One tick after `desired`, which changes by `rate` per tick.
@@ -166,7 +177,8 @@ impl Axis {
         if !(desired.is_finite() && rate.is_finite()) {
             return Limited { not_finite: true, ..self.brake() };
         }
-        let Bounds { low, high, step: step_max, bend: bend_max, twist } = self.bounds;
+        let Bounds { low, high, step: step_max, bend, twist, .. } = self.bounds;
+        let bend_max = bend.most;
         let wanted = between(desired, low, high);
         // What is faster than the limits cannot be gone along with.
         let rate = if wanted == desired { between(rate, -step_max, step_max) } else { 0.0 };
@@ -190,12 +202,12 @@ impl Axis {
         // Position: so slow that it can stop before the limit; beyond it, no further.
         // A little of the room is kept for what a long brake rounds.
         let kept = self.step.abs() * ROUNDING;
-        let up = stoppable(by_speed, high - self.value - kept, bend_max);
-        let down = stoppable(-by_speed, self.value - low - kept, bend_max);
+        let up = bend.stoppable(by_speed, high - self.value - kept);
+        let down = bend.stoppable(-by_speed, self.value - low - kept);
         let step = between(by_speed, fastest.min(lowest.max(-down)), slowest.max(highest.min(up)));
 
         let permitted = step;
-        let step = if twist == f64::INFINITY { step } else { self.with_way_to_rest(step) };
+        let step = if twist.limits() { self.with_way_to_rest(step) } else { step };
         let previous = self.value;
         let direct = step == wanted - previous;
         let value = if direct { wanted } else { self.confined(previous + step) };
@@ -217,13 +229,13 @@ impl Axis {
         match self.mode {
             ControlMode::Velocity => self.follow(0.0, 0.0),
             ControlMode::Position if !self.is_inside() => self.follow(between(self.value, low, high), 0.0),
-            ControlMode::Position if twist < f64::INFINITY => {
+            ControlMode::Position if twist.limits() => {
                 let step = self.stopping();
                 self.move_to(if step == 0.0 { self.value } else { self.confined(self.value + step) });
                 Limited::default()
             }
             ControlMode::Position => {
-                let step = (self.step.abs() - bend).max(0.0).copysign(self.step);
+                let step = (self.step.abs() - bend.most).max(0.0).copysign(self.step);
                 self.move_to(if step == 0.0 { self.value } else { self.confined(self.value + step) });
                 Limited::default()
             }
@@ -233,30 +245,34 @@ impl Axis {
     /// The step that leads to what is wanted: there at once if it can then go along with it, else so that the
     /// difference can be braked off when it is there.
     fn lead(&self, wanted: f64, rate: f64) -> f64 {
-        let Bounds { bend, twist, .. } = self.bounds;
+        let Bounds { bend, gentle, twist, .. } = self.bounds;
         let gap = wanted - self.value - rate;
-        if gap.abs() <= bend.min(twist) {
+        if gap.abs() <= bend.most.min(twist.most) {
             return wanted - self.value;
         }
-        if twist < f64::INFINITY {
+        if twist.limits() {
             // The rate is that at the tick; a motion with this acceleration comes there by half of it less.
             let turned = wanted - self.value - self.step;
-            if turned.abs() <= bend && (gap + 0.5 * turned).abs() <= twist {
+            if turned.abs() <= bend.most && (gap + 0.5 * turned).abs() <= twist.most {
                 return wanted - self.value;
             }
             // The speed that closes the gap, and the acceleration that leads to that speed. A speed that falls with the
             // gap to the power of 2/3 has a constant jerk: of its share, 2/9 / 1.5³, the way to that speed is not aware.
-            let closing = fastest_approach(gap.abs(), 0.5 * bend).min((gap * gap * twist).cbrt() / 1.5);
+            // Far away it would be above what the acceleration permits, the square root of 2 gentle gap.
+            let room = gap.abs();
+            let is_far = room * twist.most * twist.most >= (2.25 * 2.0 * gentle.most).powi(3);
+            let eased = if is_far { f64::INFINITY } else { cube_root(room * room * twist.most) / 1.5 };
+            let closing = gentle.stoppable(eased, room);
             let missing = rate + closing.copysign(gap) - self.step;
-            return self.step + fastest_approach(missing.abs(), twist).copysign(missing);
+            return self.step + twist.fastest_approach(missing.abs()).copysign(missing);
         }
         // Half of the acceleration: what is wanted may need the other half.
-        rate + fastest_approach(gap.abs(), 0.5 * self.bounds.bend).copysign(gap)
+        rate + gentle.fastest_approach(gap.abs()).copysign(gap)
     }
 
     /// The step nearest to `wanted` whose jerk is permitted and behind which there is a way to rest within the limits.
     fn with_way_to_rest(&mut self, wanted: f64) -> f64 {
-        let Bounds { bend: bend_max, twist, .. } = self.bounds;
+        let (bend_max, twist) = (self.bounds.bend.most, self.bounds.twist.most);
         let tolerance = twist * ROUNDING;
         let bend = between(wanted - self.step, self.bend - twist - tolerance, self.bend + twist + tolerance);
         let bend = between(bend, -bend_max * (1.0 + ROUNDING), bend_max * (1.0 + ROUNDING));
@@ -280,8 +296,8 @@ impl Axis {
 
     /// Whether there is a way to rest within the limits behind this step; it is kept then.
     fn take_way_behind(&mut self, step: f64) -> bool {
-        let Bounds { low, high, step: step_max, bend, twist } = self.bounds;
-        let Some((stop, reach)) = Stop::find(step, step - self.step, bend, twist) else { return false };
+        let Bounds { low, high, step: step_max, bend, twist, .. } = self.bounds;
+        let Some((stop, reach)) = Stop::find(step, step - self.step, bend.most, twist) else { return false };
         // From outside not further out, and once inside not out again.
         let value = self.value + step;
         let (from, to, end) = (value + reach.low, value + reach.high, value + reach.end);
@@ -318,65 +334,5 @@ impl Axis {
     fn move_to(&mut self, value: f64) {
         let step = value - self.value;
         (self.value, self.step, self.bend) = (value, step, step - self.step);
-    }
-}
-
-/// How far a value goes on that made `step` (at least 0) in the last tick and loses `bend` of it in each.
-fn stopping_distance(step: f64, bend: f64) -> f64 {
-    if bend == f64::INFINITY {
-        return 0.0;
-    }
-    let ticks = (step / bend).floor();
-    ticks * (step - 0.5 * bend * (ticks + 1.0))
-}
-
-/// `step`, or the largest one after which it is possible to stop within `room`; 0 if there is none.
-fn stoppable(step: f64, room: f64, bend: f64) -> f64 {
-    // In continuous time it would take no less room than in ticks: then the exact answer is not needed.
-    if step <= 0.0 && room >= 0.0 || room >= step && step * step <= 2.0 * bend * (room - step) {
-        step.max(0.0)
-    } else if room > 0.0 {
-        fastest_approach(room, bend)
-    } else {
-        0.0
-    }
-}
-
-/// The largest step after which it is possible to stop within `room`, the step included: the inverse of
-/// `step + stopping_distance(step)`, which is `bend n (n + 1) / 2` at `n bend` and linear in between.
-fn fastest_approach(room: f64, bend: f64) -> f64 {
-    if bend == f64::INFINITY {
-        return room;
-    }
-    let ticks = (0.5 * ((1.0 + 8.0 * room / bend).sqrt() - 1.0)).floor();
-    let whole = 0.5 * bend * ticks * (ticks + 1.0);
-    ticks * bend + (room - whole) / (ticks + 1.0)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use proptest::prelude::*;
-
-    proptest! {
-        /// Braking as it is done, tick by tick.
-        #[test]
-        fn the_stopping_distance_is_that_of_the_ticks(step in 0.0..3.0f64, bend in 0.01..2.0f64) {
-            let (mut left, mut distance) = (step, 0.0);
-            while left > 0.0 {
-                left = f64::max(left - bend, 0.0);
-                distance += left;
-            }
-            prop_assert!((stopping_distance(step, bend) - distance).abs() < 1e-9);
-            let back = fastest_approach(step + stopping_distance(step, bend), bend);
-            prop_assert!((back - step).abs() < 1e-9, "{back} {step}");
-        }
-    }
-
-    #[test]
-    fn without_an_acceleration_limit_it_stops_at_once() {
-        assert_eq!(stopping_distance(3.0, f64::INFINITY), 0.0);
-        assert_eq!(fastest_approach(3.0, f64::INFINITY), 3.0);
-        assert_eq!(fastest_approach(0.0, 0.1), 0.0);
     }
 }

@@ -13,11 +13,13 @@
 //! | [`plan`] | a chunk as a function of time, laid out before a tick sees it |
 //! | [`splice`] | how a new chunk takes over: modes, and what fades |
 //! | `reference` | the plans that are followed, their weights, and the way to them |
+//! | `samples` | what all joints do at one time, array by array |
 //! | `motion` | the axes follow the reference, or come to rest |
 //! | [`state`] | idle, armed, running, braking, holding, paused, stopped, fault: one table |
 //! | [`admission`] | whether a chunk may take over |
 //! | [`scheduler`] | state and motion together: the tick |
 //! | [`preview`] | the way to rest as one trajectory |
+//! | `slope` | braking by equal parts |
 //! | `stop` | a way to rest with limited jerk |
 //! | [`workload`] | a tick with everything to do, for benchmarks |
 //! | [`counters`], [`reason`] | what happened, and why |
@@ -34,7 +36,9 @@ pub mod preview;
 pub mod reason;
 pub mod recorder;
 mod reference;
+mod samples;
 pub mod scheduler;
+mod slope;
 pub mod splice;
 pub mod state;
 mod stop;

@@ -13,6 +13,7 @@ use super::counters::Counters;
 use super::limits::{ControlMode, JointLimits, between};
 use super::plan::{Plan, seconds};
 use super::reference::Reference;
+use super::samples::Samples;
 use super::splice::{Execution, Offset, Sample, Splice};
 
 /// The reference, the axes, and how far the motion has come.
@@ -39,9 +40,11 @@ pub(super) struct Motion {
     /// How often the way ahead changed.
     revision: u64,
     /// `[joints]`: what the axes do, while what is followed changes.
-    before: Vec<Sample>,
+    before: Samples<3>,
+    /// `[joints]`: what the plans do, after it has changed.
+    after: Samples<3>,
     /// `[joints]`: what is looked at.
-    found: Vec<Sample>,
+    found: Samples<2>,
 }
 
 /// How far the motion has come.
@@ -100,8 +103,9 @@ impl Motion {
             too_far: false,
             blend_ticks: 0.0,
             revision: 0,
-            before: vec![Sample::default(); joints],
-            found: vec![Sample::default(); joints],
+            before: Samples::new(joints),
+            after: Samples::new(joints),
+            found: Samples::new(joints),
         }
     }
 
@@ -300,9 +304,9 @@ impl Motion {
             return;
         }
         self.reference.look_at_plans(now, &mut self.found);
-        for (joint, limit) in self.limits.as_slice().iter().enumerate() {
+        for (joint, (limit, plan)) in self.limits.as_slice().iter().zip(self.found.iter()).enumerate() {
             let measured = self.measured_index[joint].and_then(|index| measured?.get(index).copied());
-            let begins = between(self.found[joint].value, limit.position_min, limit.position_max);
+            let begins = between(plan.value, limit.position_min, limit.position_max);
             self.too_far |= limit.mode == ControlMode::Position
                 && measured.is_some_and(|measured| (begins - measured).abs() > first_step_max);
             self.axes[joint].place(match (limit.mode, measured) {
@@ -330,10 +334,15 @@ impl Motion {
         }
         let (period, at, axes, blend_ticks) =
             (seconds(self.period_ns), self.known_at(now), &self.axes, self.blend_ticks);
-        let duration = |gaps: &[Sample]| {
-            let needed =
-                axes.iter().zip(gaps).map(|(axis, gap)| axis.ticks_to_close(gap.value, gap.rate * period));
-            if blend_ticks > 0.0 { period * needed.fold(blend_ticks, f64::max) } else { 0.0 }
+        let duration = |gaps: &Samples<2>| {
+            let close = |ticks, (axis, gap): (&Axis, Sample)| {
+                axis.ticks_to_close(gap.value, gap.rate * period, ticks)
+            };
+            if blend_ticks > 0.0 {
+                period * axes.iter().zip(gaps.iter()).fold(blend_ticks, close)
+            } else {
+                0.0
+            }
         };
         self.reference.turn_to(plan, observed, &self.splice, at, &mut self.found, duration);
     }
@@ -342,21 +351,22 @@ impl Motion {
     fn change(&mut self, now: Steady, change: impl FnOnce(&mut Reference)) {
         let (at, period) = (self.known_at(now), seconds(self.period_ns));
         self.reference.look(at, &mut self.before);
-        for (before, axis) in self.before.iter_mut().zip(&self.axes) {
-            if !(axis.follows() && at == self.commanded_at) {
-                before.rate = axis.rate() / period;
-                before.acceleration = axis.acceleration() / (period * period);
-            }
-            before.value = axis.value();
-        }
         change(&mut self.reference);
-        self.reference.look_at_plans(at, &mut self.found);
-        let joints = self.axes.iter().zip(&self.before).zip(&self.found);
-        let blend_ticks = self.blend_ticks;
-        let offsets = joints.map(|((axis, before), plans)| {
-            let gap = before.minus(*plans);
-            let needed = axis.ticks_to_close(gap.value, gap.rate * period);
-            Offset::new(gap, if blend_ticks > 0.0 { needed.max(blend_ticks) * period } else { 0.0 })
+        self.reference.look_at_plans(at, &mut self.after);
+        let (commanded_at, blend_ticks) = (self.commanded_at, self.blend_ticks);
+        let joints = self.axes.iter().zip(self.before.iter().zip(self.after.iter()));
+        let offsets = joints.map(|(axis, (before, plans))| {
+            let does = if axis.follows() && at == commanded_at {
+                Sample { value: axis.value(), ..before }
+            } else {
+                let (rate, acceleration) = (axis.rate() / period, axis.acceleration() / (period * period));
+                Sample { value: axis.value(), rate, acceleration }
+            };
+            let gap = does.minus(plans);
+            let blends = blend_ticks > 0.0;
+            let ticks =
+                if blends { axis.ticks_to_close(gap.value, gap.rate * period, blend_ticks) } else { 0.0 };
+            Offset::new(gap, ticks * period)
         });
         self.reference.join(at, offsets);
     }
@@ -371,7 +381,7 @@ impl Motion {
         self.reference.look(now, &mut self.found);
         let period = seconds(self.period_ns);
         let mut any = false;
-        for ((axis, command), desired) in self.axes.iter_mut().zip(&mut self.command).zip(&self.found) {
+        for ((axis, command), desired) in self.axes.iter_mut().zip(&mut self.command).zip(self.found.iter()) {
             let limited = axis.follow(desired.value, desired.rate * period);
             counters.count_limits(&limited);
             any |= limited.any();

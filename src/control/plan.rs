@@ -10,6 +10,7 @@
 use crate::clock::{NS_PER_S, Steady};
 
 use super::limits::LIMIT_MAX;
+use super::samples::{Counts, Lanes, Part, lanes};
 use super::splice::Sample;
 
 /// Longest time between two steps of a chunk: ten minutes, far above any policy, far below any overflow.
@@ -110,36 +111,14 @@ pub struct Plan {
     joints: usize,
     start: Steady,
     period_ns: i64,
+    /// 1 / period, per ns and per s.
+    per_period: [f64; 2],
     /// At least one; [`Plan::EMPTY`] is never sampled.
     steps: usize,
-    /// `[steps][joints]`; there may be more steps than are in use.
-    values: Vec<f64>,
-}
-
-/// Between two steps: what the way to the next step, the velocity here and the velocity there count.
-#[derive(Clone, Copy, Debug)]
-struct Basis {
-    value: [f64; 3],
-    rate: [f64; 3],
-    acceleration: [f64; 3],
-}
-
-impl Basis {
-    /// At u from 0, the one step, to 1, the next, `period` seconds later.
-    fn at(u: f64, period: f64) -> Self {
-        let (first, second) = (1.0 / period, 1.0 / (period * period));
-        Self {
-            value: [u * u * (3.0 - 2.0 * u), u * (1.0 + u * (u - 2.0)), u * u * (u - 1.0)],
-            rate: [6.0 * u * (1.0 - u), 1.0 + u * (3.0 * u - 4.0), u * (3.0 * u - 2.0)].map(|x| x * first),
-            acceleration: [6.0 - 12.0 * u, 6.0 * u - 4.0, 6.0 * u - 2.0].map(|x| x * second),
-        }
-    }
-
-    /// Of the way to the next step and the velocities, per period, at both.
-    fn sample(&self, here: f64, way: f64, leaving: f64, arriving: f64) -> Sample {
-        let of = |basis: &[f64; 3]| way * basis[0] + leaving * basis[1] + arriving * basis[2];
-        Sample { value: here + of(&self.value), rate: of(&self.rate), acceleration: of(&self.acceleration) }
-    }
+    /// `[steps][joints, four by four]`; there may be more steps than are in use.
+    values: Vec<Lanes>,
+    /// The time of the last step.
+    end: Steady,
 }
 
 /// A step's neighbours: the one before, the next, and the one after that; at the ends there are none, and what is there
@@ -160,12 +139,32 @@ impl Neighbours {
         let (after, arriving) = if step + 2 < steps { (step + 2, 0.5) } else { (step + 1, 1.0) };
         Self { before, next: step + 1, after, leaving, arriving }
     }
+
+    /// Hermite's cubic basis at u from 0, the step, to 1, the next, of so many steps per second.
+    fn counts(&self, u: f64, first: f64) -> Counts {
+        let second = first * first;
+        let of = |here: f64, way: f64, leaving: f64, arriving: f64| {
+            [here, way, self.leaving * leaving, self.arriving * arriving]
+        };
+        Counts([
+            of(1.0, u * u * (3.0 - 2.0 * u), u * (1.0 + u * (u - 2.0)), u * u * (u - 1.0)),
+            of(0.0, 6.0 * u * (1.0 - u), 1.0 + u * (3.0 * u - 4.0), u * (3.0 * u - 2.0)).map(|x| x * first),
+            of(0.0, 6.0 - 12.0 * u, 6.0 * u - 4.0, 6.0 * u - 2.0).map(|x| x * second),
+        ])
+    }
 }
 
 impl Plan {
     /// The plan that there is before there is one.
-    pub const EMPTY: Self =
-        Self { joints: 0, start: Steady(i64::MIN), period_ns: 1, steps: 1, values: Vec::new() };
+    pub const EMPTY: Self = Self {
+        joints: 0,
+        start: Steady(i64::MIN),
+        period_ns: 1,
+        per_period: [1.0; 2],
+        steps: 1,
+        values: Vec::new(),
+        end: Steady(i64::MIN),
+    };
 
     /// Step 0 at the time of its observation.
     pub fn new(chunk: &Chunk, Shape { joints, max_steps }: Shape) -> Result<Self, Malformed> {
@@ -176,7 +175,8 @@ impl Plan {
         if steps > max_steps {
             return Err(Malformed::TooLong { expected: max_steps, found: steps });
         }
-        let mut values = Vec::with_capacity(steps * joints);
+        let width = lanes(joints);
+        let mut values = vec![Lanes::default(); steps * width];
         for (step, row) in chunk.actions.iter().enumerate() {
             if row.len() != joints {
                 return Err(Malformed::Width { step, expected: joints, found: row.len() });
@@ -184,20 +184,27 @@ impl Plan {
             if let Some(joint) = row.iter().position(|v| !v.is_finite()) {
                 return Err(Malformed::NotFinite { step, joint, found: row[joint] });
             }
-            values.extend(row.iter().map(|value| value.clamp(-VALUE_MAX, VALUE_MAX)));
+            let found = values[step * width..].as_flattened_mut().iter_mut();
+            found.zip(row).for_each(|(found, value)| *found = value.clamp(-VALUE_MAX, VALUE_MAX));
         }
         let last = chunk.period_ns.checked_mul(steps as i64 - 1); // at most `max_steps`
         let fits = last.is_some_and(|last| chunk.observed.0.checked_add(last).is_some());
         if !(fits && (1..=PERIOD_MAX_NS).contains(&chunk.period_ns)) {
             return Err(Malformed::Period { found: chunk.period_ns });
         }
-        Ok(Self { joints, start: chunk.observed, period_ns: chunk.period_ns, steps, values })
+        let period_ns = chunk.period_ns;
+        let per_period = [1.0 / period_ns as f64, 1.0 / seconds(period_ns)];
+        let mut plan = Self { joints, period_ns, per_period, steps, values, ..Self::EMPTY };
+        plan.begin(chunk.observed, steps);
+        Ok(plan)
     }
 
     /// Step 0 at `start`; of more than `steps` steps the first ones.
     pub fn begin(&mut self, start: Steady, steps: usize) {
         self.start = start;
         self.steps = steps.clamp(1, self.steps);
+        let length = self.period_ns.saturating_mul(self.steps as i64 - 1);
+        self.end = Steady(start.0.saturating_add(length));
     }
 
     /// Number of steps.
@@ -207,8 +214,7 @@ impl Plan {
 
     /// The time of the last step.
     pub fn end(&self) -> Steady {
-        let length = self.period_ns.saturating_mul(self.steps as i64 - 1);
-        Steady(self.start.0.saturating_add(length))
+        self.end
     }
 
     /// Nanoseconds between two steps.
@@ -218,41 +224,39 @@ impl Plan {
 
     /// One step, `[joints]`.
     pub fn row(&self, step: usize) -> &[f64] {
-        &self.values[step * self.joints..][..self.joints]
+        &self.lanes(step).as_flattened()[..self.joints]
     }
 
-    /// Adds `share`, which changes too, of what it is at `time`; `[joints]`. Before its start and after its end it stands
-    /// still.
-    pub fn add_to(&self, sum: &mut [Sample], time: Steady, share: Sample) {
+    fn lanes(&self, step: usize) -> &[Lanes] {
+        let width = lanes(self.joints);
+        &self.values[step * width..][..width]
+    }
+
+    /// `share`, which changes too, of what it is at `time`. Before its start and after its end it stands still.
+    pub fn part(&self, time: Steady, share: Sample) -> Part<'_> {
         let elapsed = time.0.saturating_sub(self.start.0);
         if elapsed < 0 || time >= self.end() {
-            let row = self.row(if elapsed < 0 { 0 } else { self.steps - 1 });
-            for (sum, &value) in sum.iter_mut().zip(row) {
-                sum.add(share, Sample { value, ..Sample::default() });
-            }
-            return;
+            let row = self.lanes(if elapsed < 0 { 0 } else { self.steps - 1 });
+            return Part::new(Counts::STILL.shared(share), [row; 4]);
         }
         let step = (elapsed / self.period_ns) as usize; // below `steps - 1`, for `time` is before the end
-        let fraction = (elapsed % self.period_ns) as f64 / self.period_ns as f64;
-        let basis = Basis::at(fraction, seconds(self.period_ns));
-        let Neighbours { before, next, after, leaving, arriving } = Neighbours::of(step, self.steps);
-        let (before, here, next, after) = (self.row(before), self.row(step), self.row(next), self.row(after));
-        let rows = here.iter().zip(next).zip(before.iter().zip(after));
-        for (sum, ((&here, &next), (&before, &after))) in sum.iter_mut().zip(rows) {
-            let sample =
-                basis.sample(here, next - here, leaving * (next - before), arriving * (after - here));
-            sum.add(share, sample);
-        }
+        let [per_ns, per_s] = self.per_period;
+        let fraction = (elapsed % self.period_ns) as f64 * per_ns;
+        let around = Neighbours::of(step, self.steps);
+        let counts = around.counts(fraction, per_s).shared(share);
+        let (before, next, after) =
+            (self.lanes(around.before), self.lanes(around.next), self.lanes(around.after));
+        Part::new(counts, [before, self.lanes(step), next, after])
     }
 }
 
-/// Between `step` (u = 0) and the next one (u = 1) of `steps` values; rate and acceleration are per step. `step + 1` is
-/// below `steps`.
-pub fn cubic(value: impl Fn(usize) -> f64, steps: usize, step: usize, u: f64) -> Sample {
-    let Neighbours { before, next, after, leaving, arriving } = Neighbours::of(step, steps);
-    let (here, next) = (value(step), value(next));
-    let (leaving, arriving) = (leaving * (next - value(before)), arriving * (value(after) - here));
-    Basis::at(u, 1.0).sample(here, next - here, leaving, arriving)
+/// The value between `step` (u = 0) and the next one (u = 1) of `steps` values. `step + 1` is below `steps`.
+pub fn cubic(value: impl Fn(usize) -> f64, steps: usize, step: usize, u: f64) -> f64 {
+    let around = Neighbours::of(step, steps);
+    let Counts([counts, ..]) = around.counts(u, 1.0);
+    let [before, here, next, after] = [around.before, step, around.next, around.after].map(value);
+    let ways = [here, next - here, next - before, after - here];
+    counts.iter().zip(ways).map(|(count, way)| count * way).sum()
 }
 
 /// Nanoseconds as seconds.

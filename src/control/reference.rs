@@ -5,9 +5,12 @@
 //! of the plans in use, whatever their length; nothing is allocated or freed, plans are only swapped. Called by the
 //! motion. It knows no limits.
 
+use std::array::from_fn;
+
 use crate::clock::Steady;
 
 use super::plan::{Plan, seconds};
+use super::samples::{Part, Samples};
 use super::splice::{Execution, Offset, Sample, Splice};
 
 /// Most chunks that are averaged. More would be older than any horizon in use.
@@ -26,6 +29,8 @@ pub struct Reference {
     /// `[joints]`: added to the plans, since `joined`.
     offsets: Vec<Offset>,
     joined: Steady,
+    /// Seconds until the last of them is over.
+    joins_for: f64,
 }
 
 #[derive(Clone, Debug)]
@@ -57,6 +62,7 @@ impl Reference {
             turned: Steady(0),
             offsets: vec![Offset::NONE; joints],
             joined: Steady(0),
+            joins_for: 0.0,
         }
     }
 
@@ -75,16 +81,13 @@ impl Reference {
         observed: Steady,
         splice: &Splice,
         time: Steady,
-        gaps: &mut [Sample],
-        duration: impl FnOnce(&[Sample]) -> f64,
+        gaps: &mut Samples<2>,
+        duration: impl FnOnce(&Samples<2>) -> f64,
     ) {
         let shares = self.shares(seconds(time.0.saturating_sub(self.turned.0)));
         self.push(plan, observed);
         self.weigh(splice);
-        gaps.fill(Sample::default());
-        for (share, weighted) in shares.iter().zip(&self.plans[..self.active]) {
-            weighted.plan.add_to(gaps, time, share.minus_value(weighted.weight));
-        }
+        gaps.sum(&self.parts(time, |index, weighted| shares[index].minus_value(weighted.weight)));
         self.fade(time, &shares, duration(gaps));
     }
 
@@ -142,30 +145,25 @@ impl Reference {
     }
 
     /// As it is at `time`, `[joints]`: the plans and the offsets.
-    pub fn look(&self, time: Steady, found: &mut [Sample]) {
+    pub fn look<const N: usize>(&self, time: Steady, found: &mut Samples<N>) {
         self.look_at_plans(time, found);
         let elapsed = seconds(time.0.saturating_sub(self.joined.0));
-        for (sample, offset) in found.iter_mut().zip(&self.offsets) {
-            let Sample { value, rate, acceleration } = offset.sample(elapsed);
-            sample.value += value;
-            sample.rate += rate;
-            sample.acceleration += acceleration;
+        if elapsed < self.joins_for {
+            found.add(self.offsets.iter().map(|offset| offset.sample(elapsed)));
         }
     }
 
     /// The plans alone.
-    pub fn look_at_plans(&self, time: Steady, found: &mut [Sample]) {
+    pub fn look_at_plans<const N: usize>(&self, time: Steady, found: &mut Samples<N>) {
         let elapsed = seconds(time.0.saturating_sub(self.turned.0));
-        found.fill(Sample::default());
-        for weighted in &self.plans[..self.active] {
-            weighted.plan.add_to(found, time, weighted.share(elapsed));
-        }
+        found.sum(&self.parts(time, |_, weighted| weighted.share(elapsed)));
     }
 
     /// From `time` on this is added to the plans, `[joints]`.
     pub fn join(&mut self, time: Steady, offsets: impl Iterator<Item = Offset>) {
         self.joined = time;
         self.offsets.iter_mut().zip(offsets).for_each(|(offset, new)| *offset = new);
+        self.joins_for = self.offsets.iter().map(|offset| offset.left(0.0)).fold(0.0, f64::max);
     }
 
     /// Of each plan in use, so many seconds after the weights began to change; of what is pushed then, none.
@@ -175,6 +173,16 @@ impl Reference {
             *share = weighted.share(elapsed);
         }
         shares
+    }
+
+    /// Such shares of the plans in use, at `time`.
+    fn parts(
+        &self,
+        time: Steady,
+        share: impl Fn(usize, &Weighted) -> Sample,
+    ) -> [Option<Part<'_>>; PLANS_MAX] {
+        let plans = &self.plans[..self.active];
+        from_fn(|index| plans.get(index).map(|weighted| weighted.plan.part(time, share(index, weighted))))
     }
 
     /// From these shares to the weights, from `time` on, in so many seconds.
@@ -225,7 +233,9 @@ impl Reference {
         let mut kept = 0;
         for index in 0..self.active {
             if index + 1 == self.active || wanted(&self.plans[index]) {
-                self.plans.swap(kept, index);
+                if kept != index {
+                    self.plans.swap(kept, index);
+                }
                 kept += 1;
             }
         }

@@ -68,15 +68,6 @@ impl Sample {
     pub fn minus_value(self, value: f64) -> Self {
         Self { value: self.value - value, ..self }
     }
-
-    /// Adds a share of another, both as they change.
-    pub fn add(&mut self, share: Self, other: Self) {
-        self.value += share.value * other.value;
-        self.rate += share.value * other.rate + share.rate * other.value;
-        self.acceleration += share.value * other.acceleration
-            + 2.0 * share.rate * other.rate
-            + share.acceleration * other.value;
-    }
 }
 
 /// The quintic from a difference to nothing: value, rate and acceleration are continuous at both ends.

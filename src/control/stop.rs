@@ -8,6 +8,10 @@
 //! The numbers of ticks are those of the fastest such way in continuous time, rounded up; the height of the plateau is
 //! then what makes the speed end at exactly 0, and lower than there.
 
+use super::slope::{Slope, ceil, floor};
+
+const SIXTH: f64 = 1.0 / 6.0;
+
 /// Ramp to a plateau, plateau, ramp to nothing.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Stop {
@@ -46,21 +50,24 @@ impl Stop {
 
     /// From `step`, which changed by `bend` in the last tick, with changes of at most `bend_max` that change by at most
     /// `twist_max`.
-    pub fn find(step: f64, bend: f64, bend_max: f64, twist_max: f64) -> Option<(Self, Reach)> {
+    pub fn find(step: f64, bend: f64, bend_max: f64, twist: Slope) -> Option<(Self, Reach)> {
         if step == 0.0 && bend == 0.0 {
             return Some((Self::REST, Reach::NOWHERE));
         }
         // The speed that would be left if the acceleration were let go: against it the plateau stands.
-        let per_twist = 1.0 / twist_max;
-        let let_go = step + bend * 0.5 * ((bend.abs() * per_twist).ceil() - 1.0);
+        let Slope { most: twist_max, per: per_twist } = twist;
+        let let_go = step + bend * 0.5 * (ceil(bend.abs() * per_twist) - 1.0);
         let sign = if let_go < 0.0 || (let_go == 0.0 && bend > 0.0) { -1.0 } else { 1.0 };
         let (d, c) = (sign * step, sign * bend);
         let highest = (twist_max * d + 0.5 * c * c).max(0.0).sqrt().min(bend_max);
-        let rise = ((highest + c) * per_twist).ceil().max(1.0);
-        let fall = (highest * per_twist).ceil().max(1.0);
+        let rise = ceil(((highest + c) * per_twist).max(1.0));
+        let fall = ceil((highest * per_twist).max(1.0));
         let needed = d + 0.5 * c * (rise - 1.0);
-        let hold = if highest > 0.0 { (needed / highest - 0.5 * (rise + fall)).ceil().max(0.0) } else { 0.0 };
-        let plateau = needed / (hold + 0.5 * (rise + fall));
+        let ramps = 0.5 * (rise + fall);
+        let hold =
+            if needed > highest * ramps && highest > 0.0 { ceil(needed / highest - ramps) } else { 0.0 };
+        let per = 1.0 / ((hold + ramps) * rise);
+        let (plateau, per_rise) = (needed * rise * per, (hold + ramps) * per);
         let slack = 1.0 + 1e-9;
         let fits = plateau >= 0.0
             && plateau <= bend_max * slack
@@ -70,7 +77,7 @@ impl Stop {
             return None;
         }
         let way = Self { begin: bend, plateau: -sign * plateau, rise, hold, fall, taken: 0.0 };
-        let reach = reach(d, c, plateau, [rise, hold, fall])?;
+        let reach = reach(d, c, plateau, (plateau + c) * per_rise, [rise, hold, fall])?;
         Some((
             way,
             if sign > 0.0 {
@@ -101,15 +108,15 @@ impl Stop {
     }
 }
 
-/// How far and how fast: from step `d` >= 0 after letting go, its change `c`, against `plateau` >= 0.
-fn reach(d: f64, c: f64, plateau: f64, [rise, hold, fall]: [f64; 3]) -> Option<Reach> {
-    let slope = (plateau + c) / rise;
+/// How far and how fast: from step `d` >= 0 after letting go, its change `c`, against `plateau` >= 0, to which the change goes by `slope`
+/// per tick.
+fn reach(d: f64, c: f64, plateau: f64, slope: f64, [rise, hold, fall]: [f64; 3]) -> Option<Reach> {
     // After k ticks of the rise: the step, and the sum of the steps.
     let step = |k: f64| d + k * c - 0.5 * slope * k * (k + 1.0);
-    let sum = |k: f64| k * d + 0.5 * c * k * (k + 1.0) - slope * k * (k + 1.0) * (k + 2.0) / 6.0;
+    let sum = |k: f64| k * d + 0.5 * c * k * (k + 1.0) - slope * k * (k + 1.0) * (k + 2.0) * SIXTH;
     let mut fastest = d.abs();
     if c > 0.0 && slope > 0.0 {
-        fastest = fastest.max(step((c / slope).floor().min(rise)));
+        fastest = fastest.max(step(floor(c / slope).min(rise)));
     }
     // A step that was against the rest of the way turns round during the rise.
     let mut low = 0.0;
@@ -119,16 +126,17 @@ fn reach(d: f64, c: f64, plateau: f64, [rise, hold, fall]: [f64; 3]) -> Option<R
         if !(root >= 0.0 && slope > 0.0) {
             return None;
         }
-        let turn = ((b - root.sqrt()) / slope).floor();
-        if !(0.0..=rise).contains(&turn) {
+        let turn = (b - root.sqrt()) / slope;
+        if !(0.0..rise + 1.0).contains(&turn) {
             return None;
         }
+        let turn = floor(turn);
         low = sum(turn).min(0.0);
     }
     let after_rise = step(rise);
     let after_hold = after_rise - hold * plateau;
     let total = sum(rise) + hold * after_rise - 0.5 * plateau * hold * (hold + 1.0) + fall * after_hold
-        - plateau * (0.5 * fall * (fall + 1.0) - (fall + 1.0) * (fall + 2.0) / 6.0);
+        - plateau * (0.5 * fall * (fall + 1.0) - (fall + 1.0) * (fall + 2.0) * SIXTH);
     Some(Reach { low: low.min(total), high: total.max(0.0), end: total, step: fastest })
 }
 
@@ -146,7 +154,7 @@ mod tests {
             step in -2.0..2.0f64, part in -1.0..1.0f64, bend_max in 0.01..1.0f64, twist in 0.001..2.0f64,
         ) {
             let (bend, twist_max) = (part * bend_max, twist * bend_max);
-            let Some((mut way, reach)) = Stop::find(step, bend, bend_max, twist_max) else { return Ok(()) };
+            let Some((mut way, reach)) = Stop::find(step, bend, bend_max, Slope::new(twist_max)) else { return Ok(()) };
             let (mut value, mut speed, mut change) = (0.0, step, bend);
             let (mut low, mut high, mut fastest) = (0.0f64, 0.0f64, step.abs());
             while let Some(next) = way.next() {
@@ -170,7 +178,7 @@ mod tests {
         let mut found = 0;
         for k in 0..10_000 {
             let (a, b) = (f64::from(k % 100) / 50.0 - 1.0, f64::from(k / 100) / 50.0 - 1.0);
-            found += u32::from(Stop::find(a, 0.05 * b, 0.05, 0.01).is_some());
+            found += u32::from(Stop::find(a, 0.05 * b, 0.05, Slope::new(0.01)).is_some());
         }
         assert!(found > 9_900, "{found}");
     }

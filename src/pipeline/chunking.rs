@@ -113,7 +113,7 @@ impl ModelActions {
                 let value = |step: usize| f64::from(self.values[step * self.dims + dim]);
                 values.push(match fraction {
                     0.0 => value(step) as f32,
-                    _ => cubic(value, steps, step, fraction).value as f32,
+                    _ => cubic(value, steps, step, fraction) as f32,
                 });
             }
         }
