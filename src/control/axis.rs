@@ -264,10 +264,13 @@ impl Axis {
             let eased = if is_far { f64::INFINITY } else { cube_root(room * room * twist.most) / 1.5 };
             let closing = gentle.stoppable(eased, room);
             let missing = rate + closing.copysign(gap) - self.step;
-            return self.step + twist.fastest_approach(missing.abs()).copysign(missing);
+            // What is more than the next tick may be, need not be known exactly; nor below.
+            let most = self.bend.abs() + 2.0 * twist.most;
+            return self.step + twist.stoppable(most, missing.abs()).copysign(missing);
         }
         // Half of the acceleration: what is wanted may need the other half.
-        rate + gentle.fastest_approach(gap.abs()).copysign(gap)
+        let most = (self.step - rate).abs() + 2.0 * bend.most;
+        rate + gentle.stoppable(most, gap.abs()).copysign(gap)
     }
 
     /// The step nearest to `wanted` whose jerk is permitted and behind which there is a way to rest within the limits.
