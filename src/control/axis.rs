@@ -69,6 +69,36 @@ pub struct Limited {
     pub jerk: bool,
 }
 
+/// A time, in ticks, that is no shorter than any of: itself, a square's root, a cube's. The roots are not taken before the
+/// greatest of all joints is known.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Closing {
+    ticks: f64,
+    square: f64,
+    cube: f64,
+}
+
+impl Closing {
+    /// So many ticks.
+    pub fn new(ticks: f64) -> Self {
+        Self { ticks, square: 0.0, cube: 0.0 }
+    }
+
+    /// The longer of two.
+    pub fn max(self, other: Self) -> Self {
+        Self {
+            ticks: self.ticks.max(other.ticks),
+            square: self.square.max(other.square),
+            cube: self.cube.max(other.cube),
+        }
+    }
+
+    /// In ticks.
+    pub fn ticks(self) -> f64 {
+        self.ticks.max(self.square.sqrt()).max(self.cube.cbrt())
+    }
+}
+
 impl Limited {
     /// Any limit changed the value.
     pub fn any(&self) -> bool {
@@ -155,21 +185,17 @@ impl Axis {
         }
     }
 
-    /// Ticks in which a gap can be closed smoothly, by a quintic, with about half of what the limits permit; `least` if
-    /// fewer would do.
-    pub fn ticks_to_close(&self, gap: f64, rate: f64, least: f64) -> f64 {
+    /// The time in which a gap can be closed smoothly, by a quintic, with about half of what the limits permit.
+    pub fn closing(&self, gap: f64, rate: f64) -> Closing {
         // A quintic from rest to rest over a time d has the greatest speed 1.88 / d, acceleration 5.8 / d² and jerk
         // 60 / d³; a rate that is to vanish while the gap stays, acceleration 3.6 / d and jerk 36 / d².
         let Bounds { step, bend, twist, .. } = self.bounds;
         let (gap, rate) = (2.0 * gap.abs(), 2.0 * rate.abs());
-        let mut ticks = least.max(1.88 * gap / step).max(3.6 * rate * bend.per);
-        // Roots are taken of what is too large only: mostly of nothing.
-        let square = (5.8 * gap * bend.per).max(36.0 * rate * twist.per);
-        if square > ticks * ticks {
-            ticks = square.sqrt();
+        Closing {
+            ticks: (1.88 * gap / step).max(3.6 * rate * bend.per),
+            square: (5.8 * gap * bend.per).max(36.0 * rate * twist.per),
+            cube: 60.0 * gap * twist.per,
         }
-        let cube = 60.0 * gap * twist.per;
-        if cube > ticks * ticks * ticks { cube.cbrt() } else { ticks }
     }
 
     /// One tick after `desired`, which changes by `rate` per tick.

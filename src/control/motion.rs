@@ -8,7 +8,7 @@
 use crate::clock::Steady;
 
 use super::admission::Rejected;
-use super::axis::Axis;
+use super::axis::{Axis, Closing};
 use super::counters::Counters;
 use super::limits::{ControlMode, JointLimits, between};
 use super::plan::{Plan, seconds};
@@ -335,14 +335,8 @@ impl Motion {
         let (period, at, axes, blend_ticks) =
             (seconds(self.period_ns), self.known_at(now), &self.axes, self.blend_ticks);
         let duration = |gaps: &Samples<2>| {
-            let close = |ticks, (axis, gap): (&Axis, Sample)| {
-                axis.ticks_to_close(gap.value, gap.rate * period, ticks)
-            };
-            if blend_ticks > 0.0 {
-                period * axes.iter().zip(gaps.iter()).fold(blend_ticks, close)
-            } else {
-                0.0
-            }
+            let joints = axes.iter().zip(gaps.iter()).map(|(axis, gap)| axis.closing(gap.value, gap.rate * period));
+            if blend_ticks > 0.0 { period * joints.fold(Closing::new(blend_ticks), Closing::max).ticks() } else { 0.0 }
         };
         self.reference.turn_to(plan, observed, &self.splice, at, &mut self.found, duration);
     }
@@ -363,9 +357,8 @@ impl Motion {
                 Sample { value: axis.value(), rate, acceleration }
             };
             let gap = does.minus(plans);
-            let blends = blend_ticks > 0.0;
-            let ticks =
-                if blends { axis.ticks_to_close(gap.value, gap.rate * period, blend_ticks) } else { 0.0 };
+            let needed = axis.closing(gap.value, gap.rate * period).max(Closing::new(blend_ticks));
+            let ticks = if blend_ticks > 0.0 { needed.ticks() } else { 0.0 };
             Offset::new(gap, ticks * period)
         });
         self.reference.join(at, offsets);
