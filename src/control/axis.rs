@@ -22,7 +22,7 @@ use super::stop::Stop;
 /// a step is kept of the room to stop in.
 const ROUNDING: f64 = 1e-9;
 /// Halvings between what is desired and the way to rest, where what is desired has no way to rest of its own.
-const HALVINGS: usize = 3;
+const HALVINGS: usize = 2;
 
 /// What may be in one tick, in units of the value.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -95,7 +95,7 @@ impl Closing {
 
     /// In ticks.
     pub fn ticks(self) -> f64 {
-        self.ticks.max(self.square.sqrt()).max(self.cube.cbrt())
+        self.ticks.max(self.square.sqrt()).max(cube_root(self.cube))
     }
 }
 
