@@ -335,8 +335,13 @@ impl Motion {
         let (period, at, axes, blend_ticks) =
             (seconds(self.period_ns), self.known_at(now), &self.axes, self.blend_ticks);
         let duration = |gaps: &Samples<2>| {
-            let joints = axes.iter().zip(gaps.iter()).map(|(axis, gap)| axis.closing(gap.value, gap.rate * period));
-            if blend_ticks > 0.0 { period * joints.fold(Closing::new(blend_ticks), Closing::max).ticks() } else { 0.0 }
+            let joints =
+                axes.iter().zip(gaps.iter()).map(|(axis, gap)| axis.closing(gap.value, gap.rate * period));
+            if blend_ticks > 0.0 {
+                period * joints.fold(Closing::new(blend_ticks), Closing::max).ticks()
+            } else {
+                0.0
+            }
         };
         self.reference.turn_to(plan, observed, &self.splice, at, &mut self.found, duration);
     }

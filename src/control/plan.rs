@@ -10,7 +10,7 @@
 use crate::clock::{NS_PER_S, Steady};
 
 use super::limits::LIMIT_MAX;
-use super::samples::{Counts, Lanes, Part, lanes};
+use super::samples::{Counts, Part, padded};
 use super::splice::Sample;
 
 /// Longest time between two steps of a chunk: ten minutes, far above any policy, far below any overflow.
@@ -115,8 +115,8 @@ pub struct Plan {
     per_period: [f64; 2],
     /// At least one; [`Plan::EMPTY`] is never sampled.
     steps: usize,
-    /// `[steps][joints, four by four]`; there may be more steps than are in use.
-    values: Vec<Lanes>,
+    /// `[steps][joints, padded]`; there may be more steps than are in use.
+    values: Vec<f64>,
     /// The time of the last step.
     end: Steady,
 }
@@ -175,8 +175,8 @@ impl Plan {
         if steps > max_steps {
             return Err(Malformed::TooLong { expected: max_steps, found: steps });
         }
-        let width = lanes(joints);
-        let mut values = vec![Lanes::default(); steps * width];
+        let width = padded(joints);
+        let mut values = vec![0.0; steps * width];
         for (step, row) in chunk.actions.iter().enumerate() {
             if row.len() != joints {
                 return Err(Malformed::Width { step, expected: joints, found: row.len() });
@@ -184,7 +184,7 @@ impl Plan {
             if let Some(joint) = row.iter().position(|v| !v.is_finite()) {
                 return Err(Malformed::NotFinite { step, joint, found: row[joint] });
             }
-            let found = values[step * width..].as_flattened_mut().iter_mut();
+            let found = values[step * width..].iter_mut();
             found.zip(row).for_each(|(found, value)| *found = value.clamp(-VALUE_MAX, VALUE_MAX));
         }
         let last = chunk.period_ns.checked_mul(steps as i64 - 1); // at most `max_steps`
@@ -224,11 +224,11 @@ impl Plan {
 
     /// One step, `[joints]`.
     pub fn row(&self, step: usize) -> &[f64] {
-        &self.lanes(step).as_flattened()[..self.joints]
+        &self.padded(step)[..self.joints]
     }
 
-    fn lanes(&self, step: usize) -> &[Lanes] {
-        let width = lanes(self.joints);
+    fn padded(&self, step: usize) -> &[f64] {
+        let width = padded(self.joints);
         &self.values[step * width..][..width]
     }
 
@@ -236,7 +236,7 @@ impl Plan {
     pub fn part(&self, time: Steady, share: Sample) -> Part<'_> {
         let elapsed = time.0.saturating_sub(self.start.0);
         if elapsed < 0 || time >= self.end() {
-            let row = self.lanes(if elapsed < 0 { 0 } else { self.steps - 1 });
+            let row = self.padded(if elapsed < 0 { 0 } else { self.steps - 1 });
             return Part::new(Counts::STILL.shared(share), [row; 4]);
         }
         let step = (elapsed / self.period_ns) as usize; // below `steps - 1`, for `time` is before the end
@@ -245,8 +245,8 @@ impl Plan {
         let around = Neighbours::of(step, self.steps);
         let counts = around.counts(fraction, per_s).shared(share);
         let (before, next, after) =
-            (self.lanes(around.before), self.lanes(around.next), self.lanes(around.after));
-        Part::new(counts, [before, self.lanes(step), next, after])
+            (self.padded(around.before), self.padded(around.next), self.padded(around.after));
+        Part::new(counts, [before, self.padded(step), next, after])
     }
 }
 

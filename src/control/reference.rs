@@ -5,8 +5,6 @@
 //! of the plans in use, whatever their length; nothing is allocated or freed, plans are only swapped. Called by the
 //! motion. It knows no limits.
 
-use std::array::from_fn;
-
 use crate::clock::Steady;
 
 use super::plan::{Plan, seconds};
@@ -87,7 +85,7 @@ impl Reference {
         let shares = self.shares(seconds(time.0.saturating_sub(self.turned.0)));
         self.push(plan, observed);
         self.weigh(splice);
-        gaps.sum(&self.parts(time, |index, weighted| shares[index].minus_value(weighted.weight)));
+        self.sum(time, |index, weighted| shares[index].minus_value(weighted.weight), gaps);
         self.fade(time, &shares, duration(gaps));
     }
 
@@ -156,7 +154,7 @@ impl Reference {
     /// The plans alone.
     pub fn look_at_plans<const N: usize>(&self, time: Steady, found: &mut Samples<N>) {
         let elapsed = seconds(time.0.saturating_sub(self.turned.0));
-        found.sum(&self.parts(time, |_, weighted| weighted.share(elapsed)));
+        self.sum(time, |_, weighted| weighted.share(elapsed), found);
     }
 
     /// From `time` on this is added to the plans, `[joints]`.
@@ -175,14 +173,18 @@ impl Reference {
         shares
     }
 
-    /// Such shares of the plans in use, at `time`.
-    fn parts(
+    /// The sum of such shares of the plans in use, at `time`.
+    fn sum<const N: usize>(
         &self,
         time: Steady,
         share: impl Fn(usize, &Weighted) -> Sample,
-    ) -> [Option<Part<'_>>; PLANS_MAX] {
-        let plans = &self.plans[..self.active];
-        from_fn(|index| plans.get(index).map(|weighted| weighted.plan.part(time, share(index, weighted))))
+        into: &mut Samples<N>,
+    ) {
+        let mut parts = [Part::NONE; PLANS_MAX];
+        for ((index, weighted), part) in self.plans[..self.active].iter().enumerate().zip(&mut parts) {
+            *part = weighted.plan.part(time, share(index, weighted));
+        }
+        into.sum(&parts[..self.active]);
     }
 
     /// From these shares to the weights, from `time` on, in so many seconds.

@@ -1,40 +1,41 @@
 //! What all joints do at one time: values, rates and accelerations, each in an array of its own.
 //!
-//! Promises: to add what a plan does is a few multiply-adds per joint and array, four joints at a time, over memory that
-//! lies in order: the compiler makes vectors of them. Nothing allocates but the constructor. Called by the plan, the
-//! reference and the motion, in every tick.
+//! Promises: to sum what plans do is a few multiply-adds per joint, plan and array, over memory that lies in order, in
+//! vectors of whatever width the processor has. Nothing allocates but the constructor. Called by the plan, the reference and
+//! the motion, in every tick.
 
-use std::array::from_fn;
 use std::iter::repeat;
+
+use pulp::{Arch, Simd, WithSimd};
 
 use super::splice::Sample;
 
-/// Joints that are computed at a time. Arrays are filled up to a multiple of it; what is there beyond the last joint is
-/// never looked at.
-const LANES: usize = 4;
+/// Joints that the widest vectors hold. Arrays are filled up to a multiple of it; what is there beyond the last joint is never
+/// looked at.
+const LANES: usize = 8;
 
-/// Four joints' values.
-pub type Lanes = [f64; LANES];
-
-/// So many of them hold so many joints.
-pub fn lanes(joints: usize) -> usize {
-    joints.div_ceil(LANES)
+/// The length of an array of so many joints.
+pub fn padded(joints: usize) -> usize {
+    joints.next_multiple_of(LANES)
 }
 
 /// Of each joint its value (rad or m, or per s for velocity-controlled joints), its rate (per s) and, where there are three
 /// arrays, its acceleration (per s²).
 #[derive(Clone, Debug)]
-pub struct Samples<const N: usize>([Vec<f64>; N]);
+pub struct Samples<const N: usize> {
+    orders: [Vec<f64>; N],
+    arch: Arch,
+}
 
 impl<const N: usize> Samples<N> {
     /// Nothing, for so many joints.
     pub fn new(joints: usize) -> Self {
-        Self([(); N].map(|()| vec![0.0; LANES * lanes(joints)]))
+        Self { orders: [(); N].map(|()| vec![0.0; padded(joints)]), arch: Arch::new() }
     }
 
     /// Each joint's, and some more.
     pub fn iter(&self) -> impl Iterator<Item = Sample> {
-        let of = |order: usize| self.0.get(order).map_or(&[][..], Vec::as_slice);
+        let of = |order: usize| self.orders.get(order).map_or(&[][..], Vec::as_slice);
         let (values, rates, accelerations) = (of(0), of(1), of(2).iter().copied().chain(repeat(0.0)));
         let joints = values.iter().zip(rates).zip(accelerations);
         joints.map(|((&value, &rate), acceleration)| Sample { value, rate, acceleration })
@@ -43,22 +44,15 @@ impl<const N: usize> Samples<N> {
     /// Adds to each joint.
     pub fn add(&mut self, samples: impl Iterator<Item = Sample>) {
         for (joint, Sample { value, rate, acceleration }) in samples.enumerate() {
-            for (sums, part) in self.0.iter_mut().zip([value, rate, acceleration]) {
+            for (sums, part) in self.orders.iter_mut().zip([value, rate, acceleration]) {
                 sums.get_mut(joint).into_iter().for_each(|sum| *sum += part);
             }
         }
     }
 
     /// The sum of these.
-    pub fn sum(&mut self, parts: &[Option<Part>]) {
-        let blocks = self.0.first().map_or(0, Vec::len) / LANES;
-        for block in 0..blocks {
-            let mut sums = [[0.0; LANES]; N];
-            parts.iter().flatten().for_each(|part| part.add_to(block, &mut sums));
-            for (values, sums) in self.0.iter_mut().zip(sums) {
-                values[block * LANES..][..LANES].copy_from_slice(&sums);
-            }
-        }
+    pub fn sum<'a>(&mut self, parts: &[Part<'a>]) {
+        self.arch.dispatch(Sum { orders: self.orders.each_mut().map(Vec::as_mut_slice), parts });
     }
 }
 
@@ -66,26 +60,48 @@ impl<const N: usize> Samples<N> {
 #[derive(Clone, Copy, Debug)]
 pub struct Part<'a> {
     counts: Counts,
-    rows: [&'a [Lanes]; 4],
+    rows: [&'a [f64]; 4],
 }
 
 impl<'a> Part<'a> {
-    /// Of four steps.
-    pub fn new(counts: Counts, rows: [&'a [Lanes]; 4]) -> Self {
+    /// Nothing.
+    pub const NONE: Self = Self { counts: Counts([[0.0; 4]; 3]), rows: [&[]; 4] };
+
+    /// Of four steps, padded.
+    pub fn new(counts: Counts, rows: [&'a [f64]; 4]) -> Self {
         Self { counts, rows }
     }
+}
 
-    fn add_to<const N: usize>(&self, block: usize, sums: &mut [Lanes; N]) {
-        let [before, here, next, after] = &self.rows;
-        let (Some(before), Some(here)) = (before.get(block), here.get(block)) else { return };
-        let (Some(next), Some(after)) = (next.get(block), after.get(block)) else { return };
-        let way: Lanes = from_fn(|lane| next[lane] - here[lane]);
-        let leaving: Lanes = from_fn(|lane| next[lane] - before[lane]);
-        let arriving: Lanes = from_fn(|lane| after[lane] - here[lane]);
-        for (sum, [c0, c1, c2, c3]) in sums.iter_mut().zip(self.counts.0) {
-            *sum = from_fn(|lane| {
-                sum[lane] + (c0 * here[lane] + c1 * way[lane] + c2 * leaving[lane] + c3 * arriving[lane])
-            });
+struct Sum<'a, 'b, const N: usize> {
+    orders: [&'a mut [f64]; N],
+    parts: &'a [Part<'b>],
+}
+
+/// All rows and arrays are as long: a plan has the shape of its scheduler.
+impl<const N: usize> WithSimd for Sum<'_, '_, N> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        let mut orders = self.orders.map(|sums| S::as_mut_simd_f64s(sums).0);
+        let blocks = orders.first().map_or(0, |sums| sums.len());
+        for block in 0..blocks {
+            let mut sums = [simd.splat_f64s(0.0); N];
+            for Part { counts, rows } in self.parts {
+                let [before, here, next, after] = rows.each_ref().map(|row| S::as_simd_f64s(row).0[block]);
+                let way = simd.sub_f64s(next, here);
+                let leaving = simd.sub_f64s(next, before);
+                let arriving = simd.sub_f64s(after, here);
+                for (sum, counts) in sums.iter_mut().zip(&counts.0) {
+                    let [c0, c1, c2, c3] = counts.map(|count| simd.splat_f64s(count));
+                    // From the step on: where nothing else counts, it is the step's value, bit for bit.
+                    let part = simd.mul_add_e_f64s(c1, way, simd.mul_f64s(c0, here));
+                    let part = simd.mul_add_e_f64s(c3, arriving, simd.mul_add_e_f64s(c2, leaving, part));
+                    *sum = simd.add_f64s(*sum, part);
+                }
+            }
+            orders.iter_mut().zip(sums).for_each(|(order, sum)| order[block] = sum);
         }
     }
 }
