@@ -255,6 +255,22 @@ fn an_inference_that_overruns_lets_the_old_chunk_end_in_a_brake_and_its_late_chu
     assert_eq!(arm.ticks(20), 20);
     assert_eq!((arm.state(), &arm.positions), (State::Holding, &held));
     assert_eq!(arm.status().counters.chunks_late, 1);
+    assert!(arm.status().reason.as_str().contains("too late"), "{}", arm.status().reason);
+    arm.runs_again();
+}
+
+/// A machine that is too slow never moves the arm, and does not leave anybody to guess why.
+#[test]
+fn an_inference_that_always_takes_longer_than_a_chunk_lasts_is_named_and_nothing_is_commanded() {
+    let mut arm = Arm::new();
+    for chunks in 1..4 {
+        let late = arm.chunk();
+        assert_eq!(arm.ticks(150), 0, "no command");
+        assert!(matches!(arm.give(late), Err(Rejected::Late { .. })));
+        let status = arm.status();
+        assert_eq!((status.state, status.counters.chunks_late), (State::Armed, chunks));
+        assert!(status.reason.as_str().contains("too late"), "{}", status.reason);
+    }
     arm.runs_again();
 }
 

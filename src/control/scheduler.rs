@@ -27,6 +27,7 @@ pub const NOT_FINITE_MAX: u32 = 3;
 
 const NO_CHUNK_YET: &str = "no chunk yet";
 const EXHAUSTED: &str = "the chunk has ended and no newer one came";
+const TOO_LATE: &str = "chunks come too late: an inference takes longer than a chunk lasts";
 const JOINTS_STALE: &str = "joint states are stale";
 const JOINTS_GONE: &str = "joint states were stale for longer than joints.fault_after_ms";
 const NOT_FINITE: &str = "three chunks in a row had NaN or infinity";
@@ -215,6 +216,10 @@ impl Scheduler {
             }
             Err(rejected) => {
                 self.counters.count_rejected(rejected);
+                let waits = [NO_CHUNK_YET, EXHAUSTED].contains(&self.reason.as_str());
+                if waits && matches!(rejected, Rejected::Late { .. }) {
+                    self.reason = Reason::new(TOO_LATE);
+                }
                 if matches!(rejected, Rejected::Malformed(Malformed::NotFinite { .. })) {
                     self.not_finite += 1;
                     if self.not_finite >= NOT_FINITE_MAX {

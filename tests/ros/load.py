@@ -6,7 +6,7 @@ import sys
 import time
 from pathlib import Path
 
-from peers import robot_parameters, to_ns
+from peers import SLOTS, robot_parameters, to_ns
 from process import wait_for
 
 SOURCE = Path(__file__).with_name("flood_source.py")
@@ -37,32 +37,43 @@ class Sources:
         return sent
 
 
-class Watched:
-    """What was seen of a node in so many seconds."""
+# A chunk lasts 100 s, so that however slow the machine is, none comes when it is over: the node would be right to discard
+# it. For the same reason nothing is too old before that of a robot would be long.
+PATIENT = {"control__policy_rate_hz": 0.5, "sampler__steps": 2, "joints__max_age_ms": 10000, "observe__max_skew_ms": 10000}
+PATIENT.update({f"cameras__{slot}__max_age_ms": 10000 for slot in SLOTS})
 
-    def __init__(self, world, seconds, camera_hz, joints_hz, say=None, every=0.5):
+# Of all waits: a chunk takes a third of a second, on a loaded machine ten.
+LONG = 600.0
+
+
+class Watched:
+    """What was seen of a node in so many seconds, and for longer if fewer chunks than `chunks` came."""
+
+    def __init__(self, world, seconds, camera_hz, joints_hz, chunks=0, say=None, every=0.5):
         self.memory, self.ages = [], []
         arm = world.arm()
         sources = Sources(world.namespace, camera_hz, joints_hz)
         try:
-            # A loaded machine delivers late, and that is not what is watched here.
-            policy = self.policy = world.start(robot_parameters(autostart=True, cameras__base_0_rgb__max_age_ms=5000))
+            policy = self.policy = world.start(robot_parameters(autostart=True, **PATIENT))
             policy.wait_for_state("active")
-            arm.wait_for_more(20)
+            wait_for(lambda: len(arm.received) >= 20, lambda: f"20 commands; the node says {policy.says()}", LONG)
             taken = len(policy.chunks.received)
             start = time.monotonic()
             offset = time.time() - time.monotonic()
-            while time.monotonic() - start < seconds:
-                time.sleep(min(every, max(0.0, start + seconds - time.monotonic())))
+            while (passed := time.monotonic() - start) < seconds or len(policy.chunks.received) < taken + chunks:
+                assert passed < seconds + LONG, f"{len(policy.chunks.received) - taken} chunks; the node says {policy.says()}"
+                time.sleep(min(every, max(0.01, seconds - passed)))
                 assert policy.process.is_alive(), policy.process.log
                 self.memory.append((time.monotonic() - start, policy.process.rss_mib()))
                 if say:
                     say(*self.memory[-1], len(policy.chunks.received) - taken)
             for arrival, chunk in list(policy.chunks.received)[taken:]:
                 stamps = [to_ns(stamp) * 1e-9 for stamp in (*chunk.image_stamps, chunk.joints_stamp)]
-                self.ages.append(arrival + offset - min(stamps))
+                # How old the observation was as its inference began: how long that takes is the machine's matter.
+                inference = chunk.encode_ms + chunk.vision_ms + chunk.prefix_ms + chunk.denoise_ms + chunk.decode_ms
+                self.ages.append(arrival + offset - inference * 1e-3 - min(stamps))
             self.state = policy.state()
-            wait_for(lambda: "rate_hz" in policy.health().get("joints", (0, "", {}))[2], "rates")
+            wait_for(lambda: "rate_hz" in policy.health().get("joints", (0, "", {}))[2], lambda: f"rates; the node says {policy.says()}")
             self.health = policy.health()
         finally:
             self.sent = sources.stop()

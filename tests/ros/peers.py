@@ -442,6 +442,10 @@ class Policy:
                 return parts
         return {}
 
+    def says(self):
+        """Status and diagnostics, for who wonders why something did not happen."""
+        return f"{self.status.last} and {self.health()}"
+
     def counted(self, *words):
         """How often the node has counted an event whose name has all these words."""
         values = {}
