@@ -19,7 +19,11 @@ pub struct Ticked {
 
 /// Of a joint at 100 Hz.
 pub fn ticked(limit: &JointLimit) -> Ticked {
-    let (t, t2) = (TICK_S, TICK_S * TICK_S);
+    ticked_every(limit, TICK_S)
+}
+
+fn ticked_every(limit: &JointLimit, t: f64) -> Ticked {
+    let t2 = t * t;
     match limit.mode {
         ControlMode::Position => Ticked {
             low: limit.position_min,
@@ -52,9 +56,14 @@ impl Judge {
         Self { value, step: 0.0, bend: 0.0 }
     }
 
-    /// The next command is permitted.
+    /// The next command is permitted, at 100 Hz.
     pub fn check(&mut self, limit: &JointLimit, found: f64) -> Result<(), TestCaseError> {
-        let Ticked { low, high, step: step_max, bend: bend_max, twist } = ticked(limit);
+        self.check_every(limit, found, TICK_S)
+    }
+
+    /// The next command is permitted, a tick later.
+    pub fn check_every(&mut self, limit: &JointLimit, found: f64, tick_s: f64) -> Result<(), TestCaseError> {
+        let Ticked { low, high, step: step_max, bend: bend_max, twist } = ticked_every(limit, tick_s);
         let step = found - self.value;
         let bend = step - self.step;
         prop_assert!(found.is_finite());
