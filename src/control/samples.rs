@@ -51,7 +51,7 @@ impl<const N: usize> Samples<N> {
     }
 
     /// The sum of these.
-    pub fn sum<'a>(&mut self, parts: &[Part<'a>]) {
+    pub fn sum(&mut self, parts: &[Part]) {
         self.arch.dispatch(Sum { orders: self.orders.each_mut().map(Vec::as_mut_slice), parts });
     }
 }
@@ -126,5 +126,57 @@ impl Counts {
                 (s * v, s * dv + ds * v, s * ddv + 2.0 * ds * dv + dds * v);
         }
         Self(shared)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        /// However wide the vectors are: each joint's sum is that of its own numbers.
+        #[test]
+        fn the_sum_is_that_of_each_joint_alone(
+            joints in 1..20usize, plans in 0..9usize, numbers in prop::collection::vec(-3.0..3.0f64, 9 * 16),
+        ) {
+            let width = padded(joints);
+            let of = |plan: usize, k: usize| numbers[plan * 16 + k];
+            let row = |plan: usize, k: usize| -> Vec<f64> {
+                (0..width).map(|joint| of(plan, k) * (1.0 + joint as f64)).collect()
+            };
+            let rows: Vec<[Vec<f64>; 4]> = (0..plans).map(|plan| [0, 1, 2, 3].map(|k| row(plan, k))).collect();
+            let counts = |plan: usize| Counts([4, 8, 12].map(|k| [0, 1, 2, 3].map(|i| of(plan, k + i))));
+            let parts: Vec<Part> = rows
+                .iter()
+                .enumerate()
+                .map(|(plan, rows)| Part::new(counts(plan), rows.each_ref().map(Vec::as_slice)))
+                .collect();
+            let mut samples = Samples::<3>::new(joints);
+            samples.sum(&parts);
+            for (joint, sample) in samples.iter().take(joints).enumerate() {
+                for (order, found) in [sample.value, sample.rate, sample.acceleration].into_iter().enumerate() {
+                    let expected: f64 = (0..plans)
+                        .map(|plan| {
+                            let [before, here, next, after] = [0, 1, 2, 3].map(|k| rows[plan][k][joint]);
+                            let [c0, c1, c2, c3] = counts(plan).0[order];
+                            c0 * here + c1 * (next - here) + c2 * (next - before) + c3 * (after - here)
+                        })
+                        .sum();
+                    prop_assert!((found - expected).abs() < 1e-9, "{found} {expected}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn what_stands_still_is_passed_on_bit_for_bit() {
+        let row: Vec<f64> = (0..8).map(|joint| 0.1 + f64::from(joint) / 3.0).collect();
+        let whole = Sample { value: 1.0, ..Sample::default() };
+        let mut samples = Samples::<2>::new(5);
+        samples.sum(&[Part::new(Counts::STILL.shared(whole), [&row; 4])]);
+        for (sample, value) in samples.iter().take(5).zip(&row) {
+            assert_eq!((sample.value.to_bits(), sample.rate), (value.to_bits(), 0.0));
+        }
     }
 }
