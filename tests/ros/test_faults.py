@@ -84,18 +84,20 @@ def test_a_camera_that_shows_the_same_pixels_brakes_and_resumes_when_it_moves(wo
     arm.wait_for_motion()
 
 
-def test_a_joint_that_disappears_mid_run_brakes_and_its_return_resumes(world):
-    robot, arm, policy = world.running(robot_parameters(joints__max_age_ms=300))
+@pytest.mark.parametrize("elbows", [0, 2], ids=["missing", "twice"])
+def test_a_joint_that_is_missing_or_there_twice_mid_run_brakes_and_its_return_resumes(world, elbows):
+    robot, arm, policy = world.running(robot_parameters(joints__max_age_ms=300, joints__fault_after_ms=60000))
     policy.wait_for_control("running")
     arm.wait_for_motion()
     whole = robot.joint_state
 
-    def without_elbow(ns):
+    def other_elbows(ns):
         message = whole(ns)
-        message.name, message.position = message.name[:1] + message.name[2:], message.position[:1] + message.position[2:]
+        for values in (message.name, message.position):
+            values[1:2] = values[1:2] * elbows
         return message
 
-    robot.joint_state = without_elbow
+    robot.joint_state = other_elbows
     policy.status.wait_until(lambda status: status.control in ("braking", "holding") and "joint" in status.reason, "the joints' brake")
     policy.wait_for_count("joints_dropped", "elbow")
     arm.wait_for_rest()

@@ -158,8 +158,9 @@ def test_activate_is_refused_without_fresh_inputs_and_names_the_first(world):
     assert policy.change("activate"), policy.reason()
 
 
-def test_activate_is_refused_while_a_joint_is_missing_and_names_it(world):
-    robot, _arm = world.robot(names=["shoulder", "gripper", "wheel"]), world.arm()
+@pytest.mark.parametrize("names", [["shoulder", "gripper", "wheel"], ["shoulder", "elbow", "gripper", "elbow"]], ids=["missing", "twice"])
+def test_activate_is_refused_while_a_joint_is_missing_or_there_twice_and_names_it(world, names):
+    robot, _arm = world.robot(names=names), world.arm()
     robot.start(20)
     policy = world.start()
     assert policy.change("configure")
