@@ -1,10 +1,11 @@
 //! From a checkpoint's name to a running network, and through its stages with the time of each.
 
+pub mod calibrated;
 pub mod chunking;
 pub mod inference;
 pub mod setup;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use thiserror::Error;
@@ -12,7 +13,7 @@ use thiserror::Error;
 use crate::engine::cuda::{CudaEngine, Measured};
 use crate::engine::probe::Tap;
 use crate::engine::weights::Weights;
-use crate::engine::{Choice, Engine, EngineError};
+use crate::engine::{Choice, Engine, EngineError, Precision};
 use crate::model::ModelInput;
 use crate::model::dims::{Dims, DimsError, DimsHints};
 use crate::model::names;
@@ -61,6 +62,9 @@ pub enum LoadError {
     /// The engine.
     #[error(transparent)]
     Engine(#[from] EngineError),
+    /// The calibration that fp8 needs.
+    #[error(transparent)]
+    Calibration(#[from] calibrated::CalibrationError),
     /// What surrounds the network does not fit it, or the parameters.
     #[error(transparent)]
     Policy(#[from] PolicyError),
@@ -170,7 +174,31 @@ impl Model {
             }
             Model::Folder(checkpoint) => Weights::map(&checkpoint.tensors)?,
         };
-        Ok(Engine::new(&weights, dims, choice, self.cameras().names.len())?)
+        let calibration = match choice {
+            Choice::Cuda(Precision::Fp8) => {
+                Some(calibrated::read(&self.calibration_file(), self.fingerprint()?)?)
+            }
+            _ => None,
+        };
+        Ok(Engine::new(&weights, dims, choice, calibration.as_ref(), self.cameras().names.len())?)
+    }
+
+    /// A number that tells its weights from others.
+    pub fn fingerprint(&self) -> Result<u64, LoadError> {
+        match self {
+            Model::Synthetic(Synthetic::Tiny) => Ok(1),
+            Model::Synthetic(Synthetic::Full) => Ok(2),
+            Model::Folder(checkpoint) => Ok(Weights::map(&checkpoint.tensors)?.fingerprint()),
+        }
+    }
+
+    /// Where its calibration is looked for: beside a checkpoint's weights; of a built-in network in the working folder.
+    pub fn calibration_file(&self) -> PathBuf {
+        match self {
+            Model::Synthetic(Synthetic::Tiny) => "synth-tiny.calibration.safetensors".into(),
+            Model::Synthetic(Synthetic::Full) => "synth-full.calibration.safetensors".into(),
+            Model::Folder(checkpoint) => checkpoint.folder.join("calibration.safetensors"),
+        }
     }
 
     /// Bytes of the network's weights.

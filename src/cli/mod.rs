@@ -4,6 +4,7 @@ mod bench;
 mod bench_control;
 #[cfg(feature = "ros")]
 mod bench_ros;
+mod calibrate;
 mod inspect;
 #[cfg(feature = "ros")]
 mod node;
@@ -45,6 +46,7 @@ enum Command {
     Inspect(inspect::Args),
     Synth(synth::Args),
     Bench(bench::Args),
+    Calibrate(calibrate::Args),
     Steps(steps::Args),
     Splice(splice::Args),
     #[cfg(feature = "ros")]
@@ -140,6 +142,7 @@ pub fn main() -> ExitCode {
         Command::Inspect(args) => inspect::run(args),
         Command::Synth(args) => synth::run(args),
         Command::Bench(args) => bench::run(args),
+        Command::Calibrate(args) => calibrate::run(args),
         Command::Steps(args) => steps::run(args),
         Command::Splice(args) => splice::run(args),
         #[cfg(feature = "ros")]
@@ -175,9 +178,10 @@ fn engine_choice(backend: BackendArg, dtype: Option<DtypeArg>) -> Result<Choice,
         (B::Tensorrt, _) => {
             Err("--backend tensorrt: this version has the engines cpu and cuda; use one of them".into())
         }
-        (_, Some(D::Fp8)) => {
-            Err("--dtype fp8: this version computes in f32 and bf16; use one of them".into())
+        (B::Cpu, Some(D::Fp8)) => {
+            Err("--dtype fp8: the cpu engine computes in f32 only; use --dtype f32".into())
         }
+        (_, Some(D::Fp8)) => on_gpu("--dtype fp8", Precision::Fp8),
         (B::Cpu, Some(D::Bf16)) => {
             Err("--dtype bf16: the cpu engine computes in f32 only; use --dtype f32".into())
         }

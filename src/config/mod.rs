@@ -226,7 +226,8 @@ impl Config {
     pub fn engine(&self) -> Choice {
         match (self.backend, self.dtype) {
             (Backend::Cpu, _) => Choice::Cpu,
-            (Backend::Auto | Backend::TensorRt, DtypeChoice::Auto | DtypeChoice::Fp8) => Choice::Auto,
+            (_, DtypeChoice::Fp8) => Choice::Cuda(Precision::Fp8),
+            (Backend::Auto | Backend::TensorRt, DtypeChoice::Auto) => Choice::Auto,
             (Backend::Auto | Backend::TensorRt, DtypeChoice::F32) => Choice::Auto.in_f32(),
             (Backend::Auto | Backend::TensorRt, DtypeChoice::Bf16) => Choice::Cuda(Precision::Bf16),
             (Backend::Cuda, DtypeChoice::F32) => Choice::Cuda(Precision::F32),

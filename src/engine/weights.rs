@@ -99,6 +99,22 @@ impl Weights {
         Ok(Self { tensors })
     }
 
+    /// A number that tells one checkpoint from another: of all names and shapes, and of the first bytes of every tensor.
+    pub fn fingerprint(&self) -> u64 {
+        const FIRST: usize = 4096;
+        let mut hash = 0xcbf2_9ce4_8422_2325_u64;
+        let mut take = |bytes: &[u8]| {
+            hash = bytes.iter().fold(hash, |h, &b| (h ^ u64::from(b)).wrapping_mul(0x0000_0100_0000_01b3));
+        };
+        for (name, tensor) in &self.tensors {
+            take(name.as_bytes());
+            tensor.shape.iter().for_each(|side| take(&(*side as u64).to_le_bytes()));
+            let bytes = tensor.bytes();
+            take(&bytes[..bytes.len().min(FIRST)]);
+        }
+        hash
+    }
+
     /// A tensor that is in the table; `None` otherwise.
     pub fn get(&self, name: &str) -> Option<Tensor> {
         self.tensors.get(name).cloned()

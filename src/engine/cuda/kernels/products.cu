@@ -42,20 +42,10 @@ struct __align__(64) Map { u64 words[16]; }; // as the driver encodes it
                      : OPERANDS : "l"(a), "l"(b), "r"(more));                                                              \
     }
 #endif
-#define O64 E(0), E(1), E(2), E(3)
-PRODUCT(64, 32, T0 ", " T1 ", " T2 ", " T3, O64, "%32", "%33", "%34")
-#define O128 E(0), E(1), E(2), E(3), E(4), E(5), E(6), E(7)
-PRODUCT(128, 64, T0 ", " T1 ", " T2 ", " T3 ", " T4 ", " T5 ", " T6 ", " T7, O128, "%64", "%65", "%66")
-#define O176 E(0), E(1), E(2), E(3), E(4), E(5), E(6), E(7), E(8), E(9), E(10)
-PRODUCT(176, 88, T0 ", " T1 ", " T2 ", " T3 ", " T4 ", " T5 ", " T6 ", " T7 ", " T8 ", " T9 ", " T10, O176, "%88", "%89", "%90")
 #define O160 E(0), E(1), E(2), E(3), E(4), E(5), E(6), E(7), E(8), E(9)
 PRODUCT(160, 80, T0 ", " T1 ", " T2 ", " T3 ", " T4 ", " T5 ", " T6 ", " T7 ", " T8 ", " T9, O160, "%80", "%81", "%82")
-#define O192 E(0), E(1), E(2), E(3), E(4), E(5), E(6), E(7), E(8), E(9), E(10), E(11)
-PRODUCT(192, 96, T0 ", " T1 ", " T2 ", " T3 ", " T4 ", " T5 ", " T6 ", " T7 ", " T8 ", " T9 ", " T10 ", " T11, O192, "%96", "%97", "%98")
 #define O208 E(0), E(1), E(2), E(3), E(4), E(5), E(6), E(7), E(8), E(9), E(10), E(11), E(12)
 PRODUCT(208, 104, T0 ", " T1 ", " T2 ", " T3 ", " T4 ", " T5 ", " T6 ", " T7 ", " T8 ", " T9 ", " T10 ", " T11 ", " T12, O208, "%104", "%105", "%106")
-#define O224 E(0), E(1), E(2), E(3), E(4), E(5), E(6), E(7), E(8), E(9), E(10), E(11), E(12), E(13)
-PRODUCT(224, 112, T0 ", " T1 ", " T2 ", " T3 ", " T4 ", " T5 ", " T6 ", " T7 ", " T8 ", " T9 ", " T10 ", " T11 ", " T12 ", " T13, O224, "%112", "%113", "%114")
 #define O256 E(0), E(1), E(2), E(3), E(4), E(5), E(6), E(7), E(8), E(9), E(10), E(11), E(12), E(13), E(14), E(15)
 PRODUCT(256, 128, T0 ", " T1 ", " T2 ", " T3 ", " T4 ", " T5 ", " T6 ", " T7 ", " T8 ", " T9 ", " T10 ", " T11 ", " T12 ", " T13 ", " T14 ", " T15, O256, "%128", "%129", "%130")
 
@@ -97,16 +87,8 @@ __device__ __forceinline__ u16 pack_e4m3(float lo, float hi) {
 
 // What follows the product.
 #define GEGLU 0 // W = [gate; up]: GELU(gate) * up
-#define ROPE 1  // heads of 256, W = [q heads; k; v]: q and k turned by their positions
-#define BIAS 2
-#define BIAS_GELU 3
-#define ADD 4 // to f32 y, with a bias if there is one
-
-#ifdef FP8
-#define GIVES_FP8 true
-#else
-#define GIVES_FP8 false
-#endif
+#define BIAS 1
+#define BIAS_GELU 2
 
 #define PRODUCT_THREADS 384
 
@@ -116,11 +98,11 @@ __device__ __forceinline__ u16 pack_e4m3(float lo, float hi) {
 #define OPERAND_BYTES 2
 #endif
 
-// rows, columns of y; steps of 128 bytes of k. ROPE: `first` is the head of W's first row, q has `heads`, angles are
-// [positions, 128]. FP8: multipliers of W's rows (their scale times x's); inverse: of y's scale.
+// rows, columns of y (a multiple of 8, FP8: 16); steps of 128 bytes of k. FP8: multipliers of W's rows (their scale times
+// x's); inverse: of y's scale.
 template <int N, int ROWS_, int COLUMNS, int STAGES, int KIND, bool TO_FP8>
-__device__ __forceinline__ void product(const Map& x, const Map& w, int rows, int columns, int steps, int first, int heads, void* y, u16* k, u16* v,
-        const void* bias, const float* cosines, const float* sines, const float* multipliers, float inverse) {
+__device__ __forceinline__ void product(const Map& x, const Map& w, int rows, int columns, int steps, void* y,
+        const u16* bias, const float* multipliers, float inverse) {
     constexpr int STAGE = (128 + N) * 128, STEP = 128 / OPERAND_BYTES;
     constexpr bool PERSISTS = KIND == GEGLU;
     constexpr int WIDE = KIND == GEGLU ? N / 2 : N, PITCH = WIDE * (TO_FP8 ? 1 : 2) + 16;
@@ -211,25 +193,6 @@ __device__ __forceinline__ void product(const Map& x, const Map& w, int rows, in
                 d[j * 4] *= f.x; d[j * 4 + 1] *= f.y; d[j * 4 + 2] *= f.x; d[j * 4 + 3] *= f.y;
             }
 #endif
-            if (KIND == ADD) {
-                if (n * N >= columns) continue;
-                float* to = (float*)y + (size_t)(top + row) * columns + n * N + c * 2;
-                const float* b = (const float*)bias + n * N + c * 2;
-#pragma unroll
-                for (int h = 0; h < 2; h++) {
-                    if (top + row + h * 8 >= rows) continue;
-                    float* at = to + (size_t)(h * 8) * columns;
-                    float2 old[N / 8];
-#pragma unroll
-                    for (int j = 0; j < N / 8; j++) old[j] = *(const float2*)(at + j * 8);
-#pragma unroll
-                    for (int j = 0; j < N / 8; j++) {
-                        float2 plus = bias ? *(const float2*)(b + j * 8) : make_float2(0.0f, 0.0f);
-                        *(float2*)(at + j * 8) = make_float2(old[j].x + (d[j * 4 + h * 2] + plus.x), old[j].y + (d[j * 4 + h * 2 + 1] + plus.y));
-                    }
-                }
-                continue;
-            }
             // Through shared memory, so that rows are written whole.
             if (PERSISTS) warpgroup_sync<128>(1 + half); else warpgroup_sync<256>(0);
             u32 mine = staging + half * 64 * PITCH, low = mine + row * PITCH + c * (TO_FP8 ? 2 : 4), high = low + 8 * PITCH;
@@ -248,31 +211,11 @@ __device__ __forceinline__ void product(const Map& x, const Map& w, int rows, in
                     float *a = d + j * 4, *u = d + N / 4 + j * 4;
                     pair(j, gelu_tanh(a[0]) * u[0], gelu_tanh(a[1]) * u[1], gelu_tanh(a[2]) * u[2], gelu_tanh(a[3]) * u[3]);
                 }
-            } else if (KIND == ROPE) {
-                int head = first + n, at = min(top + row, rows - 1), up = min(at + 8, rows - 1);
-#pragma unroll
-                for (int j = 0; j < N / 16; j++) {
-                    float *a = d + j * 4, *b = d + N / 4 + j * 4;
-                    if (head <= heads) {
-#pragma unroll
-                        for (int h = 0; h < 2; h++) {
-                            int angle = (h ? up : at) * (N / 2) + j * 8 + c * 2;
-                            float2 cosine = *(const float2*)(cosines + angle), sine = *(const float2*)(sines + angle);
-                            float p = a[h * 2], q = a[h * 2 + 1], r = b[h * 2], s = b[h * 2 + 1];
-                            a[h * 2] = p * cosine.x - r * sine.x;
-                            a[h * 2 + 1] = q * cosine.y - s * sine.y;
-                            b[h * 2] = r * cosine.x + p * sine.x;
-                            b[h * 2 + 1] = s * cosine.y + q * sine.y;
-                        }
-                    }
-                    pair(j, a[0], a[1], a[2], a[3]);
-                    pair(N / 16 + j, b[0], b[1], b[2], b[3]);
-                }
             } else {
 #pragma unroll
                 for (int j = 0; j < N / 8; j++) {
                     float* a = d + j * 4;
-                    u32 both = *(const u32*)((const u16*)bias + min(n * N + j * 8 + c * 2, columns - 2));
+                    u32 both = *(const u32*)(bias + min(n * N + j * 8 + c * 2, columns - 2));
                     float b0 = of_bf16(both & 0xffff), b1 = of_bf16(both >> 16);
                     if (KIND == BIAS)
                         pair(j, a[0] + b0, a[1] + b1, a[2] + b0, a[3] + b1);
@@ -286,14 +229,7 @@ __device__ __forceinline__ void product(const Map& x, const Map& w, int rows, in
                 int r = e / CHUNKS, chunk = e % CHUNKS, column = n * WIDE + chunk * EACH;
                 uint4 values = get(mine + r * PITCH + chunk * 16);
                 if (top + r >= rows || column >= columns) continue;
-                unsigned char* to;
-                if (KIND == ROPE) {
-                    int head = first + n;
-                    u16* of = head < heads ? (u16*)y + ((size_t)(top + r) * heads + head) * N : (head == heads ? k : v) + (size_t)(top + r) * N;
-                    to = (unsigned char*)(of + chunk * EACH);
-                } else
-                    to = (unsigned char*)y + ((size_t)(top + r) * columns + column) * (TO_FP8 ? 1 : 2);
-                *(uint4*)to = values;
+                *(uint4*)((u8*)y + ((size_t)(top + r) * columns + column) * (TO_FP8 ? 1 : 2)) = values;
             }
         }
     }
@@ -302,19 +238,15 @@ __device__ __forceinline__ void product(const Map& x, const Map& w, int rows, in
 
 #define KERNEL(NAME, N, ROWS_, COLUMNS, STAGES, KIND, TO_FP8)                                                                \
     extern "C" __global__ __launch_bounds__(PRODUCT_THREADS, 1) void NAME(const __grid_constant__ Map x,                   \
-            const __grid_constant__ Map w, int rows, int columns, int steps, int first, int heads, void* y, u16* k, u16* v, \
-            const void* bias, const float* cosines, const float* sines, const float* multipliers, float inverse) {         \
-        product<N, ROWS_, COLUMNS, STAGES, KIND, TO_FP8>(x, w, rows, columns, steps, first, heads, y, k, v, bias, cosines, \
-                                                         sines, multipliers, inverse);                                     \
+            const __grid_constant__ Map w, int rows, int columns, int steps, void* y, const u16* bias,                     \
+            const float* multipliers, float inverse) {                                                                      \
+        product<N, ROWS_, COLUMNS, STAGES, KIND, TO_FP8>(x, w, rows, columns, steps, y, bias, multipliers, inverse);       \
     }
-KERNEL(geglu_2, 256, 2, 1, 4, GEGLU, GIVES_FP8)
-KERNEL(rope_2, 256, 2, 1, 4, ROPE, false)
-KERNEL(rope_4, 256, 2, 2, 4, ROPE, false)
-KERNEL(bias_160, 160, 2, 1, 5, BIAS, false)
-KERNEL(bias_176, 176, 2, 2, 5, BIAS, false)
-KERNEL(gelu_208, 208, 2, 1, 5, BIAS_GELU, GIVES_FP8)
-KERNEL(gelu_224, 224, 2, 2, 5, BIAS_GELU, GIVES_FP8)
-KERNEL(add_64, 64, 2, 2, 8, ADD, false)
-KERNEL(add_64_2, 64, 2, 1, 8, ADD, false)
-KERNEL(add_128_2, 128, 2, 1, 6, ADD, false)
+#ifdef FP8
+KERNEL(geglu_fp8, 256, 2, 1, 4, GEGLU, true)
+KERNEL(bias_fp8, 160, 2, 1, 5, BIAS, false)
+KERNEL(bias_gelu_fp8, 208, 2, 1, 5, BIAS_GELU, true)
+#else
+KERNEL(geglu_bf16, 256, 2, 1, 4, GEGLU, false)
+#endif
 #endif
