@@ -1,11 +1,12 @@
 //! From a checkpoint's name to a running network, and through its stages with the time of each.
 
+pub mod calibrated;
 pub mod chunking;
 pub mod inference;
 pub mod just_in_time;
 pub mod setup;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use thiserror::Error;
@@ -14,7 +15,7 @@ use crate::engine::cuda::{CudaEngine, Measured};
 use crate::engine::probe::Tap;
 use crate::engine::tensorrt::error::TensorRtError;
 use crate::engine::weights::Weights;
-use crate::engine::{Choice, Engine, EngineError};
+use crate::engine::{Choice, Engine, EngineError, Precision};
 use crate::model::ModelInput;
 use crate::model::dims::{Dims, DimsError, DimsHints};
 use crate::model::names;
@@ -63,6 +64,9 @@ pub enum LoadError {
     /// The engine.
     #[error(transparent)]
     Engine(#[from] EngineError),
+    /// The calibration that fp8 needs.
+    #[error(transparent)]
+    Calibration(#[from] calibrated::CalibrationError),
     /// What surrounds the network does not fit it, or the parameters.
     #[error(transparent)]
     Policy(#[from] PolicyError),
@@ -171,7 +175,13 @@ impl Model {
             _ => {}
         }
         let weights = self.weights(progress)?;
-        Ok(Engine::new(&weights, dims, choice, self.cameras().names.len())?)
+        let calibration = match choice {
+            Choice::Cuda(Precision::Fp8) => {
+                Some(calibrated::read(&self.calibration_file(), &weights.fingerprint(&dims)?)?)
+            }
+            _ => None,
+        };
+        Ok(Engine::new(&weights, dims, choice, calibration.as_ref(), self.cameras().names.len())?)
     }
 
     /// The weights alone: mapped, or made. `progress` as in [`Model::load`].
@@ -186,6 +196,15 @@ impl Model {
                 })?)
             }
             Model::Folder(checkpoint) => Ok(Weights::map(&checkpoint.tensors)?),
+        }
+    }
+
+    /// Where its calibration is looked for: beside a checkpoint's weights; of a built-in network in the working folder.
+    pub fn calibration_file(&self) -> PathBuf {
+        match self {
+            Model::Synthetic(Synthetic::Tiny) => "synth-tiny.calibration.safetensors".into(),
+            Model::Synthetic(Synthetic::Full) => "synth-full.calibration.safetensors".into(),
+            Model::Folder(checkpoint) => checkpoint.folder.join("calibration.safetensors"),
         }
     }
 

@@ -440,12 +440,15 @@ enum Arithmetic {
     GpuF32,
     /// Rounded to 8 bits between products.
     Bf16,
+    /// Rounded to 4 bits before most products of vision and prefix.
+    Fp8,
 }
 
 impl Arithmetic {
     fn of(engine: &Engine) -> Self {
         match (engine, engine.precision()) {
             (_, Precision::Bf16) => Self::Bf16,
+            (_, Precision::Fp8) => Self::Fp8,
             (Engine::Cuda(_) | Engine::TensorRt(_), Precision::F32) => Self::GpuF32,
             (Engine::Cpu(_), Precision::F32) => Self::Reference,
         }
@@ -477,6 +480,8 @@ impl Arithmetic {
                 }
             }
             Self::Bf16 => 5e-2 * largest,
+            Self::Fp8 if stage.ends_with("actions") => 0.15,
+            Self::Fp8 => 0.25 * largest,
         }
     }
 }

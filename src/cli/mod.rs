@@ -6,6 +6,7 @@ mod bench_gpu;
 #[cfg(feature = "ros")]
 mod bench_ros;
 mod bench_trace;
+mod calibrate;
 mod engines;
 mod inspect;
 #[cfg(feature = "ros")]
@@ -50,6 +51,7 @@ enum Command {
     Inspect(inspect::Args),
     Synth(synth::Args),
     Bench(bench::Args),
+    Calibrate(calibrate::Args),
     Engines(engines::Args),
     Steps(steps::Args),
     Splice(splice::Args),
@@ -146,6 +148,7 @@ pub fn main() -> ExitCode {
         Command::Inspect(args) => inspect::run(args),
         Command::Synth(args) => synth::run(args),
         Command::Bench(args) => bench::run(args),
+        Command::Calibrate(args) => calibrate::run(args),
         Command::Engines(args) => engines::run(args),
         Command::Steps(args) => steps::run(args),
         Command::Splice(args) => splice::run(args),
@@ -185,8 +188,12 @@ fn engine_choice(backend: BackendArg, dtype: Option<DtypeArg>) -> Result<Choice,
         }
         (B::Tensorrt, Some(D::Fp8)) => on_gpu("--backend tensorrt", Choice::TensorRt(Format::Fp8)),
         (B::Tensorrt, _) => on_gpu("--backend tensorrt", Choice::TensorRt(Format::Bf16)),
+        (B::Cpu, Some(D::Fp8)) => {
+            Err("--dtype fp8: the cpu engine computes in f32 only; use --dtype f32".into())
+        }
         (_, Some(D::Fp8)) => {
-            Err("--dtype fp8: this version computes in f32 and bf16; use one of them".into())
+            Err("--dtype fp8: the cuda engine of this version computes in f32 and bf16; use one of them"
+                .into())
         }
         (B::Cpu, Some(D::Bf16)) => {
             Err("--dtype bf16: the cpu engine computes in f32 only; use --dtype f32".into())

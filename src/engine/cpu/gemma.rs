@@ -121,6 +121,7 @@ impl Block {
                 shared_head(&q, &k, &v, self.head_dim, &mut mixed);
             }
         }
+        tap.record(format_args!("{at}.attention"), &mixed);
         self.o.apply(&mixed, &mut h);
         tap.record(format_args!("{at}.self_attn"), &h);
         norm.residual(x, &h);
@@ -141,6 +142,7 @@ impl Block {
             let part = PARALLEL_ELEMENTS;
             hidden.par_chunks_mut(part).zip(up.par_chunks(part)).for_each(|(gate, up)| geglu(gate, up));
         }
+        tap.record(format_args!("{at}.hidden"), hidden);
         self.down.apply(hidden, &mut h);
         tap.record(format_args!("{at}.mlp"), &h);
         norm.residual(x, &h);

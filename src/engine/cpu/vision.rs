@@ -96,6 +96,7 @@ impl Vision {
                 let image = c * tokens * width..(c + 1) * tokens * width;
                 own_heads(&q[image.clone()], &k[image.clone()], &v[image], width, self.dims.heads, mixed);
             }
+            report(tap, &format!("layer.{i}.attention"), &mixed, width);
             layer.out.apply(&mixed, &mut h);
             report(tap, &format!("layer.{i}.self_attn"), &h, width);
             add(&mut x, &h);
@@ -104,6 +105,7 @@ impl Vision {
             report(tap, &format!("layer.{i}.layer_norm2"), &h, width);
             let mut hidden = layer.fc1.of(&h);
             hidden.par_chunks_mut(self.dims.mlp).for_each(gelu);
+            report(tap, &format!("layer.{i}.hidden"), &hidden, self.dims.mlp);
             layer.fc2.apply(&hidden, &mut h);
             report(tap, &format!("layer.{i}.mlp"), &h, width);
             add(&mut x, &h);

@@ -6,8 +6,8 @@
 use super::driver::{Buffer, Gpu};
 use super::gemm::{Operands, Shape};
 use super::lane::{Lane, PREFIX_SHARED};
-use super::load::Loader;
-use super::product::Geglu;
+use super::load::{Loader, Weight};
+use super::product::{GEGLU, GEGLU_FP8};
 use crate::engine::EngineError;
 use crate::engine::probe::Tap;
 use crate::model::dims::{Dims, GemmaDims};
@@ -110,6 +110,33 @@ impl Block {
     }
 }
 
+/// The same of the prefix, where they may be e4m3.
+struct PrefixBlock {
+    qkv: Weight,
+    o: Weight,
+    gate_up: Weight,
+    down: Weight,
+}
+
+impl PrefixBlock {
+    fn new(load: &mut Loader<'_>, i: usize, is_last: bool) -> Result<Self, EngineError> {
+        let at = format!("{LANGUAGE}layers.{i}.");
+        let mut weight = |parts: &[&str], of: &str| {
+            // Of the last layer only keys and values are needed.
+            let parts = if is_last && of != "input_layernorm" { &[] } else { parts };
+            let names: Vec<_> = parts.iter().map(|part| format!("{at}{part}.weight")).collect();
+            load.weight(&names, &format!("prefix.layer.{i}.{of}"))
+        };
+        let qkv = ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"];
+        Ok(Self {
+            qkv: weight(&qkv, "input_layernorm")?,
+            o: weight(&["self_attn.o_proj"], "attention")?,
+            gate_up: weight(&["mlp.gate_proj", "mlp.up_proj"], "post_attention_layernorm")?,
+            down: weight(&["mlp.down_proj"], "hidden")?,
+        })
+    }
+}
+
 /// Activations of a Gemma's blocks.
 pub struct Activations {
     /// Residual stream, f32.
@@ -198,7 +225,7 @@ impl Activations {
 pub struct Prefix {
     dims: GemmaDims,
     embedding: Buffer,
-    layers: Vec<(Block, [Buffer; 2])>,
+    layers: Vec<(PrefixBlock, [Buffer; 2])>,
     activations: Activations,
 }
 
@@ -219,7 +246,7 @@ impl Prefix {
                 load.wide(&format!("{at}input_layernorm.weight"), 1.0)?,
                 load.wide(&format!("{at}post_attention_layernorm.weight"), 1.0)?,
             ];
-            layers.push((Block::new(load, &at)?, norms));
+            layers.push((PrefixBlock::new(load, i, i + 1 == language.layers)?, norms));
         }
         Ok(Self {
             embedding: load.matrix(TOKEN_EMBEDDING.to_owned())?,
@@ -258,15 +285,19 @@ impl Prefix {
         lane.record_wide(tap, format_args!("prefix.embs"), a.x.address, valid * width)?;
         let last = self.layers.len() - 1;
         for (i, (block, norms)) in self.layers.iter().enumerate() {
-            self.norm(lane, &norms[0], rows)?;
-            lane.record(tap, format_args!("prefix.layer.{i}.input_layernorm"), a.h.address, valid * width)?;
+            let fp8 = block.qkv.is_fp8();
+            self.norm(lane, &norms[0], rows, fp8 && i > 0, block.qkv.inverse())?;
+            if !fp8 {
+                let name = format_args!("prefix.layer.{i}.input_layernorm");
+                lane.record(tap, name, a.h.address, valid * width)?;
+            }
             // Of the last layer only keys and values are needed; the rest of what is copied then is stale.
             let q_rows = if i < last { 0 } else { heads * head_dim };
             let columns = (heads + 2) * head_dim;
             let offset = (q_rows * lane.size()) as u64;
-            let weight = block.qkv.address + offset * width as u64;
             let shape = Shape { ldy: columns, ..Shape::linear(rows, columns - q_rows, width) };
-            lane.product(shape, Operands::new(a.h.address, weight, a.qkv.address + offset))?;
+            let at = Operands::new(a.h.address, 0, a.qkv.address + offset);
+            lane.through(&block.qkv, q_rows, shape, at)?;
             if cache.vt.is_empty() && head_dim.is_multiple_of(16) && lane.has("split_rope_8") {
                 let args = [
                     (&a.qkv).into(),
@@ -303,6 +334,7 @@ impl Prefix {
             if i == last {
                 break;
             }
+            let mut mixed = a.mixed.address;
             if head_dim == 256 && lane.has("prefix_attention") {
                 let scale = std::f32::consts::LOG2_E / (head_dim as f32).sqrt();
                 let args = [
@@ -313,6 +345,7 @@ impl Prefix {
                     (&cache.request).into(),
                     (rows * heads).into(),
                     scale.into(),
+                    block.o.inverse().into(),
                 ];
                 lane.launch(
                     "prefix_attention",
@@ -323,38 +356,67 @@ impl Prefix {
                 )?;
             } else {
                 a.attend(lane, &self.dims, cache, i, rows, rows, rows)?;
+                if fp8 {
+                    let at = [a.mixed.address, 0, a.gate_up.address];
+                    lane.finish(at, [rows, heads * head_dim], false, block.o.inverse())?;
+                    mixed = a.gate_up.address;
+                }
             }
-            let shape = Shape::linear(rows, width, heads * head_dim).wide().add();
-            lane.product(shape, Operands::new(a.mixed.address, block.o.address, a.x.address))?;
-            self.norm(lane, &norms[1], rows)?;
-            lane.record(
-                tap,
-                format_args!("prefix.layer.{i}.post_attention_layernorm"),
-                a.h.address,
-                valid * width,
-            )?;
-            let (x, w, y) = (a.h.address, block.gate_up.address, a.hidden.address);
-            let fused = Geglu { x, w, y, rows, columns: mlp, k: width };
-            if fused.suits(lane) {
-                fused.record(lane)?;
+            if !fp8 {
+                let name = format_args!("prefix.layer.{i}.attention");
+                lane.record(tap, name, a.mixed.address, valid * heads * head_dim)?;
+            }
+            // In e4m3 what is added to the residual stream waits in bf16 for the next norm.
+            let added = |k| {
+                if fp8 { Shape::linear(rows, width, k) } else { Shape::linear(rows, width, k).wide().add() }
+            };
+            let to = if fp8 { a.y.address } else { a.x.address };
+            lane.through(&block.o, 0, added(heads * head_dim), Operands::new(mixed, 0, to))?;
+            self.norm(lane, &norms[1], rows, fp8, block.gate_up.inverse())?;
+            if !fp8 {
+                let name = format_args!("prefix.layer.{i}.post_attention_layernorm");
+                lane.record(tap, name, a.h.address, valid * width)?;
+            }
+            let mut hidden = a.hidden.address;
+            let tile = if fp8 { GEGLU_FP8 } else { GEGLU };
+            if tile.suits(lane, rows, mlp, width) {
+                let at = [a.h.address, hidden, 0];
+                tile.record(lane, &block.gate_up, at, [rows, mlp, width], block.down.inverse())?;
             } else {
-                lane.product(
-                    Shape::linear(rows, 2 * mlp, width),
-                    Operands::new(a.h.address, block.gate_up.address, a.gate_up.address),
-                )?;
+                let at = Operands::new(a.h.address, 0, a.gate_up.address);
+                lane.through(&block.gate_up, 0, Shape::linear(rows, 2 * mlp, width), at)?;
                 a.geglu(lane, mlp, rows)?;
+                if fp8 {
+                    hidden = a.gate_up.address;
+                    lane.finish([a.hidden.address, 0, hidden], [rows, mlp], false, block.down.inverse())?;
+                }
             }
-            let shape = Shape::linear(rows, width, mlp).wide().add();
-            lane.product(shape, Operands::new(a.hidden.address, block.down.address, a.x.address))?;
+            if !fp8 {
+                lane.record(tap, format_args!("prefix.layer.{i}.hidden"), hidden, valid * mlp)?;
+            }
+            lane.through(&block.down, 0, added(mlp), Operands::new(hidden, 0, to))?;
+            if fp8 {
+                continue;
+            }
             lane.record_wide(tap, format_args!("prefix.layer.{i}.out"), a.x.address, valid * width)?;
         }
         Ok(())
     }
 
-    fn norm(&self, lane: &Lane, scale: &Buffer, rows: usize) -> Result<(), EngineError> {
+    /// x to h. `adds`: what waits in y comes to x first. `inverse`: of h's scale, if not 0.
+    fn norm(
+        &self,
+        lane: &Lane,
+        scale: &Buffer,
+        rows: usize,
+        adds: bool,
+        inverse: f32,
+    ) -> Result<(), EngineError> {
         let a = &self.activations;
         if self.dims.width <= 2048 && lane.has("rms_norm_row") {
-            let args = [(&a.x).into(), scale.into(), (&a.h).into(), self.dims.width.into(), 0.0.into()];
+            let y = if adds { a.y.address } else { 0 };
+            let (x, h, width) = ((&a.x).into(), (&a.h).into(), self.dims.width.into());
+            let args = [x, y.into(), 0u64.into(), scale.into(), h, width, inverse.into()];
             return lane.launch("rms_norm_row", [rows, 1, 1], 128, 0, &args);
         }
         let args = [

@@ -5,7 +5,8 @@ use std::fmt::Arguments;
 use super::driver::{Buffer, Gpu};
 use super::gemm::{Epilogue, Operands, Shape};
 use super::lane::{Lane, VISION_SHARED};
-use super::load::Loader;
+use super::load::{Loader, Weight};
+use super::product::{BIAS_FP8, BIAS_GELU_FP8, Tile};
 use crate::engine::EngineError;
 use crate::engine::probe::Tap;
 use crate::model::dims::{Dims, VisionDims};
@@ -28,6 +29,8 @@ pub struct Vision {
     projector: [Buffer; 2],
     patches: Buffer,
     x: Buffer,
+    /// What is to be added to x, where matrices are e4m3; bf16.
+    y: Buffer,
     h: Buffer,
     qkv: Buffer,
     logits: Buffer,
@@ -41,13 +44,14 @@ struct Norm {
     bias: Buffer,
 }
 
+/// Matrices with their biases.
 struct Layer {
     norm1: Norm,
-    qkv: [Buffer; 2],
-    out: [Buffer; 2],
+    qkv: (Weight, Buffer),
+    out: (Weight, Buffer),
     norm2: Norm,
-    fc1: [Buffer; 2],
-    fc2: [Buffer; 2],
+    fc1: (Weight, Buffer),
+    fc2: (Weight, Buffer),
 }
 
 /// Images as they lie on the GPU.
@@ -84,16 +88,24 @@ impl Vision {
         for i in 0..v.layers {
             let at = format!("{VISION}encoder.layers.{i}.");
             let parts = |what: &str| ["q", "k", "v"].map(|part| format!("{at}self_attn.{part}_proj.{what}"));
+            let of = |what: &str| format!("vision.layer.{i}.{what}");
+            let one = |name: &str, what: &str| [format!("{at}{name}.{what}")];
             layers.push(Layer {
                 norm1: norm(load, format!("{at}layer_norm1"))?,
-                qkv: [load.matrices(&parts("weight"), None)?, load.vectors(&parts("bias"))?],
-                out: wide(load, &format!("{at}self_attn.out_proj"))?,
+                qkv: (load.weight(&parts("weight"), &of("layer_norm1"))?, load.vectors(&parts("bias"))?),
+                out: (
+                    load.weight(&one("self_attn.out_proj", "weight"), &of("attention"))?,
+                    load.wide(&format!("{at}self_attn.out_proj.bias"), 0.0)?,
+                ),
                 norm2: norm(load, format!("{at}layer_norm2"))?,
-                fc1: [
-                    load.matrix(format!("{at}mlp.fc1.weight"))?,
-                    load.vectors(&[format!("{at}mlp.fc1.bias")])?,
-                ],
-                fc2: wide(load, &format!("{at}mlp.fc2"))?,
+                fc1: (
+                    load.weight(&one("mlp.fc1", "weight"), &of("layer_norm2"))?,
+                    load.vectors(&one("mlp.fc1", "bias"))?,
+                ),
+                fc2: (
+                    load.weight(&one("mlp.fc2", "weight"), &of("hidden"))?,
+                    load.wide(&format!("{at}mlp.fc2.bias"), 0.0)?,
+                ),
             });
         }
         let pitch = (3 * v.patch * v.patch).next_multiple_of(8);
@@ -108,6 +120,7 @@ impl Vision {
             projector: wide(load, PROJECTOR)?,
             patches: zeros(pitch, size)?,
             x: zeros(v.width, 4)?,
+            y: zeros(v.width, size)?,
             h: zeros(v.width, size)?,
             qkv: zeros(3 * v.width, size)?,
             logits: zeros(v.heads * v.tokens(), 4)?,
@@ -148,27 +161,52 @@ impl Vision {
         lane.product(Shape::linear(rows, width, self.pitch).wide().add(), at)?;
         self.report(lane, tap, slots, format_args!("embeddings"), &self.x, width)?;
 
+        let mut waiting = None;
         for (i, layer) in self.layers.iter().enumerate() {
-            self.norm(lane, &layer.norm1, rows)?;
-            self.report_narrow(lane, tap, slots, format_args!("layer.{i}.layer_norm1"), &self.h)?;
-            let biased = |w: &[Buffer; 2], x: &Buffer, y: u64| Operands {
-                bias: w[1].address,
-                ..Operands::new(x.address, w[0].address, y)
-            };
-            let shape = Shape::linear(rows, 3 * width, width).with(Epilogue::Bias);
-            lane.product(shape, biased(&layer.qkv, &self.h, self.qkv.address))?;
-            self.attention(lane, slots.len())?;
-            let added = |k| Shape::linear(rows, width, k).wide().add().with(Epilogue::Bias);
-            lane.product(added(width), biased(&layer.out, &self.mixed, self.x.address))?;
-            self.norm(lane, &layer.norm2, rows)?;
-            self.report_narrow(lane, tap, slots, format_args!("layer.{i}.layer_norm2"), &self.h)?;
-            let shape = Shape::linear(rows, mlp, width).with(Epilogue::BiasGelu);
-            lane.product(shape, biased(&layer.fc1, &self.h, self.hidden.address))?;
-            lane.product(added(mlp), biased(&layer.fc2, &self.hidden, self.x.address))?;
-            self.report(lane, tap, slots, format_args!("layer.{i}.out"), &self.x, width)?;
+            let fp8 = layer.qkv.0.is_fp8();
+            self.norm(lane, &layer.norm1, rows, waiting, layer.qkv.0.inverse())?;
+            if !fp8 {
+                self.report_narrow(lane, tap, slots, format_args!("layer.{i}.layer_norm1"), &self.h, width)?;
+            }
+            let sizes = [rows, 3 * width, width];
+            let (h, mut mixed, mut hidden) = (self.h.address, self.mixed.address, self.hidden.address);
+            self.dense(lane, BIAS_FP8, Epilogue::Bias, &layer.qkv, [h, self.qkv.address], sizes, 0.0)?;
+            let inverse = layer.out.0.inverse();
+            if !self.attention(lane, slots.len(), inverse)? && fp8 {
+                lane.finish([mixed, 0, hidden], [rows, width], false, inverse)?;
+                mixed = hidden;
+            }
+            if !fp8 {
+                self.report_narrow(
+                    lane,
+                    tap,
+                    slots,
+                    format_args!("layer.{i}.attention"),
+                    &self.mixed,
+                    width,
+                )?;
+            }
+            self.add(lane, &layer.out, mixed, rows, width)?;
+            waiting = fp8.then_some(&layer.out.1);
+            self.norm(lane, &layer.norm2, rows, waiting, layer.fc1.0.inverse())?;
+            if !fp8 {
+                self.report_narrow(lane, tap, slots, format_args!("layer.{i}.layer_norm2"), &self.h, width)?;
+            }
+            let (sizes, inverse) = ([rows, mlp, width], layer.fc2.0.inverse());
+            if self.dense(lane, BIAS_GELU_FP8, Epilogue::BiasGelu, &layer.fc1, [h, hidden], sizes, inverse)? {
+                hidden = self.qkv.address;
+            }
+            if !fp8 {
+                self.report_narrow(lane, tap, slots, format_args!("layer.{i}.hidden"), &self.hidden, mlp)?;
+            }
+            self.add(lane, &layer.fc2, hidden, rows, mlp)?;
+            waiting = fp8.then_some(&layer.fc2.1);
+            if !fp8 {
+                self.report(lane, tap, slots, format_args!("layer.{i}.out"), &self.x, width)?;
+            }
         }
-        self.norm(lane, &self.post, rows)?;
-        self.report_narrow(lane, tap, slots, format_args!("post_layernorm"), &self.h)?;
+        self.norm(lane, &self.post, rows, waiting, 0.0)?;
+        self.report_narrow(lane, tap, slots, format_args!("post_layernorm"), &self.h, width)?;
         let at = Operands {
             bias: self.projector[1].address,
             ..Operands::new(self.h.address, self.projector[0].address, out)
@@ -186,15 +224,71 @@ impl Vision {
         Ok(())
     }
 
-    fn norm(&self, lane: &Lane, norm: &Norm, rows: usize) -> Result<(), EngineError> {
+    /// x to y through a matrix with a bias, and GELU if the epilogue says so. `inverse`: of y's scale, if not 0. Whether y
+    /// is in `qkv` instead.
+    fn dense(
+        &self,
+        lane: &mut Lane,
+        tile: Tile,
+        epilogue: Epilogue,
+        (w, bias): &(Weight, Buffer),
+        [x, y]: [u64; 2],
+        [rows, columns, k]: [usize; 3],
+        inverse: f32,
+    ) -> Result<bool, EngineError> {
+        let shape = Shape::linear(rows, columns, k);
+        if !w.is_fp8() {
+            let at = Operands { bias: bias.address, ..Operands::new(x, 0, y) };
+            lane.through(w, 0, shape.with(epilogue), at)?;
+            return Ok(false);
+        }
+        if tile.suits(lane, rows, columns, k) {
+            tile.record(lane, w, [x, y, bias.address], [rows, columns, k], inverse)?;
+            return Ok(false);
+        }
+        lane.through(w, 0, shape, Operands::new(x, 0, y))?;
+        let is_gelu = epilogue == Epilogue::BiasGelu;
+        let to = if is_gelu { self.qkv.address } else { y };
+        lane.finish([y, bias.address, to], [rows, columns], is_gelu, inverse)?;
+        Ok(is_gelu)
+    }
+
+    /// x through a matrix to the residual stream; in e4m3 to y, where it waits for the next norm, the bias too.
+    fn add(
+        &self,
+        lane: &mut Lane,
+        (w, bias): &(Weight, Buffer),
+        x: u64,
+        rows: usize,
+        k: usize,
+    ) -> Result<(), EngineError> {
+        let shape = Shape::linear(rows, self.dims.width, k);
+        if w.is_fp8() {
+            return lane.through(w, 0, shape, Operands::new(x, 0, self.y.address));
+        }
+        let at = Operands { bias: bias.address, ..Operands::new(x, 0, self.x.address) };
+        lane.through(w, 0, shape.wide().add().with(Epilogue::Bias), at)
+    }
+
+    /// x to h. `waiting`: what is in y and this bias come to x first. `inverse`: of h's scale, if not 0.
+    fn norm(
+        &self,
+        lane: &Lane,
+        norm: &Norm,
+        rows: usize,
+        waiting: Option<&Buffer>,
+        inverse: f32,
+    ) -> Result<(), EngineError> {
         if self.dims.width <= 2048 && lane.has("layer_norm_row") {
             let args = [
                 (&self.x).into(),
+                waiting.map_or(0, |_| self.y.address).into(),
+                waiting.map_or(0, |bias| bias.address).into(),
                 (&norm.weight).into(),
                 (&norm.bias).into(),
                 (&self.h).into(),
                 self.dims.width.into(),
-                0.0.into(),
+                inverse.into(),
             ];
             return lane.launch("layer_norm_row", [rows, 1, 1], 128, 0, &args);
         }
@@ -209,15 +303,16 @@ impl Vision {
         lane.launch("layer_norm", [rows.div_ceil(4), 1, 1], 128, 0, &args)
     }
 
-    /// `qkv` to `mixed`, image by image, head by head.
-    fn attention(&self, lane: &mut Lane, images: usize) -> Result<(), EngineError> {
+    /// `qkv` to `mixed`, image by image, head by head. Whether it is e4m3 now, if `inverse` asks for that.
+    fn attention(&self, lane: &mut Lane, images: usize, inverse: f32) -> Result<bool, EngineError> {
         let VisionDims { width, heads, .. } = self.dims;
         let (tokens, dim, size) = (self.dims.tokens(), width / heads, lane.size());
         let scale = 1.0 / (dim as f32).sqrt();
         if (tokens, dim) == (256, 72) && lane.has("vision_attention") {
             let scale = scale * std::f32::consts::LOG2_E;
-            let args = [(&self.qkv).into(), (&self.mixed).into(), width.into(), scale.into()];
-            return lane.launch("vision_attention", [tokens / 64, heads, images], 128, VISION_SHARED, &args);
+            let args = [(&self.qkv).into(), (&self.mixed).into(), width.into(), scale.into(), inverse.into()];
+            lane.launch("vision_attention", [tokens / 64, heads, images], 128, VISION_SHARED, &args)?;
+            return Ok(true);
         }
         for image in 0..images {
             let qkv = self.qkv.address + (image * tokens * 3 * width * size) as u64;
@@ -258,7 +353,7 @@ impl Vision {
             };
             lane.product(shape, Operands::new(probabilities, v, mixed))?;
         }
-        Ok(())
+        Ok(false)
     }
 
     fn report(
@@ -289,8 +384,9 @@ impl Vision {
         slots: &[usize],
         name: Arguments<'_>,
         x: &Buffer,
+        width: usize,
     ) -> Result<(), EngineError> {
-        let count = self.dims.tokens() * self.dims.width;
+        let count = self.dims.tokens() * width;
         for (i, slot) in slots.iter().enumerate() {
             let at = x.address + (i * count * lane.size()) as u64;
             lane.record(tap, format_args!("vision.{name}.{slot}"), at, count)?;

@@ -64,7 +64,8 @@ extern "C" __global__ void layer_norm(const float* x, const float* weight, const
 }
 #ifdef BF16
 // The same norms for widths up to 2048: a block per row, which is read once; grid: rows, block: 128. What does not
-// depend on the kernel before is fetched before it has ended. FP8 is set: 1 / scale of the result, which is e4m3 then.
+// depend on the kernel before is fetched before it has ended. If y is not null, x += y (+ plus) comes first. inverse: if not
+// 0, the result is e4m3, multiplied by this.
 #define ROW_QUADS 4
 __device__ __forceinline__ void store_row(void* out, size_t at, float a, float b, float c, float d, float inverse) {
     if (inverse == 0.0f) {
@@ -78,13 +79,26 @@ __device__ __forceinline__ void store_row(void* out, size_t at, float a, float b
 #endif
     }
 }
+__device__ __forceinline__ float4 row_quad(float* x, const u16* y, const float* plus, int i) {
+    float4 v = ((const float4*)x)[i];
+    if (y) {
+        uint2 more = ((const uint2*)y)[i];
+        v.x += of_bf16(more.x & 0xffff); v.y += of_bf16(more.x >> 16); v.z += of_bf16(more.y & 0xffff); v.w += of_bf16(more.y >> 16);
+        if (plus) {
+            float4 p = ((const float4*)plus)[i];
+            v.x += p.x; v.y += p.y; v.z += p.z; v.w += p.w;
+        }
+        ((float4*)x)[i] = v;
+    }
+    return v;
+}
 __device__ __forceinline__ float row_sum(float x, float* parts) {
     x = warp_sum(x);
     if (threadIdx.x % WARP == 0) parts[threadIdx.x / WARP] = x;
     __syncthreads();
     return (parts[0] + parts[1]) + (parts[2] + parts[3]);
 }
-extern "C" __global__ __launch_bounds__(128) void layer_norm_row(const float* x, const float* weight, const float* bias, void* out, int width, float inverse) {
+extern "C" __global__ __launch_bounds__(128) void layer_norm_row(float* x, const u16* y, const float* plus, const float* weight, const float* bias, void* out, int width, float inverse) {
     __shared__ float parts[8];
     int quads = width / 4;
     size_t at = (size_t)blockIdx.x * width;
@@ -100,7 +114,7 @@ extern "C" __global__ __launch_bounds__(128) void layer_norm_row(const float* x,
 #pragma unroll
     for (int j = 0; j < ROW_QUADS; j++) {
         int i = threadIdx.x + j * 128;
-        v[j] = i < quads ? ((const float4*)(x + at))[i] : make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+        v[j] = i < quads ? row_quad(x + at, y ? y + at : y, plus, i) : make_float4(0.0f, 0.0f, 0.0f, 0.0f);
     }
 #pragma unroll
     for (int j = 0; j < ROW_QUADS; j++) sum += (v[j].x + v[j].y) + (v[j].z + v[j].w);
@@ -120,7 +134,7 @@ extern "C" __global__ __launch_bounds__(128) void layer_norm_row(const float* x,
                       v[j].w * r * w[j].w + b[j].w, inverse);
     }
 }
-extern "C" __global__ __launch_bounds__(128) void rms_norm_row(const float* x, const float* scale, void* out, int width, float inverse) {
+extern "C" __global__ __launch_bounds__(128) void rms_norm_row(float* x, const u16* y, const float* plus, const float* scale, void* out, int width, float inverse) {
     __shared__ float parts[4];
     int quads = width / 4;
     size_t at = (size_t)blockIdx.x * width;
@@ -136,7 +150,7 @@ extern "C" __global__ __launch_bounds__(128) void rms_norm_row(const float* x, c
 #pragma unroll
     for (int j = 0; j < ROW_QUADS; j++) {
         int i = threadIdx.x + j * 128;
-        v[j] = i < quads ? ((const float4*)(x + at))[i] : make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+        v[j] = i < quads ? row_quad(x + at, y ? y + at : y, plus, i) : make_float4(0.0f, 0.0f, 0.0f, 0.0f);
     }
 #pragma unroll
     for (int j = 0; j < ROW_QUADS; j++) squares += (v[j].x * v[j].x + v[j].y * v[j].y) + (v[j].z * v[j].z + v[j].w * v[j].w);
@@ -146,6 +160,37 @@ extern "C" __global__ __launch_bounds__(128) void rms_norm_row(const float* x, c
         int i = threadIdx.x + j * 128;
         if (i < quads) store_row(out, at + i * 4, v[j].x * r * w[j].x, v[j].y * r * w[j].y, v[j].z * r * w[j].z, v[j].w * r * w[j].w, inverse);
     }
+}
+// y (+ bias) [rows, width], GELU if so said, to bf16, or e4m3 times `inverse` if that is not 0. width: a multiple of 4.
+// grid: rows, block: any.
+extern "C" __global__ void finish(const u16* y, const u16* bias, void* out, int width, int has_gelu, float inverse) {
+    wait_for_previous();
+    let_next_start();
+    size_t at = (size_t)blockIdx.x * width;
+    for (int i = threadIdx.x * 4; i < width; i += blockDim.x * 4) {
+        float v[4];
+#pragma unroll
+        for (int e = 0; e < 4; e++) {
+            v[e] = of_bf16(y[at + i + e]) + (bias ? of_bf16(bias[i + e]) : 0.0f);
+            if (has_gelu) v[e] = gelu_tanh(v[e]);
+        }
+        store_row(out, at + i, v[0], v[1], v[2], v[3], inverse);
+    }
+}
+// w [rows, k] to e4m3 with a scale per row; multipliers: these times `scale`. grid: rows, block: 128. k: a multiple of 4.
+extern "C" __global__ __launch_bounds__(128) void quantise_rows(const u16* w, void* out, float* multipliers, int k, float scale) {
+    __shared__ float parts[4];
+    const u16* row = w + (size_t)blockIdx.x * k;
+    float most = 1e-30f;
+    for (int i = threadIdx.x; i < k; i += 128) most = fmaxf(most, fabsf(of_bf16(row[i])));
+    most = warp_max(most);
+    if (threadIdx.x % WARP == 0) parts[threadIdx.x / WARP] = most;
+    __syncthreads();
+    most = fmaxf(fmaxf(parts[0], parts[1]), fmaxf(parts[2], parts[3]));
+    float inverse = 448.0f / most;
+    for (int i = threadIdx.x * 4; i < k; i += 512)
+        store_row(out, (size_t)blockIdx.x * k + i, of_bf16(row[i]), of_bf16(row[i + 1]), of_bf16(row[i + 2]), of_bf16(row[i + 3]), inverse);
+    if (threadIdx.x == 0) multipliers[blockIdx.x] = most / 448.0f * scale;
 }
 #endif
 // RMSNorm with multipliers `scale` (1 + w, or adaRMS's 1 + scale) and, if not null, `shift`; the first `clean` rows take

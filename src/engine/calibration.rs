@@ -1,0 +1,128 @@
+//! Ranges of the activations that fp8 quantises, by the tensor's name, as [`Ranges`] sees them through a tap.
+
+use std::collections::BTreeMap;
+
+use thiserror::Error;
+
+use super::probe::Probe;
+
+/// Parts of a layer that a matrix of the prefix multiplies.
+const PREFIX: [&str; 4] = ["input_layernorm", "attention", "post_attention_layernorm", "hidden"];
+/// The same of vision.
+const VISION: [&str; 4] = ["layer_norm1", "attention", "layer_norm2", "hidden"];
+
+/// The largest e4m3 number.
+pub const E4M3_MAX: f32 = 448.0;
+
+/// What fp8 must know: of each tensor the magnitude that few of its values exceed.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Calibration {
+    ranges: BTreeMap<String, f32>,
+}
+
+/// A tensor whose range is not known.
+#[derive(Debug, Error)]
+#[error("calibration: no range of {0}: it is of another network; run `pi05 calibrate` on this checkpoint")]
+pub struct Uncalibrated(pub String);
+
+impl Calibration {
+    /// Ranges by name, finite and above zero: `vision.layer.{i}.…`, `prefix.layer.{i}.…`.
+    pub fn from_ranges(ranges: impl IntoIterator<Item = (String, f32)>) -> Self {
+        Self { ranges: ranges.into_iter().collect() }
+    }
+
+    /// All ranges.
+    pub fn ranges(&self) -> &BTreeMap<String, f32> {
+        &self.ranges
+    }
+
+    /// The range of a tensor: finite and above zero.
+    pub fn range(&self, name: &str) -> Result<f32, Uncalibrated> {
+        let range = self.ranges.get(name).copied().filter(|range| range.is_finite() && *range > 0.0);
+        range.ok_or_else(|| Uncalibrated(name.to_owned()))
+    }
+
+    /// The step of e4m3 whose largest number is a tensor's range.
+    pub fn scale(&self, name: &str) -> Result<f32, Uncalibrated> {
+        Ok(self.range(name)? / E4M3_MAX)
+    }
+}
+
+/// The e4m3 scale of each row of a weight matrix: its largest magnitude / 448; of a row of zeros, 1.
+pub fn row_scales(values: &[f32], rows: usize) -> Vec<f32> {
+    let largest = |row: &[f32]| row.iter().fold(0f32, |max, x| max.max(x.abs()));
+    let scale = |largest: f32| if largest > 0.0 { largest / E4M3_MAX } else { 1.0 };
+    values.chunks_exact((values.len() / rows.max(1)).max(1)).map(|row| scale(largest(row))).collect()
+}
+
+/// A probe that measures ranges: of all tensors that matrices of vision and prefix multiply, the largest of the
+/// percentiles of the inferences seen.
+#[derive(Debug)]
+pub struct Ranges {
+    /// Share of a tensor's magnitudes that its range covers, 0 to 1.
+    share: f64,
+    ranges: BTreeMap<String, f32>,
+    scratch: Vec<f32>,
+}
+
+impl Ranges {
+    /// `percentile`: 0 to 100.
+    pub fn new(percentile: f64) -> Self {
+        Self { share: percentile / 100.0, ranges: BTreeMap::new(), scratch: Vec::new() }
+    }
+
+    /// What was measured.
+    pub fn calibration(self) -> Calibration {
+        Calibration { ranges: self.ranges }
+    }
+}
+
+/// The tensor that a report is about: vision reports per camera.
+fn tensor(name: &str) -> Option<&str> {
+    let ends = |name: &str, parts: &[&str]| parts.iter().any(|part| name.ends_with(&format!(".{part}")));
+    if name.starts_with("prefix.layer.") {
+        return Some(name).filter(|name| ends(name, &PREFIX));
+    }
+    if name.starts_with("vision.post_layernorm.") {
+        return Some("vision.post_layernorm");
+    }
+    let (name, _camera) = name.strip_prefix("vision.layer.").and(name.rsplit_once('.'))?;
+    Some(name).filter(|name| ends(name, &VISION))
+}
+
+impl Probe for Ranges {
+    fn wants(&self, name: &str) -> bool {
+        tensor(name).is_some()
+    }
+
+    fn record(&mut self, name: &str, data: &[f32]) {
+        let Some(tensor) = tensor(name).filter(|_| !data.is_empty()) else { return };
+        self.scratch.clear();
+        self.scratch.extend(data.iter().map(|x| x.abs()));
+        let last = self.scratch.len() - 1;
+        let rank = ((last as f64 * self.share).ceil() as usize).min(last);
+        let (_, &mut range, _) = self.scratch.select_nth_unstable_by(rank, f32::total_cmp);
+        let known = self.ranges.entry(tensor.to_owned()).or_default();
+        *known = if range.is_nan() { f32::NAN } else { known.max(range) };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_range_covers_the_share_asked_for_over_all_cameras_and_inferences() {
+        let mut ranges = Ranges::new(90.0);
+        let values: Vec<f32> = (0..=100).map(|i| -(i as f32)).collect();
+        ranges.record("vision.layer.3.layer_norm1.0", &values);
+        ranges.record("vision.layer.3.layer_norm1.2", &[95.0]);
+        ranges.record("prefix.layer.0.hidden", &values);
+        ranges.record("prefix.layer.0.out", &values);
+        let calibration = ranges.calibration();
+        assert_eq!(calibration.range("vision.layer.3.layer_norm1").ok(), Some(95.0));
+        assert_eq!(calibration.range("prefix.layer.0.hidden").ok(), Some(90.0));
+        assert_eq!(calibration.ranges().len(), 2);
+        assert!(calibration.range("prefix.layer.1.hidden").is_err());
+    }
+}

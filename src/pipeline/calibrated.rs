@@ -1,0 +1,151 @@
+//! `calibration.safetensors`: a checkpoint's activation ranges on disk, with where they come from.
+//!
+//! One f32 `[1]` per tensor; metadata: `checkpoint` (a fingerprint of the weights), `frames`, `percentile`, `engine`,
+//! `source`. Written by `pi05 calibrate`, read where a network is loaded in fp8. A calibration of other weights is refused.
+
+use std::collections::{BTreeMap, HashMap};
+use std::fs;
+use std::path::Path;
+
+use safetensors::tensor::{Dtype, SafeTensors, TensorView};
+use thiserror::Error;
+
+use crate::engine::calibration::Calibration;
+
+/// Largest file that is read: a few hundred numbers and their names.
+const MAX_BYTES: u64 = 1 << 20;
+
+/// Why there is no calibration.
+#[derive(Debug, Error)]
+pub enum CalibrationError {
+    /// Nothing there.
+    #[error("{0}: no calibration, which fp8 needs; make one from real frames: pi05 calibrate")]
+    Missing(String),
+    /// It cannot be read or written.
+    #[error("{file}: {source}")]
+    Io {
+        /// The file.
+        file: String,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// It is no calibration.
+    #[error("{file}: expected a calibration, found {found}; make it again: pi05 calibrate")]
+    Malformed {
+        /// The file.
+        file: String,
+        /// What is wrong.
+        found: String,
+    },
+    /// It belongs to other weights.
+    #[error(
+        "{file}: calibrated for a checkpoint {found}, but these weights are {expected}; run pi05 calibrate again"
+    )]
+    OtherWeights {
+        /// The file.
+        file: String,
+        /// Fingerprint of the weights to be loaded.
+        expected: String,
+        /// The file's.
+        found: String,
+    },
+}
+
+/// Where a calibration comes from.
+#[derive(Clone, Debug)]
+pub struct Provenance {
+    /// Fingerprint of the weights.
+    pub checkpoint: String,
+    /// Observations seen.
+    pub frames: usize,
+    /// Percentile of the magnitudes that a range covers.
+    pub percentile: f64,
+    /// Backend and number format that it was measured with.
+    pub engine: String,
+    /// Bag or case.
+    pub source: String,
+}
+
+/// Writes a calibration whole or not at all.
+pub fn write(path: &Path, calibration: &Calibration, from: &Provenance) -> Result<(), CalibrationError> {
+    let io = |source| CalibrationError::Io { file: path.display().to_string(), source };
+    let bytes: BTreeMap<&String, [u8; 4]> =
+        calibration.ranges().iter().map(|(name, range)| (name, range.to_le_bytes())).collect();
+    let mut views = Vec::with_capacity(bytes.len());
+    for (name, bytes) in &bytes {
+        let view = TensorView::new(Dtype::F32, vec![1], bytes).map_err(|e| io(std::io::Error::other(e)))?;
+        views.push((name.as_str(), view));
+    }
+    let metadata = HashMap::from([
+        ("checkpoint".to_owned(), from.checkpoint.clone()),
+        ("frames".to_owned(), from.frames.to_string()),
+        ("percentile".to_owned(), from.percentile.to_string()),
+        ("engine".to_owned(), from.engine.clone()),
+        ("source".to_owned(), from.source.clone()),
+    ]);
+    let file = safetensors::serialize(views, Some(metadata)).map_err(|e| io(std::io::Error::other(e)))?;
+    let part = path.with_extension("part");
+    fs::write(&part, file).and_then(|()| fs::rename(&part, path)).map_err(io)
+}
+
+/// Reads the calibration of the weights with this fingerprint.
+pub fn read(path: &Path, checkpoint: &str) -> Result<Calibration, CalibrationError> {
+    let file = path.display().to_string();
+    let malformed = |found: String| CalibrationError::Malformed { file: file.clone(), found };
+    let length = match fs::metadata(path) {
+        Ok(metadata) if metadata.is_file() => metadata.len(),
+        Ok(_) => return Err(malformed("no regular file".into())),
+        Err(_) => return Err(CalibrationError::Missing(file)),
+    };
+    if length > MAX_BYTES {
+        return Err(malformed(format!("{length} bytes")));
+    }
+    let bytes = fs::read(path).map_err(|source| CalibrationError::Io { file: file.clone(), source })?;
+    let (_, header) = SafeTensors::read_metadata(&bytes).map_err(|e| malformed(e.to_string()))?;
+    let found = header.metadata().as_ref().and_then(|metadata| metadata.get("checkpoint").cloned());
+    let found = found.ok_or_else(|| malformed("a safetensors file without `checkpoint`".into()))?;
+    if found != checkpoint {
+        let expected = checkpoint.to_owned();
+        return Err(CalibrationError::OtherWeights { file, expected, found });
+    }
+    let tensors = SafeTensors::deserialize(&bytes).map_err(|e| malformed(e.to_string()))?;
+    let mut ranges = BTreeMap::new();
+    for (name, view) in tensors.tensors() {
+        let range = <[u8; 4]>::try_from(view.data()).ok().filter(|_| view.dtype() == Dtype::F32);
+        let range = range.map(f32::from_le_bytes).filter(|range| range.is_finite() && *range > 0.0);
+        let range = range.ok_or_else(|| malformed(format!("{name} that is no positive number")))?;
+        ranges.insert(name, range);
+    }
+    Ok(Calibration::from_ranges(ranges))
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+
+    #[test]
+    fn a_calibration_comes_back_as_written_for_its_own_weights_only() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("calibration.safetensors");
+        assert!(matches!(read(&path, "7"), Err(CalibrationError::Missing(_))));
+        let ranges = BTreeMap::from([("prefix.layer.0.hidden".to_owned(), 3.5), ("a".to_owned(), 0.25)]);
+        let calibration = Calibration::from_ranges(ranges);
+        let from = Provenance {
+            checkpoint: "7".into(),
+            frames: 3,
+            percentile: 99.9,
+            engine: "cpu f32".into(),
+            source: "bag".into(),
+        };
+        write(&path, &calibration, &from).unwrap();
+        assert_eq!(read(&path, "7").unwrap(), calibration);
+        assert!(matches!(read(&path, "8"), Err(CalibrationError::OtherWeights { .. })));
+        let zero = Calibration::from_ranges([("a".to_owned(), 0.0)]);
+        write(&path, &zero, &from).unwrap();
+        assert!(matches!(read(&path, "7"), Err(CalibrationError::Malformed { .. })));
+        fs::write(&path, b"nonsense").unwrap();
+        assert!(matches!(read(&path, "7"), Err(CalibrationError::Malformed { .. })));
+    }
+}
