@@ -8,7 +8,7 @@ use clap::ArgGroup;
 use super::replay::load_config;
 use super::{BackendArg, Failure, Verdict, engine_choice, progress};
 use crate::engine::Engine;
-use crate::engine::calibration::Ranges;
+use crate::engine::calibration::{Calibration, Ranges};
 use crate::engine::probe::Tap;
 use crate::model::names;
 use crate::model::{ModelInput, Pixels};
@@ -86,10 +86,13 @@ pub fn run(args: Args) -> Result<Verdict, Failure> {
         progress::set(&bar, i as u64 + 1, inputs.len() as u64);
     }
     bar.finish_and_clear();
-    let calibration = ranges.calibration();
-    for name in names::quantised(&dims) {
-        calibration.range(&name).map_err(|_| format!("{source}: {name}: no range above zero was seen"))?;
-    }
+    let seen = ranges.calibration();
+    let range = |name: String| match seen.range(&name) {
+        Ok(range) => Ok((name, range)),
+        Err(_) => Err(format!("{source}: {name}: no range above zero was seen")),
+    };
+    let ranges = names::quantised(&dims).into_iter().map(range).collect::<Result<Vec<_>, _>>()?;
+    let calibration = Calibration::from_ranges(ranges);
     let from = Provenance {
         checkpoint: weights.fingerprint(&dims)?,
         frames: inputs.len(),
