@@ -157,10 +157,15 @@ fn bench_control_measures_idle_and_loaded_and_finds_no_allocation() {
         assert!(ticks >= 200 / row["period_ms"].as_i64().unwrap(), "{row}");
         assert!(row["late_us"]["p999"].as_f64().unwrap() <= row["late_us"]["max"].as_f64().unwrap(), "{row}");
     }
+    // Five modes of execution, without and with limited jerk.
     let modes = results["tick"].as_array().unwrap();
-    assert_eq!(modes.len(), 5, "{modes:?}");
+    assert_eq!(modes.len(), 10, "{modes:?}");
     for mode in modes {
-        assert!(mode["allocator_calls"] == 0 && mode["ticks"] == 100_000, "{mode}");
+        assert!(mode["allocator_calls"] == 0 && mode["ticks"] == 200_000, "{mode}");
+        assert!(
+            mode["best_us"]["p999"].as_f64().unwrap() <= mode["work_us"]["p999"].as_f64().unwrap(),
+            "{mode}"
+        );
     }
     let said = results["granted"].as_str().unwrap().contains("not permitted");
     assert_eq!(results["warning"].is_string(), said, "{results}");

@@ -244,6 +244,28 @@ impl Engine {
     }
 }
 
+/// That what a caller holds, made as number `held`, is the latest of an engine that keeps one.
+fn check_latest(what: &'static str, held: u64, latest: u64) -> Result<(), EngineError> {
+    if held == latest {
+        return Ok(());
+    }
+    Err(EngineError::Input {
+        what,
+        expected: "those of the stage before, which the GPU holds".into(),
+        found: "earlier ones".into(),
+    })
+}
+
+/// That a leftover, if there is one, is of chunks of this shape, `[horizon, action_dim]`.
+fn check_leftover(rtc: &Rtc, shape: [usize; 2]) -> Result<(), EngineError> {
+    let Some(other) = rtc.shape().filter(|other| *other != shape) else { return Ok(()) };
+    Err(EngineError::Input {
+        what: "leftover of the previous chunk",
+        expected: format!("{shape:?}"),
+        found: format!("{other:?}"),
+    })
+}
+
 impl fmt::Display for Precision {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {

@@ -51,6 +51,35 @@ pub trait Denoiser {
     fn multiply(&mut self, x: &mut Self::Vector, factors: &Self::Vector);
 }
 
+/// A velocity field on vectors in memory: a [`Denoiser`] without more ado.
+pub trait HostField {
+    /// What an evaluation can fail with.
+    type Error;
+    /// As [`Denoiser::velocity`].
+    fn velocity_at(&mut self, x: &[f32], evaluation: usize) -> Result<Vec<f32>, Self::Error>;
+}
+
+impl<F: HostField> Denoiser for F {
+    type Vector = Vec<f32>;
+    type Error = F::Error;
+
+    fn velocity(&mut self, x: &Vec<f32>, evaluation: usize) -> Result<Vec<f32>, F::Error> {
+        self.velocity_at(x, evaluation)
+    }
+
+    fn copy(&mut self, x: &Vec<f32>) -> Vec<f32> {
+        x.clone()
+    }
+
+    fn add_scaled(&mut self, x: &mut Vec<f32>, scale: f32, v: &Vec<f32>) {
+        x.iter_mut().zip(v).for_each(|(x, v)| *x += scale * v);
+    }
+
+    fn multiply(&mut self, x: &mut Vec<f32>, factors: &Vec<f32>) {
+        x.iter_mut().zip(factors).for_each(|(x, factor)| *x *= factor);
+    }
+}
+
 impl Sampler {
     /// Euler steps on the linear schedule, as the reference implementations.
     pub fn euler(steps: usize, rounding: TimeRounding) -> Self {

@@ -323,12 +323,15 @@ impl NodeProcess {
         let mut command = Command::new(program);
         command.args(["node", "--ros-args", "--log-level", "warn", "-r"]).arg(format!("__ns:={NAMESPACE}"));
         let cameras = ["base_0_rgb", "left_wrist_0_rgb", "right_wrist_0_rgb"];
-        let cameras = cameras.iter().enumerate().map(|(i, slot)| format!("cameras.{slot}.topic:=cam_{i}"));
+        // Images and joint states come together here, far slower than on a robot, and slower still after a chunk that
+        // did not come: none of them is lost for that.
+        let cameras = cameras.iter().enumerate().flat_map(|(i, slot)| {
+            [format!("cameras.{slot}.topic:=cam_{i}"), format!("cameras.{slot}.max_age_ms:=3000")]
+        });
         let parameters = [
             "autostart:=true".to_owned(),
             "control.command:=joint_state".to_owned(),
-            // Joint states come with the images here, far slower than on a robot.
-            "joints.max_age_ms:=500".to_owned(),
+            "joints.max_age_ms:=3000".to_owned(),
             format!("control.rate_hz:={rate_hz:?}"),
         ];
         for parameter in cameras.chain(parameters) {

@@ -20,14 +20,14 @@ use thiserror::Error;
 use time::{Modulated, Modulation, TimeConditioning};
 use vision::Vision;
 
-use super::EngineError;
 use super::probe::Tap;
 use super::weights::{Tensor, Weights};
+use super::{EngineError, check_leftover};
 use crate::model::Pixels;
 use crate::model::dims::Dims;
 use crate::model::names::{EXPERT, LANGUAGE, language_final_norm};
 use crate::model::sampler::rtc::Rtc;
-use crate::model::sampler::{Denoiser, Sampler};
+use crate::model::sampler::{HostField, Sampler};
 use crate::model::tensors::TOKEN_EMBEDDING;
 
 /// A network ready to run. One inference at a time (`&mut`); all cores.
@@ -188,13 +188,7 @@ impl CpuEngine {
             });
         }
         let shape = [noise.len() / action_dim, action_dim];
-        if let Some(other) = rtc.shape().filter(|other| *other != shape) {
-            return Err(EngineError::Input {
-                what: "leftover of the previous chunk",
-                expected: format!("{shape:?}"),
-                found: format!("{other:?}"),
-            });
-        }
+        check_leftover(rtc, shape)?;
         self.grow_rope(kv.tokens + shape[0]);
         let mut times = sampler.times();
         let clean_rows = rtc.clean_rows();
@@ -270,11 +264,10 @@ struct Steps<'a, 'tap> {
     tap: &'a mut Tap<'tap>,
 }
 
-impl Denoiser for Steps<'_, '_> {
-    type Vector = Vec<f32>;
+impl HostField for Steps<'_, '_> {
     type Error = EngineError;
 
-    fn velocity(&mut self, x: &Vec<f32>, evaluation: usize) -> Result<Vec<f32>, EngineError> {
+    fn velocity_at(&mut self, x: &[f32], evaluation: usize) -> Result<Vec<f32>, EngineError> {
         self.tap.record(format_args!("step.{evaluation}.x_t"), x);
         // The fixtures record the inside of the first step only.
         let mut nobody = Tap::none();
@@ -287,21 +280,5 @@ impl Denoiser for Steps<'_, '_> {
         let v = self.engine.velocity(x, self.kv, modulation, inside);
         self.tap.record(format_args!("step.{evaluation}.v_t"), &v);
         Ok(v)
-    }
-
-    fn copy(&mut self, x: &Vec<f32>) -> Vec<f32> {
-        x.clone()
-    }
-
-    fn add_scaled(&mut self, x: &mut Vec<f32>, scale: f32, v: &Vec<f32>) {
-        for (x, v) in x.iter_mut().zip(v) {
-            *x += scale * v;
-        }
-    }
-
-    fn multiply(&mut self, x: &mut Vec<f32>, factors: &Vec<f32>) {
-        for (x, factor) in x.iter_mut().zip(factors) {
-            *x *= factor;
-        }
     }
 }

@@ -1,4 +1,4 @@
-//! The expert's blocks in bf16 with `kernels/expert.cu`: five kernels per block, weights packed for them.
+//! The expert's blocks in bf16 with `kernels/expert.cu` and `expert_attention.cu`: five kernels per block, weights packed for them.
 
 use std::f32::consts::LOG2_E;
 

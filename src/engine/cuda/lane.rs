@@ -20,6 +20,7 @@ pub const EXPERT: &[&str] = &[
     include_str!("kernels/element.cu"),
     include_str!("kernels/wgmma.cu"),
     include_str!("kernels/expert.cu"),
+    include_str!("kernels/expert_attention.cu"),
 ];
 
 /// Matrix products with what follows them.

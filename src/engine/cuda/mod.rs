@@ -44,10 +44,10 @@ use prefix::{Cache, Layout, Prefix};
 pub use programs::{Program, has_compiler, programs};
 use vision::{Pixel, Vision};
 
-use super::EngineError;
 use super::calibration::Calibration;
 use super::probe::Tap;
 use super::weights::Weights;
+use super::{EngineError, check_latest, check_leftover};
 use crate::model::Pixels;
 use crate::model::dims::Dims;
 use crate::model::sampler::Sampler;
@@ -255,7 +255,7 @@ impl CudaEngine {
         tap: &mut Tap,
     ) -> Result<KvCache, EngineError> {
         self.act.gpu.bind()?;
-        self.is_latest("features", features.generation)?;
+        check_latest("features", features.generation, self.generation)?;
         self.check_prompt(features.rows, tokens)?;
         let layout = Layout::new(features.rows, tokens.len(), self.room.tokens);
         self.act.gpu.upload_to(self.cache.request.address, &request(layout, 0, tokens))?;
@@ -278,16 +278,10 @@ impl CudaEngine {
         tap: &mut Tap,
     ) -> Result<Vec<f32>, EngineError> {
         self.act.gpu.bind()?;
-        self.is_latest("keys and values", kv.generation)?;
+        check_latest("keys and values", kv.generation, self.generation)?;
         let horizon = self.horizon(noise)?;
         let shape = [horizon, self.dims.action_dim];
-        if let Some(other) = rtc.shape().filter(|other| *other != shape) {
-            return Err(EngineError::Input {
-                what: "leftover of the previous chunk",
-                expected: format!("{shape:?}"),
-                found: format!("{other:?}"),
-            });
-        }
+        check_leftover(rtc, shape)?;
         self.expert.prepare(&self.act, sampler, rtc, horizon, tap)?;
         if self.warm.insert(Warm::Denoise(kv.layout, horizon)) {
             self.put_denoise(kv.layout, horizon, sampler, rtc, &mut Tap::none())?;
@@ -380,17 +374,6 @@ impl CudaEngine {
             });
         }
         Ok(noise.len() / action_dim)
-    }
-
-    fn is_latest(&self, what: &'static str, generation: u64) -> Result<(), EngineError> {
-        if generation == self.generation {
-            return Ok(());
-        }
-        Err(EngineError::Input {
-            what,
-            expected: "those of the stage before, which the GPU holds".into(),
-            found: "earlier ones".into(),
-        })
     }
 }
 

@@ -6,14 +6,14 @@
 
 use super::feed::{self, Slots, Tables};
 use super::stages::{Sizes, Stage};
-use crate::engine::EngineError;
 use crate::engine::cpu::time::{Modulation, TimeConditioning};
 use crate::engine::probe::Tap;
 use crate::engine::weights::{Tensor, Weights};
+use crate::engine::{EngineError, check_latest, check_leftover};
 use crate::model::Pixels;
 use crate::model::dims::Dims;
 use crate::model::sampler::rtc::Rtc;
-use crate::model::sampler::{Denoiser, Sampler};
+use crate::model::sampler::{HostField, Sampler};
 use crate::model::tensors::TOKEN_EMBEDDING;
 
 /// Where stages run. Outputs of one are the inputs of the same name of the next: `features`, `k.{i}`, `v.{i}`.
@@ -99,7 +99,7 @@ impl TensorRtEngine {
         tokens: &[u32],
         tap: &mut Tap,
     ) -> Result<KvCache, EngineError> {
-        self.is_latest("features", features.generation)?;
+        check_latest("features", features.generation, self.generation)?;
         let Self { dims, sizes, device, .. } = self;
         let slots = Slots::new(dims, sizes, &features.present, tokens.len())?;
         let tables = Tables::new(dims.language.head_dim, slots.positions());
@@ -132,17 +132,14 @@ impl TensorRtEngine {
         rtc: &Rtc,
         tap: &mut Tap,
     ) -> Result<Vec<f32>, EngineError> {
-        self.is_latest("keys and values", kv.generation)?;
+        check_latest("keys and values", kv.generation, self.generation)?;
         let (horizon, action_dim) = (self.sizes.horizon, self.dims.action_dim);
         let input = |what, expected: String, found: String| Err(EngineError::Input { what, expected, found });
         if noise.len() != horizon * action_dim {
             let expected = format!("[{horizon}, {action_dim}], as the engine was built for");
             return input("noise", expected, format!("{} values", noise.len()));
         }
-        if let Some(other) = rtc.shape().filter(|other| *other != [horizon, action_dim]) {
-            let expected = format!("{:?}", [horizon, action_dim]);
-            return input("leftover of the previous chunk", expected, format!("{other:?}"));
-        }
+        check_leftover(rtc, [horizon, action_dim])?;
         if rtc.clean_rows() > 0 {
             let found = "rtc_trained on TensorRT's denoise stage";
             return input("execution", "another mode, or backend cuda or cpu".into(), found.into());
@@ -158,17 +155,6 @@ impl TensorRtEngine {
         sampler.run(&mut Steps { device, modulations: &modulations, tap }, &rtc.steering(), &mut x)?;
         Ok(x)
     }
-
-    fn is_latest(&self, what: &'static str, generation: u64) -> Result<(), EngineError> {
-        if generation == self.generation {
-            return Ok(());
-        }
-        Err(EngineError::Input {
-            what,
-            expected: "those of the stage before, which the GPU holds".into(),
-            found: "earlier ones".into(),
-        })
-    }
 }
 
 /// One chunk's denoising: the engine as a velocity field on host vectors.
@@ -179,11 +165,10 @@ struct Steps<'a, 'tap> {
     tap: &'a mut Tap<'tap>,
 }
 
-impl Denoiser for Steps<'_, '_> {
-    type Vector = Vec<f32>;
+impl HostField for Steps<'_, '_> {
     type Error = EngineError;
 
-    fn velocity(&mut self, x: &Vec<f32>, evaluation: usize) -> Result<Vec<f32>, EngineError> {
+    fn velocity_at(&mut self, x: &[f32], evaluation: usize) -> Result<Vec<f32>, EngineError> {
         self.tap.record(format_args!("step.{evaluation}.x_t"), x);
         self.device.put(Stage::Denoise, "x", x)?;
         self.device.put(Stage::Denoise, "modulation", self.modulations[evaluation].values())?;
@@ -191,17 +176,5 @@ impl Denoiser for Steps<'_, '_> {
         let v = self.device.get(Stage::Denoise, "velocity")?;
         self.tap.record(format_args!("step.{evaluation}.v_t"), &v);
         Ok(v)
-    }
-
-    fn copy(&mut self, x: &Vec<f32>) -> Vec<f32> {
-        x.clone()
-    }
-
-    fn add_scaled(&mut self, x: &mut Vec<f32>, scale: f32, v: &Vec<f32>) {
-        x.iter_mut().zip(v).for_each(|(x, v)| *x += scale * v);
-    }
-
-    fn multiply(&mut self, x: &mut Vec<f32>, factors: &Vec<f32>) {
-        x.iter_mut().zip(factors).for_each(|(x, factor)| *x *= factor);
     }
 }

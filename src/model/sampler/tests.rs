@@ -136,21 +136,11 @@ struct Rows {
     times: Vec<f32>,
 }
 
-impl Denoiser for Rows {
-    type Vector = Vec<f32>;
+impl HostField for Rows {
     type Error = std::convert::Infallible;
-    fn velocity(&mut self, x: &Vec<f32>, evaluation: usize) -> Result<Vec<f32>, Self::Error> {
+    fn velocity_at(&mut self, x: &[f32], evaluation: usize) -> Result<Vec<f32>, Self::Error> {
         let (sum, t) = (x.iter().sum::<f32>(), self.times[evaluation]);
         Ok(x.iter().enumerate().map(|(i, x)| 0.7 * x + (0.1 * sum + i as f32).sin() * t).collect())
-    }
-    fn copy(&mut self, x: &Vec<f32>) -> Vec<f32> {
-        x.clone()
-    }
-    fn add_scaled(&mut self, x: &mut Vec<f32>, scale: f32, v: &Vec<f32>) {
-        x.iter_mut().zip(v).for_each(|(x, v)| *x += scale * v);
-    }
-    fn multiply(&mut self, x: &mut Vec<f32>, factors: &Vec<f32>) {
-        x.iter_mut().zip(factors).for_each(|(x, factor)| *x *= factor);
     }
 }
 
