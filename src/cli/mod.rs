@@ -191,10 +191,8 @@ fn engine_choice(backend: BackendArg, dtype: Option<DtypeArg>) -> Result<Choice,
         (B::Cpu, Some(D::Fp8)) => {
             Err("--dtype fp8: the cpu engine computes in f32 only; use --dtype f32".into())
         }
-        (_, Some(D::Fp8)) => {
-            Err("--dtype fp8: the cuda engine of this version computes in f32 and bf16; use one of them"
-                .into())
-        }
+        (B::Auto, Some(D::Fp8)) => on_gpu("--dtype fp8", Choice::Cuda(Precision::Fp8)),
+        (B::Cuda, Some(D::Fp8)) => on_gpu("--backend cuda", Choice::Cuda(Precision::Fp8)),
         (B::Cpu, Some(D::Bf16)) => {
             Err("--dtype bf16: the cpu engine computes in f32 only; use --dtype f32".into())
         }

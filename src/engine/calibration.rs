@@ -6,13 +6,25 @@ use thiserror::Error;
 
 use super::probe::Probe;
 
-/// Parts of a layer that a matrix of the prefix multiplies.
-const PREFIX: [&str; 4] = ["input_layernorm", "attention", "post_attention_layernorm", "hidden"];
-/// The same of vision.
-const VISION: [&str; 4] = ["layer_norm1", "attention", "layer_norm2", "hidden"];
+/// Parts of a layer that a matrix of the prefix multiplies: q, k and v; o; gate and up; down.
+pub const PREFIX: [&str; 4] = ["input_layernorm", "attention", "post_attention_layernorm", "hidden"];
+/// The same of vision: q, k and v; out; fc1; fc2.
+pub const VISION: [&str; 4] = ["layer_norm1", "attention", "layer_norm2", "hidden"];
 
 /// The largest e4m3 number.
 pub const E4M3_MAX: f32 = 448.0;
+/// How far beyond its calibrated range a value may go before it is cut: e4m3 is as precise at 1/8 of its range as at its
+/// end.
+const HEADROOM: f32 = 8.0;
+
+/// Nearest e4m3 number, ties to even: three bits after the point, steps of 2⁻⁹ below 2⁻⁶, at most 448.
+pub fn e4m3(x: f32) -> f32 {
+    let x = x.clamp(-E4M3_MAX, E4M3_MAX);
+    let power = f32::from_bits(x.abs().max(1.0 / 64.0).to_bits() & 0x7f80_0000);
+    // The last digit of a number so much larger is the step: adding it rounds, taking it away leaves the rounded one.
+    let large = power * (1.5 * (1 << 20) as f32);
+    (x + large) - large
+}
 
 /// What fp8 must know: of each tensor the magnitude that few of its values exceed.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -42,9 +54,20 @@ impl Calibration {
         range.ok_or_else(|| Uncalibrated(name.to_owned()))
     }
 
-    /// The step of e4m3 whose largest number is a tensor's range.
+    /// What e4m3 numbers of a tensor are multiples of: the largest one is some way beyond its range.
     pub fn scale(&self, name: &str) -> Result<f32, Uncalibrated> {
-        Ok(self.range(name)? / E4M3_MAX)
+        Ok(self.range(name)? * HEADROOM / E4M3_MAX)
+    }
+
+    /// The scale of a tensor that engines are to round; `None`: it stays as it is.
+    pub fn chosen(&self, name: &str) -> Option<f32> {
+        self.scale(name).ok()
+    }
+
+    /// Of these tensors only, all of which must be known.
+    pub fn only<'a>(&self, names: impl IntoIterator<Item = &'a str>) -> Result<Self, Uncalibrated> {
+        let known = |name: &str| Ok((name.to_owned(), self.range(name)?));
+        Ok(Self { ranges: names.into_iter().map(known).collect::<Result<_, _>>()? })
     }
 }
 
@@ -110,6 +133,30 @@ impl Probe for Ranges {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_nearest_of_all_e4m3_numbers_is_taken() {
+        let value = |bits: u32| {
+            let (exponent, digits) = (bits >> 3, f64::from(bits & 7));
+            let power = f64::from(exponent.max(1)) - 7.0;
+            ((digits + if exponent == 0 { 0.0 } else { 8.0 }) / 8.0 * power.exp2()) as f32
+        };
+        let all: Vec<f32> = (0..127).map(value).collect(); // 127 is NaN
+        assert_eq!(all.last(), Some(&E4M3_MAX));
+        for pair in all.windows(2) {
+            let (low, high) = (pair[0], pair[1]);
+            let middle = (low + high) / 2.0; // exact
+            let even = if (low / (high - low)) as u32 % 2 == 0 { low } else { high };
+            for sign in [1.0, -1.0] {
+                assert_eq!(e4m3(sign * low), sign * low);
+                assert_eq!(e4m3(sign * middle), sign * even, "{middle}");
+                assert_eq!(e4m3(sign * middle.next_down()), sign * low, "{middle}");
+                assert_eq!(e4m3(sign * middle.next_up()), sign * high, "{middle}");
+            }
+        }
+        assert_eq!((e4m3(1e30), e4m3(-460.0), e4m3(1e-9)), (E4M3_MAX, -E4M3_MAX, 0.0));
+        assert!(e4m3(f32::NAN).is_nan());
+    }
 
     #[test]
     fn a_range_covers_the_share_asked_for_over_all_cameras_and_inferences() {

@@ -55,6 +55,8 @@ pub enum Choice {
     Auto,
     /// The reference.
     Cpu,
+    /// The reference, with numbers rounded to e4m3 where fp8 on a GPU does.
+    CpuFp8,
     /// CUDA kernels.
     Cuda(Precision),
     /// TensorRT engines of this format.
@@ -105,14 +107,20 @@ impl Choice {
     pub fn in_f32(self) -> Self {
         match self.resolved() {
             Choice::Cuda(_) => Choice::Cuda(Precision::F32),
+            Choice::CpuFp8 => Choice::Cpu,
             other => other,
         }
+    }
+
+    /// Whether it needs a calibration.
+    pub fn is_fp8(self) -> bool {
+        matches!(self, Choice::CpuFp8 | Choice::Cuda(Precision::Fp8))
     }
 }
 
 impl Engine {
     /// Takes the tensors that `dims` implies; shapes were checked by [`Dims::from_tensors`]. `cameras`: how many the
-    /// model has. `calibration`: what fp8 needs; nothing else looks at it.
+    /// model has. `calibration`: what fp8 needs, of the tensors that are to be e4m3; nothing else looks at it.
     pub fn new(
         weights: &Weights,
         dims: Dims,
@@ -127,8 +135,9 @@ impl Engine {
                     CudaEngine::new(weights, dims, precision != Precision::F32, calibration, cameras)?;
                 Ok(Engine::Cuda(Box::new(engine)))
             }
-            Choice::Cpu | Choice::Auto => {
-                let engine = CpuEngine::new(weights, dims);
+            choice @ (Choice::Cpu | Choice::CpuFp8 | Choice::Auto) => {
+                let calibration = calibration.filter(|_| choice == Choice::CpuFp8);
+                let engine = CpuEngine::new(weights, dims, calibration);
                 Ok(Engine::Cpu(Box::new(engine.map_err(|e| EngineError::Missing(e.name().to_owned()))?)))
             }
             #[cfg(feature = "tensorrt")]
@@ -162,6 +171,7 @@ impl Engine {
     pub fn precision(&self) -> Precision {
         match self {
             Engine::Cuda(engine) if engine.is_fp8() => Precision::Fp8,
+            Engine::Cpu(engine) if engine.rounds() => Precision::Fp8,
             Engine::Cuda(engine) if engine.is_bf16() => Precision::Bf16,
             Engine::TensorRt(_) => Precision::Bf16,
             Engine::Cpu(_) | Engine::Cuda(_) => Precision::F32,

@@ -7,6 +7,7 @@ use super::attention::shared_head;
 use super::linear::Linear;
 use super::math::{PARALLEL_ELEMENTS, add, add_gated, geglu, rms_norm};
 use super::{MissingTensor, vector};
+use crate::engine::calibration::PREFIX;
 use crate::engine::probe::Tap;
 use crate::engine::weights::Weights;
 use crate::model::dims::GemmaDims;
@@ -61,21 +62,29 @@ pub struct MlpScratch {
 }
 
 impl Block {
-    pub fn new(weights: &Weights, dims: &GemmaDims, at: &str) -> Result<Self, MissingTensor> {
-        let linear = |name: &str| {
+    /// `scale`: of what a matrix multiplies, by the name under which it is reported, where that is to be e4m3.
+    pub fn new(
+        weights: &Weights,
+        dims: &GemmaDims,
+        at: &str,
+        scale: impl Fn(&str) -> Option<f32>,
+    ) -> Result<Self, MissingTensor> {
+        let linear = |name: &str, of: &str| {
             let name = format!("{at}{name}");
-            Linear::new(weights, &name).ok_or(MissingTensor(name))
+            let linear = Linear::new(weights, &name).ok_or(MissingTensor(name))?;
+            Ok(linear.rounded(scale(of)))
         };
+        let [normed, mixed, post_normed, hidden] = PREFIX;
         Ok(Self {
             heads: dims.heads,
             head_dim: dims.head_dim,
-            q: linear("self_attn.q_proj")?,
-            k: linear("self_attn.k_proj")?,
-            v: linear("self_attn.v_proj")?,
-            o: linear("self_attn.o_proj")?,
-            gate: linear("mlp.gate_proj")?,
-            up: linear("mlp.up_proj")?,
-            down: linear("mlp.down_proj")?,
+            q: linear("self_attn.q_proj", normed)?,
+            k: linear("self_attn.k_proj", normed)?,
+            v: linear("self_attn.v_proj", normed)?,
+            o: linear("self_attn.o_proj", mixed)?,
+            gate: linear("mlp.gate_proj", post_normed)?,
+            up: linear("mlp.up_proj", post_normed)?,
+            down: linear("mlp.down_proj", hidden)?,
         })
     }
 

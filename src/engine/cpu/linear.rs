@@ -5,6 +5,7 @@ use std::cell::RefCell;
 use gemm::Parallelism;
 use rayon::prelude::*;
 
+use crate::engine::calibration::{E4M3_MAX, e4m3};
 use crate::engine::weights::{Tensor, Weights};
 
 /// A linear layer. The weight `[out, in]` stays in its file's type and is widened to f32 block by block.
@@ -13,6 +14,8 @@ pub struct Linear {
     bias: Option<Vec<f32>>,
     inputs: usize,
     outputs: usize,
+    /// The scale of x, if x and the weight are to be rounded to e4m3 as on a GPU.
+    e4m3: Option<f32>,
 }
 
 /// Below this many multiply-adds a product is not worth waking another thread.
@@ -32,7 +35,12 @@ impl Linear {
         let outputs = *weight.shape().first()?;
         let inputs = weight.shape()[1..].iter().product();
         let bias = weights.get(&format!("{name}.bias")).map(|bias| bias.to_vec());
-        Some(Self { weight, bias, inputs, outputs })
+        Some(Self { weight, bias, inputs, outputs, e4m3: None })
+    }
+
+    /// The same with its products in e4m3, if x has a scale: rows of the weight have their own.
+    pub fn rounded(self, scale: Option<f32>) -> Self {
+        Self { e4m3: scale, ..self }
     }
 
     /// Width of the output.
@@ -46,7 +54,12 @@ impl Linear {
         let m = x.len() / k;
         assert!(x.len() == m * k && y.len() == m * n, "invariant of the callers: shapes come from one Dims");
         let threads = if m * n * k < PARALLEL_WORK { 1 } else { rayon::current_num_threads() };
-        let lying = self.weight.as_f32();
+        let rounded = self.e4m3.map(|scale| {
+            let inverse = 1.0 / scale;
+            x.iter().map(|x| e4m3(x * inverse) * scale).collect::<Vec<_>>()
+        });
+        let x = rounded.as_deref().unwrap_or(x);
+        let lying = self.weight.as_f32().filter(|_| rounded.is_none());
         let mut block = n.div_ceil(threads);
         if lying.is_none() {
             block = block.min((BLOCK_ELEMENTS / k).max(16));
@@ -67,6 +80,9 @@ impl Linear {
                     widened.resize(widened.len().max(elements.len()), 0.0);
                     let widened = &mut widened[..elements.len()];
                     self.weight.convert(elements, widened);
+                    if rounded.is_some() {
+                        widened.chunks_exact_mut(k).for_each(round_row);
+                    }
                     multiply(widened);
                 }),
             }
@@ -95,6 +111,13 @@ impl Linear {
         self.apply_to(x, &mut y);
         y
     }
+}
+
+/// A row of weights to multiples of its own scale: its largest magnitude is the largest e4m3 number.
+fn round_row(row: &mut [f32]) {
+    let largest = row.iter().fold(1e-30f32, |max, w| max.max(w.abs()));
+    let (scale, inverse) = (largest / E4M3_MAX, E4M3_MAX / largest);
+    row.iter_mut().for_each(|w| *w = e4m3(*w * inverse) * scale);
 }
 
 /// A matrix that several threads fill, each its own columns.
