@@ -4,6 +4,8 @@ pub mod calibrated;
 pub mod chunking;
 pub mod inference;
 pub mod just_in_time;
+pub mod recipe;
+pub mod rounding;
 pub mod setup;
 
 use std::path::{Path, PathBuf};
@@ -11,11 +13,13 @@ use std::time::Instant;
 
 use thiserror::Error;
 
+use recipe::Recipe;
+
 use crate::engine::cuda::{CudaEngine, Measured};
 use crate::engine::probe::Tap;
 use crate::engine::tensorrt::error::TensorRtError;
 use crate::engine::weights::Weights;
-use crate::engine::{Choice, Engine, EngineError, Precision};
+use crate::engine::{Choice, Engine, EngineError};
 use crate::model::ModelInput;
 use crate::model::dims::{Dims, DimsError, DimsHints};
 use crate::model::names;
@@ -67,6 +71,9 @@ pub enum LoadError {
     /// The calibration that fp8 needs.
     #[error(transparent)]
     Calibration(#[from] calibrated::CalibrationError),
+    /// What fp8 rounds.
+    #[error(transparent)]
+    Recipe(#[from] recipe::RecipeError),
     /// What surrounds the network does not fit it, or the parameters.
     #[error(transparent)]
     Policy(#[from] PolicyError),
@@ -160,9 +167,21 @@ impl Model {
         }
     }
 
-    /// The network, ready to run. `progress` hears of (parameters made, parameters in all) where they are made.
+    /// The network, ready to run. `progress` hears of (parameters made, parameters in all) where they are made. In fp8 by the
+    /// default recipe.
     pub fn load(&self, choice: Choice, progress: impl FnMut(usize, usize)) -> Result<Engine, LoadError> {
+        self.load_by(recipe::DEFAULT, choice, progress)
+    }
+
+    /// The same; in fp8 by this recipe, a built-in one or a file.
+    pub fn load_by(
+        &self,
+        recipe: &str,
+        choice: Choice,
+        progress: impl FnMut(usize, usize),
+    ) -> Result<Engine, LoadError> {
         let dims = self.dims()?;
+        let recipe = Recipe::open(recipe)?;
         // Before anything that takes long.
         match (choice, CudaEngine::missing()) {
             (Choice::Cuda(_), Some(reason)) => return Err(EngineError::NoGpu(reason).into()),
@@ -174,12 +193,22 @@ impl Model {
             }
             _ => {}
         }
+        let file = self.calibration_file();
+        if choice.is_fp8() && !file.exists() {
+            calibrated::read(&file, "")?;
+        }
         let weights = self.weights(progress)?;
-        let calibration = match choice {
-            Choice::Cuda(Precision::Fp8) => {
-                Some(calibrated::read(&self.calibration_file(), &weights.fingerprint(&dims)?)?)
+        let calibration = match choice.is_fp8() {
+            true => {
+                let (ranges, layers) =
+                    calibrated::read(&file, &weights.fingerprint(&dims)?)?.by(&recipe, &dims, &file)?;
+                let kept: Vec<&str> =
+                    layers.iter().filter(|l| l.kept.is_some()).map(|l| l.name.as_str()).collect();
+                let (all, names) = (layers.len(), kept.join(", "));
+                tracing::info!("fp8, recipe {}: {} of {all} layers in bf16 {names}", recipe.name, kept.len());
+                Some(ranges)
             }
-            _ => None,
+            false => None,
         };
         Ok(Engine::new(&weights, dims, choice, calibration.as_ref(), self.cameras().names.len())?)
     }

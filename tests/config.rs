@@ -250,7 +250,6 @@ fn what_this_version_does_not_have_is_known_and_refused_in_one_line() {
     for (lines, only) in [
         #[cfg(not(feature = "tensorrt"))]
         ("backend: tensorrt", "auto or cpu or cuda"),
-        ("dtype: fp8", "auto or f32 or bf16"),
     ] {
         let text = refusal(lines);
         assert!(text.ends_with(&format!("this one runs only {only}")) && text.lines().count() == 1, "{text}");

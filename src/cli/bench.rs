@@ -19,7 +19,7 @@ use crate::model::dims::Work;
 use crate::model::sampler::rtc::Rtc;
 use crate::model::sampler::{Sampler, noise};
 use crate::model::{ModelInput, Pixels, synth};
-use crate::pipeline::{Model, StageTimes, infer};
+use crate::pipeline::{Model, StageTimes, infer, recipe};
 use crate::replay::summary::percentile;
 
 /// Measure the latency of an inference, stage by stage
@@ -44,6 +44,9 @@ pub struct Args {
     /// Number format of the engine [default: bf16 on cuda, f32 on cpu]
     #[arg(long, value_enum, value_name = "D")]
     dtype: Option<DtypeArg>,
+    /// What fp8 rounds: balanced, fast, exact, or a recipe's file
+    #[arg(long, value_name = "R", default_value = recipe::DEFAULT)]
+    recipe: String,
     /// Checkpoint folder, synth:tiny or synth:full
     #[arg(long, value_name = "D", default_value = "synth:full")]
     checkpoint: String,
@@ -170,7 +173,8 @@ pub fn run(args: Args) -> Result<Verdict, Failure> {
     };
     let loading = Instant::now();
     let bar = progress::bar("weights");
-    let mut engine = model.load(choice, |made, all| progress::set(&bar, made as u64, all as u64))?;
+    let mut engine =
+        model.load_by(&args.recipe, choice, |made, all| progress::set(&bar, made as u64, all as u64))?;
     bar.finish_and_clear();
     let load_s = loading.elapsed().as_secs_f64();
 

@@ -8,10 +8,12 @@ mod bench_ros;
 mod bench_trace;
 mod calibrate;
 mod engines;
+mod frames;
 mod inspect;
 #[cfg(feature = "ros")]
 mod node;
 mod progress;
+mod quantize_report;
 mod replay;
 mod report;
 mod splice;
@@ -52,6 +54,7 @@ enum Command {
     Synth(synth::Args),
     Bench(bench::Args),
     Calibrate(calibrate::Args),
+    QuantizeReport(quantize_report::Args),
     Engines(engines::Args),
     Steps(steps::Args),
     Splice(splice::Args),
@@ -149,6 +152,7 @@ pub fn main() -> ExitCode {
         Command::Synth(args) => synth::run(args),
         Command::Bench(args) => bench::run(args),
         Command::Calibrate(args) => calibrate::run(args),
+        Command::QuantizeReport(args) => quantize_report::run(args),
         Command::Engines(args) => engines::run(args),
         Command::Steps(args) => steps::run(args),
         Command::Splice(args) => splice::run(args),
@@ -188,9 +192,7 @@ fn engine_choice(backend: BackendArg, dtype: Option<DtypeArg>) -> Result<Choice,
         }
         (B::Tensorrt, Some(D::Fp8)) => on_gpu("--backend tensorrt", Choice::TensorRt(Format::Fp8)),
         (B::Tensorrt, _) => on_gpu("--backend tensorrt", Choice::TensorRt(Format::Bf16)),
-        (B::Cpu, Some(D::Fp8)) => {
-            Err("--dtype fp8: the cpu engine computes in f32 only; use --dtype f32".into())
-        }
+        (B::Cpu, Some(D::Fp8)) => Ok(Choice::CpuFp8),
         (B::Auto, Some(D::Fp8)) => on_gpu("--dtype fp8", Choice::Cuda(Precision::Fp8)),
         (B::Cuda, Some(D::Fp8)) => on_gpu("--backend cuda", Choice::Cuda(Precision::Fp8)),
         (B::Cpu, Some(D::Bf16)) => {

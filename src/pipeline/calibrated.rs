@@ -1,33 +1,44 @@
 //! `calibration.safetensors`: a checkpoint's activation ranges on disk, with where they come from.
 //!
-//! One f32 `[1]` per tensor; metadata: `checkpoint` (a fingerprint of the weights), `frames`, `percentile`, `engine`,
-//! `source`. Written by `pi05 calibrate`, read where a network is loaded in fp8. A calibration of other weights is refused.
+//! One f32 `[1]` per tensor, and one per layer, `error.vision.layer.3`: what rounding the layer to e4m3 adds to its
+//! output. Metadata: `checkpoint` (a fingerprint of the weights), `frames`, `percentile`, `engine`, `source`. Written by `pi05 calibrate`, read where a network is loaded in fp8. A calibration of other weights is refused.
 
 use std::collections::{BTreeMap, HashMap};
-use std::fs;
 use std::path::Path;
+use std::{fs, io};
 
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use thiserror::Error;
 
-use crate::engine::calibration::Calibration;
+use super::recipe::{self, Layer, Recipe};
+use crate::engine::calibration::{Calibration, Uncalibrated};
+use crate::model::dims::Dims;
 
 /// Largest file that is read: a few hundred numbers and their names.
 const MAX_BYTES: u64 = 1 << 20;
+/// Before the name of a layer.
+const ERROR: &str = "error.";
 
 /// Why there is no calibration.
 #[derive(Debug, Error)]
 pub enum CalibrationError {
     /// Nothing there.
-    #[error("{0}: no calibration, which fp8 needs; make one from real frames: pi05 calibrate")]
-    Missing(String),
+    #[error(
+        "{file}: no calibration, which fp8 needs; make one from real frames: pi05 calibrate --checkpoint {checkpoint} --bag BAG"
+    )]
+    Missing {
+        /// The file.
+        file: String,
+        /// What the command would be given.
+        checkpoint: String,
+    },
     /// It cannot be read or written.
     #[error("{file}: {source}")]
     Io {
         /// The file.
         file: String,
         /// What the system said.
-        source: std::io::Error,
+        source: io::Error,
     },
     /// It is no calibration.
     #[error("{file}: expected a calibration, found {found}; make it again: pi05 calibrate")]
@@ -36,6 +47,14 @@ pub enum CalibrationError {
         file: String,
         /// What is wrong.
         found: String,
+    },
+    /// It lacks a range or an error that this network has.
+    #[error("{file}: {source}")]
+    Lacking {
+        /// The file.
+        file: String,
+        /// Which.
+        source: Uncalibrated,
     },
     /// It belongs to other weights.
     #[error(
@@ -49,6 +68,15 @@ pub enum CalibrationError {
         /// The file's.
         found: String,
     },
+}
+
+/// What was measured of a checkpoint.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Calibrated {
+    /// Ranges of activations.
+    pub calibration: Calibration,
+    /// By layer, the relative mean square error that rounding all of its matrices adds to its output.
+    pub errors: BTreeMap<String, f32>,
 }
 
 /// Where a calibration comes from.
@@ -67,13 +95,15 @@ pub struct Provenance {
 }
 
 /// Writes a calibration whole or not at all.
-pub fn write(path: &Path, calibration: &Calibration, from: &Provenance) -> Result<(), CalibrationError> {
-    let io = |source| CalibrationError::Io { file: path.display().to_string(), source };
-    let bytes: BTreeMap<&String, [u8; 4]> =
-        calibration.ranges().iter().map(|(name, range)| (name, range.to_le_bytes())).collect();
+pub fn write(path: &Path, measured: &Calibrated, from: &Provenance) -> Result<(), CalibrationError> {
+    let failed = |source| CalibrationError::Io { file: path.display().to_string(), source };
+    let ranges = measured.calibration.ranges().iter().map(|(name, range)| (name.clone(), range));
+    let errors = measured.errors.iter().map(|(layer, error)| (format!("{ERROR}{layer}"), error));
+    let bytes: BTreeMap<String, [u8; 4]> =
+        ranges.chain(errors).map(|(name, value)| (name, value.to_le_bytes())).collect();
     let mut views = Vec::with_capacity(bytes.len());
     for (name, bytes) in &bytes {
-        let view = TensorView::new(Dtype::F32, vec![1], bytes).map_err(|e| io(std::io::Error::other(e)))?;
+        let view = TensorView::new(Dtype::F32, vec![1], bytes).map_err(|e| failed(io::Error::other(e)))?;
         views.push((name.as_str(), view));
     }
     let metadata = HashMap::from([
@@ -83,19 +113,26 @@ pub fn write(path: &Path, calibration: &Calibration, from: &Provenance) -> Resul
         ("engine".to_owned(), from.engine.clone()),
         ("source".to_owned(), from.source.clone()),
     ]);
-    let file = safetensors::serialize(views, Some(metadata)).map_err(|e| io(std::io::Error::other(e)))?;
+    let file = safetensors::serialize(views, Some(metadata)).map_err(|e| failed(io::Error::other(e)))?;
     let part = path.with_extension("part");
-    fs::write(&part, file).and_then(|()| fs::rename(&part, path)).map_err(io)
+    fs::write(&part, file).and_then(|()| fs::rename(&part, path)).map_err(failed)
 }
 
 /// Reads the calibration of the weights with this fingerprint.
-pub fn read(path: &Path, checkpoint: &str) -> Result<Calibration, CalibrationError> {
+pub fn read(path: &Path, checkpoint: &str) -> Result<Calibrated, CalibrationError> {
     let file = path.display().to_string();
     let malformed = |found: String| CalibrationError::Malformed { file: file.clone(), found };
     let length = match fs::metadata(path) {
         Ok(metadata) if metadata.is_file() => metadata.len(),
         Ok(_) => return Err(malformed("no regular file".into())),
-        Err(_) => return Err(CalibrationError::Missing(file)),
+        Err(e) if e.kind() != io::ErrorKind::NotFound => {
+            return Err(CalibrationError::Io { file, source: e });
+        }
+        Err(_) => {
+            let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
+            let checkpoint = folder.map_or("D".to_owned(), |folder| folder.display().to_string());
+            return Err(CalibrationError::Missing { file, checkpoint });
+        }
     };
     if length > MAX_BYTES {
         return Err(malformed(format!("{length} bytes")));
@@ -109,14 +146,31 @@ pub fn read(path: &Path, checkpoint: &str) -> Result<Calibration, CalibrationErr
         return Err(CalibrationError::OtherWeights { file, expected, found });
     }
     let tensors = SafeTensors::deserialize(&bytes).map_err(|e| malformed(e.to_string()))?;
-    let mut ranges = BTreeMap::new();
+    let (mut ranges, mut errors) = (BTreeMap::new(), BTreeMap::new());
     for (name, view) in tensors.tensors() {
-        let range = <[u8; 4]>::try_from(view.data()).ok().filter(|_| view.dtype() == Dtype::F32);
-        let range = range.map(f32::from_le_bytes).filter(|range| range.is_finite() && *range > 0.0);
-        let range = range.ok_or_else(|| malformed(format!("{name} that is no positive number")))?;
-        ranges.insert(name, range);
+        let value = <[u8; 4]>::try_from(view.data()).ok().filter(|_| view.dtype() == Dtype::F32);
+        let value = value.map(f32::from_le_bytes).filter(|value| value.is_finite() && *value >= 0.0);
+        match (name.strip_prefix(ERROR), value) {
+            (Some(layer), Some(error)) => errors.insert(layer.to_owned(), error),
+            (None, Some(range)) if range > 0.0 => ranges.insert(name, range),
+            _ => return Err(malformed(format!("{name} that is no positive number"))),
+        };
     }
-    Ok(Calibration::from_ranges(ranges))
+    Ok(Calibrated { calibration: Calibration::from_ranges(ranges), errors })
+}
+
+impl Calibrated {
+    /// The ranges of what a recipe rounds, and what becomes of each layer. `path`: the file, for what it lacks.
+    pub fn by(
+        &self,
+        recipe: &Recipe,
+        dims: &Dims,
+        path: &Path,
+    ) -> Result<(Calibration, Vec<Layer>), CalibrationError> {
+        let lacking = |source| CalibrationError::Lacking { file: path.display().to_string(), source };
+        let layers = recipe.layers(dims, &self.errors).map_err(lacking)?;
+        Ok((recipe::ranges_of(&layers, &self.calibration).map_err(lacking)?, layers))
+    }
 }
 
 #[cfg(test)]
@@ -129,9 +183,10 @@ mod tests {
     fn a_calibration_comes_back_as_written_for_its_own_weights_only() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("calibration.safetensors");
-        assert!(matches!(read(&path, "7"), Err(CalibrationError::Missing(_))));
+        assert!(matches!(read(&path, "7"), Err(CalibrationError::Missing { .. })));
         let ranges = BTreeMap::from([("prefix.layer.0.hidden".to_owned(), 3.5), ("a".to_owned(), 0.25)]);
-        let calibration = Calibration::from_ranges(ranges);
+        let errors = BTreeMap::from([("prefix.layer.0".to_owned(), 0.0)]);
+        let calibration = Calibrated { calibration: Calibration::from_ranges(ranges), errors };
         let from = Provenance {
             checkpoint: "7".into(),
             frames: 3,
@@ -142,7 +197,8 @@ mod tests {
         write(&path, &calibration, &from).unwrap();
         assert_eq!(read(&path, "7").unwrap(), calibration);
         assert!(matches!(read(&path, "8"), Err(CalibrationError::OtherWeights { .. })));
-        let zero = Calibration::from_ranges([("a".to_owned(), 0.0)]);
+        let calibration = Calibration::from_ranges([("a".to_owned(), 0.0)]);
+        let zero = Calibrated { calibration, errors: BTreeMap::new() };
         write(&path, &zero, &from).unwrap();
         assert!(matches!(read(&path, "7"), Err(CalibrationError::Malformed { .. })));
         fs::write(&path, b"nonsense").unwrap();

@@ -6,7 +6,7 @@ use rayon::prelude::*;
 use super::driver::{Buffer, Event, Gpu, Launch, Pinned};
 use super::lane::{Kernels, STAGES, compiled};
 use crate::engine::EngineError;
-use crate::engine::calibration::{Calibration, E4M3_MAX};
+use crate::engine::calibration::Calibration;
 use crate::engine::weights::{Tensor, Weights};
 
 /// Bytes of a staging buffer.
@@ -43,9 +43,8 @@ impl Weight {
     }
 }
 
-/// How far beyond its calibrated range a value may go before it is cut: e4m3 is as precise at 1/8 of its range as at its
-/// end.
-const HEADROOM: f32 = 8.0;
+/// What rows and columns of an e4m3 matrix must be multiples of: the library's products take no other.
+const FP8_MULTIPLE: usize = 16;
 
 /// Puts tensors on the GPU.
 pub struct Loader<'a> {
@@ -60,7 +59,7 @@ pub struct Loader<'a> {
 }
 
 impl<'a> Loader<'a> {
-    /// `calibration`: with one, [`Loader::weight`] gives e4m3.
+    /// `calibration`: what matrices are multiplied with that [`Loader::weight`] makes e4m3.
     pub fn new(
         gpu: &'a Gpu,
         weights: &'a Weights,
@@ -112,13 +111,17 @@ impl<'a> Loader<'a> {
     /// Matrices one below the other, possibly none; `of`: what they are multiplied with, by its name in the calibration.
     pub fn weight(&mut self, names: &[String], of: &str) -> Result<Weight, EngineError> {
         let values = self.matrices(names, None)?;
-        let (Some((calibration, kernels)), Some(first)) = (&self.fp8, names.first()) else {
+        let chosen =
+            self.fp8.as_ref().and_then(|(calibration, kernels)| Some((calibration.chosen(of)?, kernels)));
+        let (Some((scale, kernels)), Some(first)) = (chosen, names.first()) else {
             return Ok(Weight { values, scales: None });
         };
-        let scale = calibration.range(of)? * HEADROOM / E4M3_MAX;
         let first = self.tensor(first)?;
         let k: usize = first.shape()[1..].iter().product();
         let rows = values.bytes / 2 / k;
+        if !k.is_multiple_of(FP8_MULTIPLE) || !rows.is_multiple_of(FP8_MULTIPLE) {
+            return Ok(Weight { values, scales: None });
+        }
         let (narrow, multipliers) = (self.gpu.zeros(rows * k)?, self.gpu.zeros(rows * 4)?);
         let args = [(&values).into(), (&narrow).into(), (&multipliers).into(), k.into(), scale.into()];
         self.gpu.launch(kernels["quantise_rows"], Launch::new([rows, 1, 1], 128, 0), false, &args)?;

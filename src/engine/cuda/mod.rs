@@ -58,6 +58,9 @@ const CAMERAS: usize = 3;
 /// Prompt tokens that there is always room for.
 const TOKENS: usize = 200;
 
+/// Widest rows that norms write in e4m3.
+const FP8_WIDTH: usize = 2048;
+
 /// A network on a GPU.
 pub struct CudaEngine {
     dims: Dims,
@@ -142,8 +145,16 @@ impl CudaEngine {
     ) -> Result<Self, EngineError> {
         let gpu = Gpu::open()?;
         let fp8 = calibration.is_some();
+        let widest = dims.vision.width.max(dims.language.width);
         if fp8 && gpu.arch != 90 {
             return Err(EngineError::Fp8(format!("{} of compute capability {}", gpu.name, gpu.arch)));
+        }
+        if fp8 && widest > FP8_WIDTH {
+            return Err(EngineError::Input {
+                what: "dtype fp8",
+                expected: format!("a network no wider than {FP8_WIDTH}"),
+                found: widest.to_string(),
+            });
         }
         let (free, _) = gpu.memory()?;
         let room =

@@ -284,10 +284,11 @@ impl Prefix {
         lane.launch("prefix_start", [rows, 1, 1], 256, 0, &args)?;
         lane.record_wide(tap, format_args!("prefix.embs"), a.x.address, valid * width)?;
         let last = self.layers.len() - 1;
+        // A product in e4m3 does not add to the residual stream: its result waits in y, in bf16, for the next norm.
+        let mut waits = false;
         for (i, (block, norms)) in self.layers.iter().enumerate() {
-            let fp8 = block.qkv.is_fp8();
-            self.norm(lane, &norms[0], rows, fp8 && i > 0, block.qkv.inverse())?;
-            if !fp8 {
+            self.norm(lane, &norms[0], rows, waits, block.qkv.inverse())?;
+            if !block.qkv.is_fp8() {
                 let name = format_args!("prefix.layer.{i}.input_layernorm");
                 lane.record(tap, name, a.h.address, valid * width)?;
             }
@@ -356,51 +357,67 @@ impl Prefix {
                 )?;
             } else {
                 a.attend(lane, &self.dims, cache, i, rows, rows, rows)?;
-                if fp8 {
+                if block.o.is_fp8() {
                     let at = [a.mixed.address, 0, a.gate_up.address];
                     lane.finish(at, [rows, heads * head_dim], false, block.o.inverse())?;
                     mixed = a.gate_up.address;
                 }
             }
-            if !fp8 {
+            if !block.o.is_fp8() {
                 let name = format_args!("prefix.layer.{i}.attention");
                 lane.record(tap, name, a.mixed.address, valid * heads * head_dim)?;
             }
-            // In e4m3 what is added to the residual stream waits in bf16 for the next norm.
-            let added = |k| {
-                if fp8 { Shape::linear(rows, width, k) } else { Shape::linear(rows, width, k).wide().add() }
-            };
-            let to = if fp8 { a.y.address } else { a.x.address };
-            lane.through(&block.o, 0, added(heads * head_dim), Operands::new(mixed, 0, to))?;
-            self.norm(lane, &norms[1], rows, fp8, block.gate_up.inverse())?;
-            if !fp8 {
+            self.add(lane, &block.o, mixed, rows, heads * head_dim)?;
+            self.norm(lane, &norms[1], rows, block.o.is_fp8(), block.gate_up.inverse())?;
+            if !block.gate_up.is_fp8() {
                 let name = format_args!("prefix.layer.{i}.post_attention_layernorm");
                 lane.record(tap, name, a.h.address, valid * width)?;
             }
-            let mut hidden = a.hidden.address;
-            let tile = if fp8 { GEGLU_FP8 } else { GEGLU };
-            if tile.suits(lane, rows, mlp, width) {
-                let at = [a.h.address, hidden, 0];
-                tile.record(lane, &block.gate_up, at, [rows, mlp, width], block.down.inverse())?;
-            } else {
-                let at = Operands::new(a.h.address, 0, a.gate_up.address);
-                lane.through(&block.gate_up, 0, Shape::linear(rows, 2 * mlp, width), at)?;
-                a.geglu(lane, mlp, rows)?;
-                if fp8 {
-                    hidden = a.gate_up.address;
-                    lane.finish([a.hidden.address, 0, hidden], [rows, mlp], false, block.down.inverse())?;
-                }
-            }
-            if !fp8 {
+            let hidden = self.mlp(lane, block, rows)?;
+            if !block.down.is_fp8() {
                 lane.record(tap, format_args!("prefix.layer.{i}.hidden"), hidden, valid * mlp)?;
             }
-            lane.through(&block.down, 0, added(mlp), Operands::new(hidden, 0, to))?;
-            if fp8 {
-                continue;
+            self.add(lane, &block.down, hidden, rows, mlp)?;
+            waits = block.down.is_fp8();
+            if !waits {
+                lane.record_wide(tap, format_args!("prefix.layer.{i}.out"), a.x.address, valid * width)?;
             }
-            lane.record_wide(tap, format_args!("prefix.layer.{i}.out"), a.x.address, valid * width)?;
         }
         Ok(())
+    }
+
+    /// h through gate, up and GEGLU: where that is, in the type that `down` takes.
+    fn mlp(&self, lane: &mut Lane, block: &PrefixBlock, rows: usize) -> Result<u64, EngineError> {
+        let (a, GemmaDims { width, mlp, .. }) = (&self.activations, self.dims);
+        let inverse = block.down.inverse();
+        let tile = if block.gate_up.is_fp8() { GEGLU_FP8 } else { GEGLU };
+        let makes_e4m3 = block.gate_up.is_fp8();
+        if makes_e4m3 <= block.down.is_fp8() && tile.suits(lane, rows, mlp, width) {
+            let at = [a.h.address, a.hidden.address, 0];
+            tile.record(lane, &block.gate_up, at, [rows, mlp, width], inverse)?;
+            if makes_e4m3 {
+                return Ok(a.hidden.address);
+            }
+        } else {
+            let at = Operands::new(a.h.address, 0, a.gate_up.address);
+            lane.through(&block.gate_up, 0, Shape::linear(rows, 2 * mlp, width), at)?;
+            a.geglu(lane, mlp, rows)?;
+        }
+        if !block.down.is_fp8() {
+            return Ok(a.hidden.address);
+        }
+        lane.finish([a.hidden.address, 0, a.gate_up.address], [rows, mlp], false, inverse)?;
+        Ok(a.gate_up.address)
+    }
+
+    /// `from` through a matrix to the residual stream; in e4m3 to y, where it waits for the next norm.
+    fn add(&self, lane: &mut Lane, w: &Weight, from: u64, rows: usize, k: usize) -> Result<(), EngineError> {
+        let (a, shape) = (&self.activations, Shape::linear(rows, self.dims.width, k));
+        if w.is_fp8() {
+            lane.through(w, 0, shape, Operands::new(from, 0, a.y.address))
+        } else {
+            lane.through(w, 0, shape.wide().add(), Operands::new(from, 0, a.x.address))
+        }
     }
 
     /// x to h. `adds`: what waits in y comes to x first. `inverse`: of h's scale, if not 0.

@@ -161,47 +161,38 @@ impl Vision {
         lane.product(Shape::linear(rows, width, self.pitch).wide().add(), at)?;
         self.report(lane, tap, slots, format_args!("embeddings"), &self.x, width)?;
 
+        // A product in e4m3 does not add to the residual stream: its result waits in y, in bf16, for the next norm.
         let mut waiting = None;
         for (i, layer) in self.layers.iter().enumerate() {
-            let fp8 = layer.qkv.0.is_fp8();
-            self.norm(lane, &layer.norm1, rows, waiting, layer.qkv.0.inverse())?;
-            if !fp8 {
+            let Layer { norm1, qkv, out, norm2, fc1, fc2 } = layer;
+            let (h, mut mixed) = (self.h.address, self.mixed.address);
+            self.norm(lane, norm1, rows, waiting, qkv.0.inverse())?;
+            if !qkv.0.is_fp8() {
                 self.report_narrow(lane, tap, slots, format_args!("layer.{i}.layer_norm1"), &self.h, width)?;
             }
             let sizes = [rows, 3 * width, width];
-            let (h, mut mixed, mut hidden) = (self.h.address, self.mixed.address, self.hidden.address);
-            self.dense(lane, BIAS_FP8, Epilogue::Bias, &layer.qkv, [h, self.qkv.address], sizes, 0.0)?;
-            let inverse = layer.out.0.inverse();
-            if !self.attention(lane, slots.len(), inverse)? && fp8 {
-                lane.finish([mixed, 0, hidden], [rows, width], false, inverse)?;
-                mixed = hidden;
+            self.dense(lane, Some(BIAS_FP8), Epilogue::Bias, qkv, [h, self.qkv.address], sizes)?;
+            if !self.attention(lane, slots.len(), out.0.inverse())? && out.0.is_fp8() {
+                lane.finish([mixed, 0, self.hidden.address], [rows, width], false, out.0.inverse())?;
+                mixed = self.hidden.address;
             }
-            if !fp8 {
-                self.report_narrow(
-                    lane,
-                    tap,
-                    slots,
-                    format_args!("layer.{i}.attention"),
-                    &self.mixed,
-                    width,
-                )?;
+            if !out.0.is_fp8() {
+                let name = format_args!("layer.{i}.attention");
+                self.report_narrow(lane, tap, slots, name, &self.mixed, width)?;
             }
-            self.add(lane, &layer.out, mixed, rows, width)?;
-            waiting = fp8.then_some(&layer.out.1);
-            self.norm(lane, &layer.norm2, rows, waiting, layer.fc1.0.inverse())?;
-            if !fp8 {
+            self.add(lane, out, mixed, rows, width)?;
+            waiting = out.0.is_fp8().then_some(&out.1);
+            self.norm(lane, norm2, rows, waiting, fc1.0.inverse())?;
+            if !fc1.0.is_fp8() {
                 self.report_narrow(lane, tap, slots, format_args!("layer.{i}.layer_norm2"), &self.h, width)?;
             }
-            let (sizes, inverse) = ([rows, mlp, width], layer.fc2.0.inverse());
-            if self.dense(lane, BIAS_GELU_FP8, Epilogue::BiasGelu, &layer.fc1, [h, hidden], sizes, inverse)? {
-                hidden = self.qkv.address;
-            }
-            if !fp8 {
+            let hidden = self.hidden(lane, fc1, fc2.0.inverse(), rows)?;
+            if !fc2.0.is_fp8() {
                 self.report_narrow(lane, tap, slots, format_args!("layer.{i}.hidden"), &self.hidden, mlp)?;
             }
-            self.add(lane, &layer.fc2, hidden, rows, mlp)?;
-            waiting = fp8.then_some(&layer.fc2.1);
-            if !fp8 {
+            self.add(lane, fc2, hidden, rows, mlp)?;
+            waiting = fc2.0.is_fp8().then_some(&fc2.1);
+            if waiting.is_none() {
                 self.report(lane, tap, slots, format_args!("layer.{i}.out"), &self.x, width)?;
             }
         }
@@ -224,33 +215,47 @@ impl Vision {
         Ok(())
     }
 
-    /// x to y through a matrix with a bias, and GELU if the epilogue says so. `inverse`: of y's scale, if not 0. Whether y
-    /// is in `qkv` instead.
+    /// x to y in bf16 through a matrix with a bias, and GELU if the epilogue says so.
     fn dense(
         &self,
         lane: &mut Lane,
-        tile: Tile,
+        tile: Option<Tile>,
         epilogue: Epilogue,
         (w, bias): &(Weight, Buffer),
         [x, y]: [u64; 2],
         [rows, columns, k]: [usize; 3],
-        inverse: f32,
-    ) -> Result<bool, EngineError> {
+    ) -> Result<(), EngineError> {
         let shape = Shape::linear(rows, columns, k);
         if !w.is_fp8() {
             let at = Operands { bias: bias.address, ..Operands::new(x, 0, y) };
-            lane.through(w, 0, shape.with(epilogue), at)?;
-            return Ok(false);
+            return lane.through(w, 0, shape.with(epilogue), at);
         }
-        if tile.suits(lane, rows, columns, k) {
-            tile.record(lane, w, [x, y, bias.address], [rows, columns, k], inverse)?;
-            return Ok(false);
+        if let Some(tile) = tile.filter(|tile| tile.suits(lane, rows, columns, k)) {
+            return tile.record(lane, w, [x, y, bias.address], [rows, columns, k], 0.0);
         }
         lane.through(w, 0, shape, Operands::new(x, 0, y))?;
-        let is_gelu = epilogue == Epilogue::BiasGelu;
-        let to = if is_gelu { self.qkv.address } else { y };
-        lane.finish([y, bias.address, to], [rows, columns], is_gelu, inverse)?;
-        Ok(is_gelu)
+        lane.finish([y, bias.address, y], [rows, columns], epilogue == Epilogue::BiasGelu, 0.0)
+    }
+
+    /// h through fc1 and GELU: where that is, in e4m3 if there is an `inverse` of its scale.
+    fn hidden(
+        &self,
+        lane: &mut Lane,
+        fc1: &(Weight, Buffer),
+        inverse: f32,
+        rows: usize,
+    ) -> Result<u64, EngineError> {
+        let (x, y, sizes) = (self.h.address, self.hidden.address, [rows, self.dims.mlp, self.dims.width]);
+        if fc1.0.is_fp8() && inverse != 0.0 && BIAS_GELU_FP8.suits(lane, rows, sizes[1], sizes[2]) {
+            BIAS_GELU_FP8.record(lane, &fc1.0, [x, y, fc1.1.address], sizes, inverse)?;
+            return Ok(y);
+        }
+        self.dense(lane, None, Epilogue::BiasGelu, fc1, [x, y], sizes)?;
+        if inverse == 0.0 {
+            return Ok(y);
+        }
+        lane.finish([y, 0, self.qkv.address], [rows, sizes[1]], false, inverse)?;
+        Ok(self.qkv.address)
     }
 
     /// x through a matrix to the residual stream; in e4m3 to y, where it waits for the next norm, the bias too.
