@@ -7,9 +7,10 @@ use std::collections::HashMap;
 
 use super::compile::cubin;
 use super::driver::{Arg, Event, Gpu, Kernel, Launch, failed};
+use super::fp8;
 use super::gemm::{Gemm, Operands, Shape};
 use super::load::Weight;
-use super::product::{BF16, FP8, Tile};
+use super::product::Geglu;
 use crate::engine::EngineError;
 use crate::engine::probe::Tap;
 
@@ -28,6 +29,12 @@ pub const PRODUCTS: &[&str] = &[
     include_str!("kernels/element.cu"),
     include_str!("kernels/wgmma.cu"),
     include_str!("kernels/products.cu"),
+];
+/// The same of e4m3.
+pub const PRODUCTS_FP8: &[&str] = &[
+    include_str!("kernels/element.cu"),
+    include_str!("kernels/wgmma.cu"),
+    include_str!("kernels/products_fp8.cu"),
 ];
 /// Attention of vision and prefix.
 pub const ATTENTION: &[&str] = &[
@@ -87,10 +94,6 @@ pub fn compiled(
     names.iter().map(|&(name, shared)| Ok((name, module.kernel(name, shared, gpu.arch >= 90)?))).collect()
 }
 
-fn kernels_of(tiles: &[Tile]) -> Vec<(&'static str, usize)> {
-    tiles.iter().map(Tile::kernel).collect()
-}
-
 impl Lane {
     pub fn new(gpu: Gpu, bf16: bool, fp8: bool) -> Result<Self, EngineError> {
         let mut names: Vec<(&'static str, usize)> = STAGE_KERNELS.iter().map(|&name| (name, 0)).collect();
@@ -109,10 +112,9 @@ impl Lane {
             let hopper = if gpu.arch == 90 { 2 } else { 1 };
             kernels.extend(compiled(&gpu, ATTENTION, &defines, &names[..hopper])?);
             if gpu.arch == 90 {
-                kernels.extend(compiled(&gpu, PRODUCTS, &defines, &kernels_of(BF16))?);
+                kernels.extend(compiled(&gpu, PRODUCTS, &defines, &[(Geglu::NAME, Geglu::SHARED)])?);
                 if fp8 {
-                    defines.push("FP8".to_owned());
-                    kernels.extend(compiled(&gpu, PRODUCTS, &defines, &kernels_of(FP8))?);
+                    kernels.extend(compiled(&gpu, PRODUCTS_FP8, &defines, &fp8::kernels())?);
                 }
             }
         }

@@ -8,7 +8,7 @@
 //! |---|---|
 //! | `driver`, `compile`, `gemm` | the driver, the run-time compiler and cuBLASLt, as far as they are used |
 //! | `lane`, `load` | a stream with its kernels; weights onto the GPU |
-//! | `product` | own matrix products, fused with what follows them |
+//! | `product`, `fp8` | own matrix products, in bf16 and e4m3, fused with what follows them |
 //! | `vision`, `prefix`, `expert`, `fused` | the stages: what each puts on its stream |
 //! | `chunk` | graphs of them, and two chunks in flight |
 //! | `programs` | all kernels, for checks without a GPU |
@@ -20,6 +20,7 @@ mod chunk;
 mod compile;
 pub(super) mod driver;
 mod expert;
+mod fp8;
 mod fused;
 mod gemm;
 mod lane;

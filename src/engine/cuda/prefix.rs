@@ -4,10 +4,11 @@
 //! lengths; padding is never a key.
 
 use super::driver::{Buffer, Gpu};
+use super::fp8::Product;
 use super::gemm::{Operands, Shape};
 use super::lane::{Lane, PREFIX_SHARED};
 use super::load::{Loader, Weight};
-use super::product::{GEGLU, GEGLU_FP8};
+use super::product::Geglu;
 use crate::engine::EngineError;
 use crate::engine::probe::Tap;
 use crate::model::dims::{Dims, GemmaDims};
@@ -296,9 +297,14 @@ impl Prefix {
             let q_rows = if i < last { 0 } else { heads * head_dim };
             let columns = (heads + 2) * head_dim;
             let offset = (q_rows * lane.size()) as u64;
-            let shape = Shape { ldy: columns, ..Shape::linear(rows, columns - q_rows, width) };
-            let at = Operands::new(a.h.address, 0, a.qkv.address + offset);
-            lane.through(&block.qkv, q_rows, shape, at)?;
+            if i < last && block.qkv.is_fp8() {
+                let (x, w, y) = (a.h.address, &block.qkv, a.qkv.address);
+                Product { x, w, y, bias: 0, rows, columns, k: width }.dense(lane)?;
+            } else {
+                let shape = Shape { ldy: columns, ..Shape::linear(rows, columns - q_rows, width) };
+                let at = Operands::new(a.h.address, 0, a.qkv.address + offset);
+                lane.through(&block.qkv, q_rows, shape, at)?;
+            }
             if cache.vt.is_empty() && head_dim.is_multiple_of(16) && lane.has("split_rope_8") {
                 let args = [
                     (&a.qkv).into(),
@@ -389,24 +395,23 @@ impl Prefix {
     /// h through gate, up and GEGLU: where that is, in the type that `down` takes.
     fn mlp(&self, lane: &mut Lane, block: &PrefixBlock, rows: usize) -> Result<u64, EngineError> {
         let (a, GemmaDims { width, mlp, .. }) = (&self.activations, self.dims);
-        let inverse = block.down.inverse();
-        let tile = if block.gate_up.is_fp8() { GEGLU_FP8 } else { GEGLU };
-        let makes_e4m3 = block.gate_up.is_fp8();
-        if makes_e4m3 <= block.down.is_fp8() && tile.suits(lane, rows, mlp, width) {
-            let at = [a.h.address, a.hidden.address, 0];
-            tile.record(lane, &block.gate_up, at, [rows, mlp, width], inverse)?;
-            if makes_e4m3 {
-                return Ok(a.hidden.address);
-            }
+        let (x, hidden, is_fp8) = (a.h.address, a.hidden.address, block.gate_up.is_fp8());
+        let product = Product { x, w: &block.gate_up, y: hidden, bias: 0, rows, columns: mlp, k: width };
+        if is_fp8 && block.down.is_fp8() && product.geglu(lane, block.down.inverse())? {
+            return Ok(hidden);
+        }
+        let geglu = Geglu { x, w: block.gate_up.values.address, y: hidden, rows, columns: mlp, k: width };
+        if !is_fp8 && geglu.suits(lane) {
+            geglu.record(lane)?;
         } else {
-            let at = Operands::new(a.h.address, 0, a.gate_up.address);
+            let at = Operands::new(x, 0, a.gate_up.address);
             lane.through(&block.gate_up, 0, Shape::linear(rows, 2 * mlp, width), at)?;
             a.geglu(lane, mlp, rows)?;
         }
         if !block.down.is_fp8() {
-            return Ok(a.hidden.address);
+            return Ok(hidden);
         }
-        lane.finish([a.hidden.address, 0, a.gate_up.address], [rows, mlp], false, inverse)?;
+        lane.finish([hidden, 0, a.gate_up.address], [rows, mlp], false, block.down.inverse())?;
         Ok(a.gate_up.address)
     }
 
@@ -414,7 +419,8 @@ impl Prefix {
     fn add(&self, lane: &mut Lane, w: &Weight, from: u64, rows: usize, k: usize) -> Result<(), EngineError> {
         let (a, shape) = (&self.activations, Shape::linear(rows, self.dims.width, k));
         if w.is_fp8() {
-            lane.through(w, 0, shape, Operands::new(from, 0, a.y.address))
+            let (y, columns) = (a.y.address, self.dims.width);
+            Product { x: from, w, y, bias: 0, rows, columns, k }.dense(lane)
         } else {
             lane.through(w, 0, shape.wide().add(), Operands::new(from, 0, a.x.address))
         }

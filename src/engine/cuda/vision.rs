@@ -3,10 +3,10 @@
 use std::fmt::Arguments;
 
 use super::driver::{Buffer, Gpu};
+use super::fp8::Product;
 use super::gemm::{Epilogue, Operands, Shape};
 use super::lane::{Lane, VISION_SHARED};
 use super::load::{Loader, Weight};
-use super::product::{BIAS_FP8, BIAS_GELU_FP8, Tile};
 use crate::engine::EngineError;
 use crate::engine::probe::Tap;
 use crate::model::dims::{Dims, VisionDims};
@@ -170,8 +170,13 @@ impl Vision {
             if !qkv.0.is_fp8() {
                 self.report_narrow(lane, tap, slots, format_args!("layer.{i}.layer_norm1"), &self.h, width)?;
             }
-            let sizes = [rows, 3 * width, width];
-            self.dense(lane, Some(BIAS_FP8), Epilogue::Bias, qkv, [h, self.qkv.address], sizes)?;
+            let (columns, y, bias) = (3 * width, self.qkv.address, qkv.1.address);
+            if qkv.0.is_fp8() {
+                Product { x: h, w: &qkv.0, y, bias, rows, columns, k: width }.dense(lane)?;
+            } else {
+                let shape = Shape::linear(rows, columns, width).with(Epilogue::Bias);
+                lane.through(&qkv.0, 0, shape, Operands { bias, ..Operands::new(h, 0, y) })?;
+            }
             if !self.attention(lane, slots.len(), out.0.inverse())? && out.0.is_fp8() {
                 lane.finish([mixed, 0, self.hidden.address], [rows, width], false, out.0.inverse())?;
                 mixed = self.hidden.address;
@@ -215,46 +220,30 @@ impl Vision {
         Ok(())
     }
 
-    /// x to y in bf16 through a matrix with a bias, and GELU if the epilogue says so.
-    fn dense(
-        &self,
-        lane: &mut Lane,
-        tile: Option<Tile>,
-        epilogue: Epilogue,
-        (w, bias): &(Weight, Buffer),
-        [x, y]: [u64; 2],
-        [rows, columns, k]: [usize; 3],
-    ) -> Result<(), EngineError> {
-        let shape = Shape::linear(rows, columns, k);
-        if !w.is_fp8() {
-            let at = Operands { bias: bias.address, ..Operands::new(x, 0, y) };
-            return lane.through(w, 0, shape.with(epilogue), at);
-        }
-        if let Some(tile) = tile.filter(|tile| tile.suits(lane, rows, columns, k)) {
-            return tile.record(lane, w, [x, y, bias.address], [rows, columns, k], 0.0);
-        }
-        lane.through(w, 0, shape, Operands::new(x, 0, y))?;
-        lane.finish([y, bias.address, y], [rows, columns], epilogue == Epilogue::BiasGelu, 0.0)
-    }
-
     /// h through fc1 and GELU: where that is, in e4m3 if there is an `inverse` of its scale.
     fn hidden(
         &self,
         lane: &mut Lane,
-        fc1: &(Weight, Buffer),
+        (w, bias): &(Weight, Buffer),
         inverse: f32,
         rows: usize,
     ) -> Result<u64, EngineError> {
-        let (x, y, sizes) = (self.h.address, self.hidden.address, [rows, self.dims.mlp, self.dims.width]);
-        if fc1.0.is_fp8() && inverse != 0.0 && BIAS_GELU_FP8.suits(lane, rows, sizes[1], sizes[2]) {
-            BIAS_GELU_FP8.record(lane, &fc1.0, [x, y, fc1.1.address], sizes, inverse)?;
-            return Ok(y);
+        let (x, y, VisionDims { width, mlp, .. }) = (self.h.address, self.hidden.address, self.dims);
+        if w.is_fp8() {
+            let product = Product { x, w, y, bias: bias.address, rows, columns: mlp, k: width };
+            if inverse != 0.0 && product.gelu(lane, inverse)? {
+                return Ok(y);
+            }
+            lane.through(w, 0, Shape::linear(rows, mlp, width), Operands::new(x, 0, y))?;
+            lane.finish([y, bias.address, y], [rows, mlp], true, 0.0)?;
+        } else {
+            let at = Operands { bias: bias.address, ..Operands::new(x, 0, y) };
+            lane.through(w, 0, Shape::linear(rows, mlp, width).with(Epilogue::BiasGelu), at)?;
         }
-        self.dense(lane, None, Epilogue::BiasGelu, fc1, [x, y], sizes)?;
         if inverse == 0.0 {
             return Ok(y);
         }
-        lane.finish([y, 0, self.qkv.address], [rows, sizes[1]], false, inverse)?;
+        lane.finish([y, 0, self.qkv.address], [rows, mlp], false, inverse)?;
         Ok(self.qkv.address)
     }
 
@@ -269,7 +258,8 @@ impl Vision {
     ) -> Result<(), EngineError> {
         let shape = Shape::linear(rows, self.dims.width, k);
         if w.is_fp8() {
-            return lane.through(w, 0, shape, Operands::new(x, 0, self.y.address));
+            let (y, columns) = (self.y.address, self.dims.width);
+            return Product { x, w, y, bias: 0, rows, columns, k }.dense(lane);
         }
         let at = Operands { bias: bias.address, ..Operands::new(x, 0, self.x.address) };
         lane.through(w, 0, shape.wide().add().with(Epilogue::Bias), at)

@@ -1,0 +1,147 @@
+//! Own e4m3 products on Hopper, fused with what follows them (kernels/products_fp8.cu), and which of them, or the
+//! library's, takes a matrix.
+
+use super::driver::{Arg, Launch, Matrix};
+use super::gemm::{Operands, Shape};
+use super::lane::Lane;
+use super::load::Weight;
+use crate::engine::EngineError;
+
+/// Rows of a block's tile.
+const ROWS: usize = 128;
+const THREADS: usize = 384;
+/// Longest rows of W for which own products were measured to be faster than the library's.
+const LONGEST: usize = 8192;
+/// What a tile costs besides its columns, in columns.
+const OVERHEAD: usize = 64;
+
+/// A kernel: a block's tile has `n` rows of W; `stages` pieces of k are on their way; clusters are of so many tiles of
+/// rows and columns.
+#[derive(Clone, Copy, Debug)]
+struct Tile {
+    name: &'static str,
+    n: usize,
+    cluster: [usize; 2],
+    stages: usize,
+}
+
+const fn tile(name: &'static str, n: usize, cluster: [usize; 2], stages: usize) -> Tile {
+    Tile { name, n, cluster, stages }
+}
+
+/// `x W^T + bias` to bf16.
+const DENSE: [Tile; 5] = [
+    tile("dense_64_1x2", 64, [1, 2], 8),
+    tile("dense_128_1x2", 128, [1, 2], 6),
+    tile("dense_128_2x1", 128, [2, 1], 6),
+    tile("dense_160_1x2", 160, [1, 2], 5),
+    tile("dense_160_2x1", 160, [2, 1], 5),
+];
+/// `GELU(x W^T + bias)` to e4m3.
+const GELU: Tile = tile("gelu_208_2x1", 208, [2, 1], 5);
+/// `GELU(x gate^T) * (x up^T)` to e4m3, W = [gate; up].
+const GEGLU: [Tile; 2] = [tile("geglu_256_2x1", 256, [2, 1], 3), tile("geglu_256_1x2", 256, [1, 2], 3)];
+/// Bytes of a row of what is handed from products to GEGLU.
+const HANDED: usize = 256 * 2 + 16;
+
+/// All kernels, with the shared memory of a block.
+pub fn kernels() -> Vec<(&'static str, usize)> {
+    DENSE.iter().chain([&GELU]).chain(&GEGLU).map(|tile| (tile.name, tile.shared())).collect()
+}
+
+/// A product: x `[rows, k]` in e4m3 to y `[rows, columns]`.
+#[derive(Clone, Copy)]
+pub struct Product<'a> {
+    pub x: u64,
+    pub w: &'a Weight,
+    pub y: u64,
+    /// bf16, or 0.
+    pub bias: u64,
+    pub rows: usize,
+    pub columns: usize,
+    pub k: usize,
+}
+
+impl Product<'_> {
+    /// To bf16.
+    pub fn dense(&self, lane: &mut Lane) -> Result<(), EngineError> {
+        let processors = lane.gpu.processors as usize;
+        let best = DENSE.iter().min_by_key(|tile| tile.cost(self, processors));
+        if let Some(tile) = best.filter(|tile| self.suits(lane, tile)) {
+            return self.launch(lane, tile, self.columns, 0.0);
+        }
+        let Self { x, w, y, bias, rows, columns, k } = *self;
+        lane.through(w, 0, Shape::linear(rows, columns, k), Operands::new(x, 0, y))?;
+        if bias == 0 { Ok(()) } else { lane.finish([y, bias, y], [rows, columns], false, 0.0) }
+    }
+
+    /// GELU of it to e4m3, multiplied by `inverse`; false: there is no kernel for that.
+    pub fn gelu(&self, lane: &Lane, inverse: f32) -> Result<bool, EngineError> {
+        let suits = self.suits(lane, &GELU);
+        if suits {
+            self.launch(lane, &GELU, self.columns, inverse)?;
+        }
+        Ok(suits)
+    }
+
+    /// GEGLU to e4m3, multiplied by `inverse`, W = [gate; up]; false: there is no kernel for that.
+    pub fn geglu(&self, lane: &Lane, inverse: f32) -> Result<bool, EngineError> {
+        // Clusters of rows, unless that would be one of padding.
+        let tile = &GEGLU[self.rows.div_ceil(ROWS) % 2];
+        let suits = self.suits(lane, tile) && self.columns.is_multiple_of(tile.n / 2);
+        if suits {
+            self.launch(lane, tile, 2 * self.columns, inverse)?;
+        }
+        Ok(suits)
+    }
+
+    fn suits(&self, lane: &Lane, tile: &Tile) -> bool {
+        let fits = self.k.is_multiple_of(16) && self.columns.is_multiple_of(16);
+        fits && self.k <= LONGEST && lane.has(tile.name)
+    }
+
+    /// `w_rows`: of W.
+    fn launch(&self, lane: &Lane, tile: &Tile, w_rows: usize, inverse: f32) -> Result<(), EngineError> {
+        let [down, across] = tile.cluster;
+        let mut clusters = tile.clusters(self.rows, w_rows);
+        if w_rows != self.columns {
+            // Blocks work on tiles one after the other.
+            clusters = clusters.min(lane.gpu.processors as usize / (down * across));
+        }
+        let map = |address, rows, box_rows| {
+            Matrix { address, rows, columns: self.k, size: 1, box_rows }.map().map(Arg::Map)
+        };
+        let args = [
+            map(self.x, self.rows, ROWS / across)?,
+            map(self.w.values.address, w_rows, tile.n / 2)?,
+            self.rows.into(),
+            self.columns.into(),
+            self.k.div_ceil(128).into(),
+            self.y.into(),
+            self.bias.into(),
+            self.w.multipliers().into(),
+            inverse.into(),
+        ];
+        let shape = Launch::new([clusters, down * across, 1], THREADS, tile.shared()).clusters(down * across);
+        lane.launch_shaped(tile.name, shape, &args)
+    }
+}
+
+impl Tile {
+    fn shared(&self) -> usize {
+        let handed = if self.name.starts_with("geglu") { ROWS * HANDED + 16 } else { 0 };
+        self.stages * ((ROWS + self.n) * 128 + 16) + handed
+    }
+
+    /// Clusters for so many rows of x and of W.
+    fn clusters(&self, rows: usize, columns: usize) -> usize {
+        let [down, across] = self.cluster;
+        rows.div_ceil(ROWS * down) * columns.div_ceil(self.n).div_ceil(across)
+    }
+
+    /// Time, in columns: of all rounds that the multiprocessors work through.
+    fn cost(&self, product: &Product<'_>, processors: usize) -> usize {
+        let blocks = self.clusters(product.rows, product.columns) * self.cluster[0] * self.cluster[1];
+        blocks.div_ceil(processors) * (self.n + OVERHEAD)
+    }
+}
