@@ -202,10 +202,9 @@ impl Model {
             true => {
                 let (ranges, layers) =
                     calibrated::read(&file, &weights.fingerprint(&dims)?)?.by(&recipe, &dims, &file)?;
-                let kept: Vec<&str> =
-                    layers.iter().filter(|l| l.kept.is_some()).map(|l| l.name.as_str()).collect();
-                let (all, names) = (layers.len(), kept.join(", "));
-                tracing::info!("fp8, recipe {}: {} of {all} layers in bf16 {names}", recipe.name, kept.len());
+                let kept = layers.iter().filter(|layer| layer.kept.is_some()).count();
+                let name = &recipe.name;
+                tracing::info!("fp8, recipe {name}: {} of {} layers", layers.len() - kept, layers.len());
                 Some(ranges)
             }
             false => None,

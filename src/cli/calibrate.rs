@@ -7,9 +7,9 @@ use super::frames::{self, Frames};
 use super::{BackendArg, Failure, Verdict, engine_choice, progress};
 use crate::engine::Engine;
 use crate::engine::EngineError;
-use crate::engine::calibration::{Calibration, Ranges};
+use crate::engine::calibration::{Calibration, Means, Ranges};
 use crate::engine::cpu::CpuEngine;
-use crate::engine::probe::Tap;
+use crate::engine::probe::{Probe, Tap};
 use crate::engine::weights::Weights;
 use crate::model::ModelInput;
 use crate::model::dims::Dims;
@@ -90,7 +90,7 @@ pub fn run(args: Args) -> Result<Verdict, Failure> {
     Ok(Verdict::Ok)
 }
 
-/// The ranges of all that fp8 could round.
+/// Ranges and means of all that fp8 could round.
 pub(super) fn ranges(
     engine: &mut Engine,
     inputs: &[ModelInput],
@@ -99,15 +99,29 @@ pub(super) fn ranges(
     let mut seen = Ranges::new(from.percentile);
     let bar = progress::bar("frames");
     for (i, input) in inputs.iter().enumerate() {
-        let features = engine.vision(&input.images, &mut Tap::new(&mut seen))?;
-        engine.prefix(&features, &input.tokens, &mut Tap::new(&mut seen))?;
+        look(engine, input, &mut seen)?;
         progress::set(&bar, i as u64 + 1, inputs.len() as u64);
     }
     bar.finish_and_clear();
     let names = names::quantised(engine.dims());
-    let seen = seen.calibration();
-    let ranges = seen.only(names.iter().map(String::as_str));
-    ranges.map_err(|e| format!("{}: {}: no range above zero was seen", from.source, e.0).into())
+    let ranges = seen.calibration().only(names.iter().map(String::as_str));
+    let ranges = ranges.map_err(|e| format!("{}: {} is not above zero", from.source, e.0))?;
+    let dims = *engine.dims();
+    let width = |name: &str| names::quantised_width(&dims, name);
+    let mut means = Means::new(&ranges, &width);
+    let bar = progress::bar("means");
+    for (i, input) in inputs.iter().enumerate() {
+        look(engine, input, &mut means)?;
+        progress::set(&bar, i as u64 + 1, inputs.len() as u64);
+    }
+    bar.finish_and_clear();
+    let means = means.means();
+    Ok(ranges.with_means(means))
+}
+
+fn look(engine: &mut Engine, input: &ModelInput, probe: &mut dyn Probe) -> Result<(), EngineError> {
+    let features = engine.vision(&input.images, &mut Tap::new(probe))?;
+    engine.prefix(&features, &input.tokens, &mut Tap::new(probe)).map(drop)
 }
 
 /// By layer, what rounding all of its matrices adds to its output.

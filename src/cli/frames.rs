@@ -1,7 +1,7 @@
 //! Real frames for commands that measure on them: a bag's observations, or a recorded case. Frames that tell nothing are
 //! refused.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use super::Failure;
 use super::replay::load_config;
@@ -66,7 +66,7 @@ impl Args {
                     source: path.display().to_string(),
                 }
             }
-            (None, Some(path)) => self.from_bag(path)?,
+            (None, Some(path)) => self.of_bag(path)?,
             (None, None) => return Err("expected --bag or --case".into()),
         };
         for (i, input) in frames.inputs.iter().enumerate() {
@@ -75,7 +75,7 @@ impl Args {
         Ok(frames)
     }
 
-    fn from_bag(&self, path: &std::path::Path) -> Result<Frames, Failure> {
+    fn of_bag(&self, path: &Path) -> Result<Frames, Failure> {
         let config = load_config(self.config.as_deref(), self.checkpoint.clone())?;
         let (bag, setup) = (Bag::open(path)?, Setup::open(&config)?);
         let topics = Topics::resolve(&bag, &config, &setup.cameras)?;

@@ -1,4 +1,8 @@
-//! Ranges of the activations that fp8 quantises, by the tensor's name, as [`Ranges`] sees them through a tap.
+//! What fp8 must know of the activations that it rounds, by the tensor's name: ranges, as [`Ranges`] sees them through a tap,
+//! and means before and after rounding, as [`Means`] does.
+//!
+//! Rounding shifts a product's output: most of its error is the same for every token. The mean shift is W m - W' m', with
+//! rounded weights W' and the means m and m' of the activation before and after rounding, and engines add it to the bias.
 
 use std::collections::BTreeMap;
 
@@ -26,21 +30,50 @@ pub fn e4m3(x: f32) -> f32 {
     (x + large) - large
 }
 
-/// What fp8 must know: of each tensor the magnitude that few of its values exceed.
+/// What fp8 must know: of each tensor the magnitude that few of its values exceed; and its means.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Calibration {
     ranges: BTreeMap<String, f32>,
+    means: BTreeMap<String, Mean>,
+}
+
+/// The mean of a tensor over tokens, by channel.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Mean {
+    /// Of its values.
+    pub exact: Vec<f32>,
+    /// Of its values rounded to e4m3.
+    pub rounded: Vec<f32>,
+}
+
+/// How a tensor is rounded.
+#[derive(Clone, Debug)]
+pub struct Rounded {
+    /// What its e4m3 numbers are multiples of.
+    pub scale: f32,
+    /// Its mean, if that is known.
+    pub mean: Option<Mean>,
 }
 
 /// A tensor whose range is not known.
 #[derive(Debug, Error)]
-#[error("calibration: no range of {0}: it is of another network; run `pi05 calibrate` on this checkpoint")]
+#[error("calibration: {0} is missing: run `pi05 calibrate` on this checkpoint")]
 pub struct Uncalibrated(pub String);
 
 impl Calibration {
     /// Ranges by name, finite and above zero: `vision.layer.{i}.…`, `prefix.layer.{i}.…`.
     pub fn from_ranges(ranges: impl IntoIterator<Item = (String, f32)>) -> Self {
-        Self { ranges: ranges.into_iter().collect() }
+        Self { ranges: ranges.into_iter().collect(), means: BTreeMap::new() }
+    }
+
+    /// The same with means by name.
+    pub fn with_means(self, means: BTreeMap<String, Mean>) -> Self {
+        Self { means, ..self }
+    }
+
+    /// All means.
+    pub fn means(&self) -> &BTreeMap<String, Mean> {
+        &self.means
     }
 
     /// All ranges.
@@ -51,7 +84,7 @@ impl Calibration {
     /// The range of a tensor: finite and above zero.
     pub fn range(&self, name: &str) -> Result<f32, Uncalibrated> {
         let range = self.ranges.get(name).copied().filter(|range| range.is_finite() && *range > 0.0);
-        range.ok_or_else(|| Uncalibrated(name.to_owned()))
+        range.ok_or_else(|| Uncalibrated(format!("the range of {name}")))
     }
 
     /// What e4m3 numbers of a tensor are multiples of: the largest one is some way beyond its range.
@@ -59,15 +92,18 @@ impl Calibration {
         Ok(self.range(name)? * HEADROOM / E4M3_MAX)
     }
 
-    /// The scale of a tensor that engines are to round; `None`: it stays as it is.
-    pub fn chosen(&self, name: &str) -> Option<f32> {
-        self.scale(name).ok()
+    /// How engines are to round a tensor; `None`: it stays as it is.
+    pub fn chosen(&self, name: &str) -> Option<Rounded> {
+        let mean = self.means.get(name).cloned();
+        self.scale(name).ok().map(|scale| Rounded { scale, mean })
     }
 
     /// Of these tensors only, all of which must be known.
     pub fn only<'a>(&self, names: impl IntoIterator<Item = &'a str>) -> Result<Self, Uncalibrated> {
         let known = |name: &str| Ok((name.to_owned(), self.range(name)?));
-        Ok(Self { ranges: names.into_iter().map(known).collect::<Result<_, _>>()? })
+        let ranges: BTreeMap<_, _> = names.into_iter().map(known).collect::<Result<_, _>>()?;
+        let means = self.means.iter().filter(|(name, _)| ranges.contains_key(*name));
+        Ok(Self { means: means.map(|(name, mean)| (name.clone(), mean.clone())).collect(), ranges })
     }
 }
 
@@ -96,7 +132,7 @@ impl Ranges {
 
     /// What was measured.
     pub fn calibration(self) -> Calibration {
-        Calibration { ranges: self.ranges }
+        Calibration { ranges: self.ranges, means: BTreeMap::new() }
     }
 }
 
@@ -130,6 +166,52 @@ impl Probe for Ranges {
     }
 }
 
+/// A probe that measures means of the tensors that a calibration knows.
+pub struct Means<'a> {
+    calibration: &'a Calibration,
+    /// By name: tokens, and sums before and after rounding by channel.
+    sums: BTreeMap<String, (f64, [Vec<f64>; 2])>,
+    width: &'a dyn Fn(&str) -> usize,
+}
+
+impl<'a> Means<'a> {
+    /// `width`: channels of a tensor.
+    pub fn new(calibration: &'a Calibration, width: &'a dyn Fn(&str) -> usize) -> Self {
+        Self { calibration, sums: BTreeMap::new(), width }
+    }
+
+    /// What was measured.
+    pub fn means(self) -> BTreeMap<String, Mean> {
+        let of = |sums: &[f64], tokens: f64| sums.iter().map(|sum| (sum / tokens) as f32).collect();
+        let mean = |(name, (tokens, [exact, rounded])): (String, (f64, [Vec<f64>; 2]))| {
+            (name, Mean { exact: of(&exact, tokens), rounded: of(&rounded, tokens) })
+        };
+        self.sums.into_iter().map(mean).collect()
+    }
+}
+
+impl Probe for Means<'_> {
+    fn wants(&self, name: &str) -> bool {
+        tensor(name).is_some_and(|tensor| self.calibration.range(tensor).is_ok())
+    }
+
+    fn record(&mut self, name: &str, data: &[f32]) {
+        let Some(tensor) = tensor(name) else { return };
+        let Ok(scale) = self.calibration.scale(tensor) else { return };
+        let width = (self.width)(tensor);
+        let empty = || (0.0, [vec![0.0; width], vec![0.0; width]]);
+        let (tokens, [exact, rounded]) = self.sums.entry(tensor.to_owned()).or_insert_with(empty);
+        let inverse = 1.0 / scale;
+        for row in data.chunks_exact(width) {
+            *tokens += 1.0;
+            for ((x, exact), rounded) in row.iter().zip(exact.iter_mut()).zip(rounded.iter_mut()) {
+                *exact += f64::from(*x);
+                *rounded += f64::from(e4m3(x * inverse) * scale);
+            }
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -146,7 +228,7 @@ mod tests {
         for pair in all.windows(2) {
             let (low, high) = (pair[0], pair[1]);
             let middle = (low + high) / 2.0; // exact
-            let even = if (low / (high - low)) as u32 % 2 == 0 { low } else { high };
+            let even = if ((low / (high - low)) as u32).is_multiple_of(2) { low } else { high };
             for sign in [1.0, -1.0] {
                 assert_eq!(e4m3(sign * low), sign * low);
                 assert_eq!(e4m3(sign * middle), sign * even, "{middle}");

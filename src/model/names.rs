@@ -83,6 +83,18 @@ pub fn language_final_norm() -> String {
     format!("{LANGUAGE}norm.weight")
 }
 
+/// Channels of an activation that fp8 quantises.
+pub fn quantised_width(dims: &Dims, name: &str) -> usize {
+    let (is_vision, last) = (name.starts_with("vision."), name.rsplit('.').next());
+    match (last, is_vision) {
+        (Some("hidden"), true) => dims.vision.mlp,
+        (_, true) => dims.vision.width,
+        (Some("hidden"), false) => dims.language.mlp,
+        (Some("attention"), false) => dims.language.q_width(),
+        (_, false) => dims.language.width,
+    }
+}
+
 /// Activations that fp8 quantises: what matrices of vision, projector and prefix multiply, by the names that stages report. Of the last
 /// layer of the prefix only keys and values are made.
 pub fn quantised(dims: &Dims) -> Vec<String> {

@@ -1,7 +1,7 @@
 //! `calibration.safetensors`: a checkpoint's activation ranges on disk, with where they come from.
 //!
-//! One f32 `[1]` per tensor, and one per layer, `error.vision.layer.3`: what rounding the layer to e4m3 adds to its
-//! output. Metadata: `checkpoint` (a fingerprint of the weights), `frames`, `percentile`, `engine`, `source`. Written by `pi05 calibrate`, read where a network is loaded in fp8. A calibration of other weights is refused.
+//! Per tensor its range, f32 `[1]`, and its means by channel before and after rounding, `mean.…`, f32 `[2, channels]`; per
+//! layer, `error.vision.layer.3`, f32 `[1]`: what rounding it to e4m3 adds to its output. Metadata: `checkpoint` (a fingerprint of the weights), `frames`, `percentile`, `engine`, `source`. Written by `pi05 calibrate`, read where a network is loaded in fp8. A calibration of other weights is refused.
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
@@ -11,13 +11,16 @@ use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use thiserror::Error;
 
 use super::recipe::{self, Layer, Recipe};
-use crate::engine::calibration::{Calibration, Uncalibrated};
+use crate::engine::calibration::{Calibration, Mean, Uncalibrated};
 use crate::model::dims::Dims;
+use crate::model::names;
 
-/// Largest file that is read: a few hundred numbers and their names.
-const MAX_BYTES: u64 = 1 << 20;
+/// Largest file that is read; of π0.5 it has 5 MB.
+const MAX_BYTES: u64 = 256 << 20;
 /// Before the name of a layer.
 const ERROR: &str = "error.";
+/// Before the name of a tensor.
+const MEAN: &str = "mean.";
 
 /// Why there is no calibration.
 #[derive(Debug, Error)]
@@ -99,12 +102,16 @@ pub fn write(path: &Path, measured: &Calibrated, from: &Provenance) -> Result<()
     let failed = |source| CalibrationError::Io { file: path.display().to_string(), source };
     let ranges = measured.calibration.ranges().iter().map(|(name, range)| (name.clone(), range));
     let errors = measured.errors.iter().map(|(layer, error)| (format!("{ERROR}{layer}"), error));
-    let bytes: BTreeMap<String, [u8; 4]> =
-        ranges.chain(errors).map(|(name, value)| (name, value.to_le_bytes())).collect();
-    let mut views = Vec::with_capacity(bytes.len());
-    for (name, bytes) in &bytes {
-        let view = TensorView::new(Dtype::F32, vec![1], bytes).map_err(|e| failed(io::Error::other(e)))?;
-        views.push((name.as_str(), view));
+    let numbers = ranges.chain(errors).map(|(name, value)| (name, (vec![1], value.to_le_bytes().to_vec())));
+    let means = measured.calibration.means().iter().map(|(name, Mean { exact, rounded })| {
+        let bytes = exact.iter().chain(rounded).flat_map(|x| x.to_le_bytes()).collect();
+        (format!("{MEAN}{name}"), (vec![2, exact.len()], bytes))
+    });
+    let tensors: BTreeMap<String, (Vec<usize>, Vec<u8>)> = numbers.chain(means).collect();
+    let mut views = Vec::with_capacity(tensors.len());
+    for (name, (shape, bytes)) in &tensors {
+        let view = TensorView::new(Dtype::F32, shape.clone(), bytes);
+        views.push((name.as_str(), view.map_err(|e| failed(io::Error::other(e)))?));
     }
     let metadata = HashMap::from([
         ("checkpoint".to_owned(), from.checkpoint.clone()),
@@ -146,17 +153,30 @@ pub fn read(path: &Path, checkpoint: &str) -> Result<Calibrated, CalibrationErro
         return Err(CalibrationError::OtherWeights { file, expected, found });
     }
     let tensors = SafeTensors::deserialize(&bytes).map_err(|e| malformed(e.to_string()))?;
-    let (mut ranges, mut errors) = (BTreeMap::new(), BTreeMap::new());
+    let (mut ranges, mut errors, mut means) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
     for (name, view) in tensors.tensors() {
-        let value = <[u8; 4]>::try_from(view.data()).ok().filter(|_| view.dtype() == Dtype::F32);
-        let value = value.map(f32::from_le_bytes).filter(|value| value.is_finite() && *value >= 0.0);
+        if view.dtype() != Dtype::F32 {
+            return Err(malformed(format!("{name} in {:?}", view.dtype())));
+        }
+        if let Some(of) = name.strip_prefix(MEAN) {
+            let values = view.data().chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]));
+            let mut exact: Vec<f32> = values.collect();
+            if exact.iter().any(|x| !x.is_finite()) {
+                return Err(malformed(format!("{name} with what is no number")));
+            }
+            let rounded = exact.split_off(exact.len() / 2);
+            means.insert(of.to_owned(), Mean { exact, rounded });
+            continue;
+        }
+        let value = <[u8; 4]>::try_from(view.data()).ok().map(f32::from_le_bytes);
+        let value = value.filter(|value| value.is_finite() && *value >= 0.0);
         match (name.strip_prefix(ERROR), value) {
             (Some(layer), Some(error)) => errors.insert(layer.to_owned(), error),
             (None, Some(range)) if range > 0.0 => ranges.insert(name, range),
             _ => return Err(malformed(format!("{name} that is no positive number"))),
         };
     }
-    Ok(Calibrated { calibration: Calibration::from_ranges(ranges), errors })
+    Ok(Calibrated { calibration: Calibration::from_ranges(ranges).with_means(means), errors })
 }
 
 impl Calibrated {
@@ -169,7 +189,14 @@ impl Calibrated {
     ) -> Result<(Calibration, Vec<Layer>), CalibrationError> {
         let lacking = |source| CalibrationError::Lacking { file: path.display().to_string(), source };
         let layers = recipe.layers(dims, &self.errors).map_err(lacking)?;
-        Ok((recipe::ranges_of(&layers, &self.calibration).map_err(lacking)?, layers))
+        let chosen = recipe::ranges_of(&layers, &self.calibration).map_err(lacking)?;
+        for name in chosen.ranges().keys() {
+            let (width, mean) = (names::quantised_width(dims, name), chosen.means().get(name));
+            if mean.is_none_or(|mean| mean.exact.len() != width || mean.rounded.len() != width) {
+                return Err(lacking(Uncalibrated(format!("the {width} means of {name}"))));
+            }
+        }
+        Ok((chosen, layers))
     }
 }
 
@@ -186,7 +213,10 @@ mod tests {
         assert!(matches!(read(&path, "7"), Err(CalibrationError::Missing { .. })));
         let ranges = BTreeMap::from([("prefix.layer.0.hidden".to_owned(), 3.5), ("a".to_owned(), 0.25)]);
         let errors = BTreeMap::from([("prefix.layer.0".to_owned(), 0.0)]);
-        let calibration = Calibrated { calibration: Calibration::from_ranges(ranges), errors };
+        let mean = Mean { exact: vec![1.0, -2.0], rounded: vec![0.5, 0.0] };
+        let means = BTreeMap::from([("a".to_owned(), mean)]);
+        let calibration =
+            Calibrated { calibration: Calibration::from_ranges(ranges).with_means(means), errors };
         let from = Provenance {
             checkpoint: "7".into(),
             frames: 3,

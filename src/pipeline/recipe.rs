@@ -174,7 +174,8 @@ impl Recipe {
                 if matrices.is_empty() || stage.bf16_layers.contains(&i) {
                     kept = Some(Kept::Listed);
                 } else if let Some(bound) = self.error_bound {
-                    let error = errors.get(&name).ok_or_else(|| Uncalibrated(format!("{name}'s error")))?;
+                    let error =
+                        errors.get(&name).ok_or_else(|| Uncalibrated(format!("the error of {name}")))?;
                     kept = (f64::from(*error) > bound).then_some(Kept::Error(f64::from(*error)));
                 }
                 if kept.is_some() {

@@ -169,6 +169,10 @@ fn what_this_engine_cannot_do_is_refused_and_wrong_usage_is_told_apart() {
     with(&["--backend", "cpu", "--dtype", "f32"]).assert_passed();
     assert_refused(&with(&["--dtype", "bf16"]), &["--dtype bf16", "f32"]);
     assert_refused(&with(&["--dtype", "fp8"]), &["--dtype fp8", "f32"]);
+    assert_refused(
+        &with(&["--backend", "cpu", "--dtype", "fp8"]),
+        &["no calibration", "pi05 calibrate --checkpoint"],
+    );
     assert_refused(&with(&["--backend", "cuda"]), &["--backend cuda", "cpu"]);
     for wrong in [&["--dtype", "f64"][..], &["--backend"], &["--no-such-option"]] {
         let ran = with(wrong);

@@ -7,7 +7,7 @@ use super::attention::shared_head;
 use super::linear::Linear;
 use super::math::{PARALLEL_ELEMENTS, add, add_gated, geglu, rms_norm};
 use super::{MissingTensor, vector};
-use crate::engine::calibration::PREFIX;
+use crate::engine::calibration::{PREFIX, Rounded};
 use crate::engine::probe::Tap;
 use crate::engine::weights::Weights;
 use crate::model::dims::GemmaDims;
@@ -62,17 +62,17 @@ pub struct MlpScratch {
 }
 
 impl Block {
-    /// `scale`: of what a matrix multiplies, by the name under which it is reported, where that is to be e4m3.
+    /// `rounding`: of what a matrix multiplies, by the name under which it is reported, where that is to be e4m3.
     pub fn new(
         weights: &Weights,
         dims: &GemmaDims,
         at: &str,
-        scale: impl Fn(&str) -> Option<f32>,
+        rounding: impl Fn(&str) -> Option<Rounded>,
     ) -> Result<Self, MissingTensor> {
         let linear = |name: &str, of: &str| {
             let name = format!("{at}{name}");
             let linear = Linear::new(weights, &name).ok_or(MissingTensor(name))?;
-            Ok(linear.rounded(scale(of)))
+            Ok(linear.rounded(rounding(of)))
         };
         let [normed, mixed, post_normed, hidden] = PREFIX;
         Ok(Self {

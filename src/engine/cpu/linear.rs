@@ -5,7 +5,7 @@ use std::cell::RefCell;
 use gemm::Parallelism;
 use rayon::prelude::*;
 
-use crate::engine::calibration::{E4M3_MAX, e4m3};
+use crate::engine::calibration::{E4M3_MAX, Mean, Rounded, e4m3};
 use crate::engine::weights::{Tensor, Weights};
 
 /// A linear layer. The weight `[out, in]` stays in its file's type and is widened to f32 block by block.
@@ -14,8 +14,8 @@ pub struct Linear {
     bias: Option<Vec<f32>>,
     inputs: usize,
     outputs: usize,
-    /// The scale of x, if x and the weight are to be rounded to e4m3 as on a GPU.
-    e4m3: Option<f32>,
+    /// How x is rounded, if x and the weight are to be e4m3 as on a GPU.
+    e4m3: Option<Rounded>,
 }
 
 /// Below this many multiply-adds a product is not worth waking another thread.
@@ -38,9 +38,9 @@ impl Linear {
         Some(Self { weight, bias, inputs, outputs, e4m3: None })
     }
 
-    /// The same with its products in e4m3, if x has a scale: rows of the weight have their own.
-    pub fn rounded(self, scale: Option<f32>) -> Self {
-        Self { e4m3: scale, ..self }
+    /// The same with its products in e4m3, if x is to be rounded: rows of the weight have their own scales.
+    pub fn rounded(self, x: Option<Rounded>) -> Self {
+        Self { e4m3: x, ..self }
     }
 
     /// Width of the output.
@@ -54,10 +54,11 @@ impl Linear {
         let m = x.len() / k;
         assert!(x.len() == m * k && y.len() == m * n, "invariant of the callers: shapes come from one Dims");
         let threads = if m * n * k < PARALLEL_WORK { 1 } else { rayon::current_num_threads() };
-        let rounded = self.e4m3.map(|scale| {
+        let rounded = self.e4m3.as_ref().map(|&Rounded { scale, .. }| {
             let inverse = 1.0 / scale;
             x.iter().map(|x| e4m3(x * inverse) * scale).collect::<Vec<_>>()
         });
+        let mean = self.e4m3.as_ref().and_then(|rounded| rounded.mean.as_ref());
         let x = rounded.as_deref().unwrap_or(x);
         let lying = self.weight.as_f32().filter(|_| rounded.is_none());
         let mut block = n.div_ceil(threads);
@@ -80,10 +81,17 @@ impl Linear {
                     widened.resize(widened.len().max(elements.len()), 0.0);
                     let widened = &mut widened[..elements.len()];
                     self.weight.convert(elements, widened);
-                    if rounded.is_some() {
-                        widened.chunks_exact_mut(k).for_each(round_row);
+                    if rounded.is_none() {
+                        return multiply(widened);
                     }
+                    let shifts =
+                        widened.chunks_exact_mut(k).map(|row| round_row(row, mean)).collect::<Vec<_>>();
                     multiply(widened);
+                    for i in 0..m {
+                        // SAFETY: row i's columns start..start + rows, which are this block's own.
+                        let y = unsafe { std::slice::from_raw_parts_mut(y.at(i * n + start), rows) };
+                        super::math::add(y, &shifts);
+                    }
                 }),
             }
         };
@@ -113,11 +121,15 @@ impl Linear {
     }
 }
 
-/// A row of weights to multiples of its own scale: its largest magnitude is the largest e4m3 number.
-fn round_row(row: &mut [f32]) {
+/// A row of weights to multiples of its own scale: its largest magnitude is the largest e4m3 number. What the product
+/// loses by all rounding in the mean.
+fn round_row(row: &mut [f32], mean: Option<&Mean>) -> f32 {
+    let dot = |row: &[f32], x: &[f32]| row.iter().zip(x).map(|(w, x)| w * x).sum::<f32>();
+    let exact = mean.map_or(0.0, |mean| dot(row, &mean.exact));
     let largest = row.iter().fold(1e-30f32, |max, w| max.max(w.abs()));
     let (scale, inverse) = (largest / E4M3_MAX, E4M3_MAX / largest);
     row.iter_mut().for_each(|w| *w = e4m3(*w * inverse) * scale);
+    exact - mean.map_or(0.0, |mean| dot(row, &mean.rounded))
 }
 
 /// A matrix that several threads fill, each its own columns.

@@ -91,20 +91,20 @@ impl CpuEngine {
         dims: Dims,
         calibration: Option<&Calibration>,
     ) -> Result<Self, MissingTensor> {
-        let scale = |stage: &str, i: usize, part: &str| {
+        let rounding = |stage: &str, i: usize, part: &str| {
             calibration.and_then(|calibration| calibration.chosen(&format!("{stage}.layer.{i}.{part}")))
         };
         let linear = |name: &str| Linear::new(weights, name).ok_or_else(|| MissingTensor(name.to_owned()));
         let prefix_layer = |i: usize| {
             let at = format!("{LANGUAGE}layers.{i}.");
             Ok(PrefixLayer {
-                block: Block::new(weights, &dims.language, &at, |part| scale("prefix", i, part))?,
+                block: Block::new(weights, &dims.language, &at, |part| rounding("prefix", i, part))?,
                 input_norm: rms_scale(weights, &format!("{at}input_layernorm.weight"))?,
                 post_norm: rms_scale(weights, &format!("{at}post_attention_layernorm.weight"))?,
             })
         };
         Ok(Self {
-            vision: Vision::new(weights, dims.vision, |i, part| scale("vision", i, part))?,
+            vision: Vision::new(weights, dims.vision, |i, part| rounding("vision", i, part))?,
             embedding: weights
                 .get(TOKEN_EMBEDDING)
                 .ok_or_else(|| MissingTensor(TOKEN_EMBEDDING.to_owned()))?,

@@ -7,7 +7,7 @@ use super::linear::Linear;
 use super::math::{add, gelu, layer_norm};
 use super::{MissingTensor, vector};
 use crate::engine::EngineError;
-use crate::engine::calibration::VISION as REPORTED;
+use crate::engine::calibration::{Rounded, VISION as REPORTED};
 use crate::engine::probe::Tap;
 use crate::engine::weights::Weights;
 use crate::model::Pixels;
@@ -42,17 +42,17 @@ struct LayerNorm {
 }
 
 impl Vision {
-    /// `scale`: of what a matrix multiplies, by layer and the name under which it is reported, where that is to be e4m3.
+    /// `rounding`: of what a matrix multiplies, by layer and the name under which it is reported, where that is to be e4m3.
     pub fn new(
         weights: &Weights,
         dims: VisionDims,
-        scale: impl Fn(usize, &str) -> Option<f32>,
+        rounding: impl Fn(usize, &str) -> Option<Rounded>,
     ) -> Result<Self, MissingTensor> {
         let linear = |name: String| Linear::new(weights, &name).ok_or(MissingTensor(name));
         let norm = |name: String| LayerNorm::new(weights, &name);
         let layer = |i: usize| {
             let at = format!("{VISION}encoder.layers.{i}.");
-            let part = |name: &str, of| Ok(linear(format!("{at}{name}"))?.rounded(scale(i, of)));
+            let part = |name: &str, of| Ok(linear(format!("{at}{name}"))?.rounded(rounding(i, of)));
             let [normed, mixed, post_normed, hidden] = REPORTED;
             Ok(Layer {
                 norm1: norm(format!("{at}layer_norm1"))?,

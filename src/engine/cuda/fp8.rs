@@ -55,24 +55,31 @@ pub struct Product<'a> {
     pub x: u64,
     pub w: &'a Weight,
     pub y: u64,
-    /// bf16, or 0.
-    pub bias: u64,
     pub rows: usize,
     pub columns: usize,
     pub k: usize,
 }
 
 impl Product<'_> {
-    /// To bf16.
-    pub fn dense(&self, lane: &mut Lane) -> Result<(), EngineError> {
+    /// To bf16. Where the biases are if they were left for whoever reads y, else 0.
+    pub fn dense(&self, lane: &mut Lane) -> Result<u64, EngineError> {
         let processors = lane.gpu.processors as usize;
         let best = DENSE.iter().min_by_key(|tile| tile.cost(self, processors));
         if let Some(tile) = best.filter(|tile| self.suits(lane, tile)) {
-            return self.launch(lane, tile, self.columns, 0.0);
+            return self.launch(lane, tile, self.columns, 0.0).map(|()| 0);
         }
-        let Self { x, w, y, bias, rows, columns, k } = *self;
+        let Self { x, w, y, rows, columns, k } = *self;
         lane.through(w, 0, Shape::linear(rows, columns, k), Operands::new(x, 0, y))?;
-        if bias == 0 { Ok(()) } else { lane.finish([y, bias, y], [rows, columns], false, 0.0) }
+        Ok(w.bias())
+    }
+
+    /// The same, biases and all.
+    pub fn finished(&self, lane: &mut Lane, gelu: bool) -> Result<(), EngineError> {
+        let left = self.dense(lane)?;
+        if left == 0 && !gelu {
+            return Ok(());
+        }
+        lane.finish([self.y, left, self.y], [self.rows, self.columns], gelu, 0.0)
     }
 
     /// GELU of it to e4m3, multiplied by `inverse`; false: there is no kernel for that.
@@ -118,7 +125,7 @@ impl Product<'_> {
             self.columns.into(),
             self.k.div_ceil(128).into(),
             self.y.into(),
-            self.bias.into(),
+            self.w.bias().into(),
             self.w.multipliers().into(),
             inverse.into(),
         ];

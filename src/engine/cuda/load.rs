@@ -6,7 +6,7 @@ use rayon::prelude::*;
 use super::driver::{Buffer, Event, Gpu, Launch, Pinned};
 use super::lane::{Kernels, STAGES, compiled};
 use crate::engine::EngineError;
-use crate::engine::calibration::Calibration;
+use crate::engine::calibration::{Calibration, Mean, Rounded};
 use crate::engine::weights::{Tensor, Weights};
 
 /// Bytes of a staging buffer.
@@ -23,6 +23,8 @@ pub struct Weight {
 struct Scales {
     /// f32, of the matrix's rows: their scale times that of what they are multiplied with.
     multipliers: Buffer,
+    /// f32, of the matrix's rows: their bias, and what rounding takes away in the mean.
+    bias: Buffer,
     /// 1 / scale of what they are multiplied with.
     inverse: f32,
 }
@@ -36,6 +38,11 @@ impl Weight {
     /// Where the rows' multipliers are, or 0.
     pub fn multipliers(&self) -> u64 {
         self.scales.as_ref().map_or(0, |scales| scales.multipliers.address)
+    }
+
+    /// Where the rows' biases in f32 are, of an e4m3 matrix, or 0.
+    pub fn bias(&self) -> u64 {
+        self.scales.as_ref().map_or(0, |scales| scales.bias.address)
     }
 
     pub fn is_fp8(&self) -> bool {
@@ -108,12 +115,13 @@ impl<'a> Loader<'a> {
         self.matrices(&[name], None)
     }
 
-    /// Matrices one below the other, possibly none; `of`: what they are multiplied with, by its name in the calibration.
-    pub fn weight(&mut self, names: &[String], of: &str) -> Result<Weight, EngineError> {
+    /// Matrices one below the other, possibly none, with their biases, if they have any; `of`: what they are multiplied
+    /// with, by its name in the calibration.
+    pub fn weight(&mut self, names: &[String], biases: &[String], of: &str) -> Result<Weight, EngineError> {
         let values = self.matrices(names, None)?;
         let chosen =
             self.fp8.as_ref().and_then(|(calibration, kernels)| Some((calibration.chosen(of)?, kernels)));
-        let (Some((scale, kernels)), Some(first)) = (chosen, names.first()) else {
+        let (Some((Rounded { scale, mean }, kernels)), Some(first)) = (chosen, names.first()) else {
             return Ok(Weight { values, scales: None });
         };
         let first = self.tensor(first)?;
@@ -123,11 +131,25 @@ impl<'a> Loader<'a> {
             return Ok(Weight { values, scales: None });
         }
         let (narrow, multipliers) = (self.gpu.zeros(rows * k)?, self.gpu.zeros(rows * 4)?);
-        let args = [(&values).into(), (&narrow).into(), (&multipliers).into(), k.into(), scale.into()];
+        let Mean { exact, rounded } = mean.unwrap_or_default();
+        let mut means = [exact, rounded].concat();
+        means.resize(2 * k, 0.0); // all of one length, which was checked where the file was read
+        let mut bias = self.values(biases)?;
+        bias.resize(rows, 0.0);
+        let (means, bias) = (self.gpu.buffer(&means)?, self.gpu.buffer(&bias)?);
+        let args = [
+            (&values).into(),
+            (&narrow).into(),
+            (&multipliers).into(),
+            (&means).into(),
+            (&bias).into(),
+            k.into(),
+            scale.into(),
+        ];
         self.gpu.launch(kernels["quantise_rows"], Launch::new([rows, 1, 1], 128, 0), false, &args)?;
         self.gpu.synchronize()?;
-        self.bytes = self.bytes + narrow.bytes + multipliers.bytes - values.bytes;
-        Ok(Weight { values: narrow, scales: Some(Scales { multipliers, inverse: 1.0 / scale }) })
+        self.bytes = self.bytes + narrow.bytes + multipliers.bytes + bias.bytes - values.bytes;
+        Ok(Weight { values: narrow, scales: Some(Scales { multipliers, bias, inverse: 1.0 / scale }) })
     }
 
     /// Vectors one after the other, in the engine's type.

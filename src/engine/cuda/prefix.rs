@@ -126,7 +126,7 @@ impl PrefixBlock {
             // Of the last layer only keys and values are needed.
             let parts = if is_last && of != "input_layernorm" { &[] } else { parts };
             let names: Vec<_> = parts.iter().map(|part| format!("{at}{part}.weight")).collect();
-            load.weight(&names, &format!("prefix.layer.{i}.{of}"))
+            load.weight(&names, &[], &format!("prefix.layer.{i}.{of}"))
         };
         let qkv = ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"];
         Ok(Self {
@@ -286,9 +286,9 @@ impl Prefix {
         lane.record_wide(tap, format_args!("prefix.embs"), a.x.address, valid * width)?;
         let last = self.layers.len() - 1;
         // A product in e4m3 does not add to the residual stream: its result waits in y, in bf16, for the next norm.
-        let mut waits = false;
+        let mut waiting = None;
         for (i, (block, norms)) in self.layers.iter().enumerate() {
-            self.norm(lane, &norms[0], rows, waits, block.qkv.inverse())?;
+            self.norm(lane, &norms[0], rows, waiting, block.qkv.inverse())?;
             if !block.qkv.is_fp8() {
                 let name = format_args!("prefix.layer.{i}.input_layernorm");
                 lane.record(tap, name, a.h.address, valid * width)?;
@@ -297,9 +297,9 @@ impl Prefix {
             let q_rows = if i < last { 0 } else { heads * head_dim };
             let columns = (heads + 2) * head_dim;
             let offset = (q_rows * lane.size()) as u64;
-            if i < last && block.qkv.is_fp8() {
+            if block.qkv.is_fp8() {
                 let (x, w, y) = (a.h.address, &block.qkv, a.qkv.address);
-                Product { x, w, y, bias: 0, rows, columns, k: width }.dense(lane)?;
+                Product { x, w, y, rows, columns, k: width }.finished(lane, false)?;
             } else {
                 let shape = Shape { ldy: columns, ..Shape::linear(rows, columns - q_rows, width) };
                 let at = Operands::new(a.h.address, 0, a.qkv.address + offset);
@@ -373,8 +373,8 @@ impl Prefix {
                 let name = format_args!("prefix.layer.{i}.attention");
                 lane.record(tap, name, a.mixed.address, valid * heads * head_dim)?;
             }
-            self.add(lane, &block.o, mixed, rows, heads * head_dim)?;
-            self.norm(lane, &norms[1], rows, block.o.is_fp8(), block.gate_up.inverse())?;
+            let waiting_o = self.add(lane, &block.o, mixed, rows, heads * head_dim)?;
+            self.norm(lane, &norms[1], rows, waiting_o, block.gate_up.inverse())?;
             if !block.gate_up.is_fp8() {
                 let name = format_args!("prefix.layer.{i}.post_attention_layernorm");
                 lane.record(tap, name, a.h.address, valid * width)?;
@@ -383,9 +383,8 @@ impl Prefix {
             if !block.down.is_fp8() {
                 lane.record(tap, format_args!("prefix.layer.{i}.hidden"), hidden, valid * mlp)?;
             }
-            self.add(lane, &block.down, hidden, rows, mlp)?;
-            waits = block.down.is_fp8();
-            if !waits {
+            waiting = self.add(lane, &block.down, hidden, rows, mlp)?;
+            if waiting.is_none() {
                 lane.record_wide(tap, format_args!("prefix.layer.{i}.out"), a.x.address, valid * width)?;
             }
         }
@@ -396,7 +395,7 @@ impl Prefix {
     fn mlp(&self, lane: &mut Lane, block: &PrefixBlock, rows: usize) -> Result<u64, EngineError> {
         let (a, GemmaDims { width, mlp, .. }) = (&self.activations, self.dims);
         let (x, hidden, is_fp8) = (a.h.address, a.hidden.address, block.gate_up.is_fp8());
-        let product = Product { x, w: &block.gate_up, y: hidden, bias: 0, rows, columns: mlp, k: width };
+        let product = Product { x, w: &block.gate_up, y: hidden, rows, columns: mlp, k: width };
         if is_fp8 && block.down.is_fp8() && product.geglu(lane, block.down.inverse())? {
             return Ok(hidden);
         }
@@ -404,8 +403,12 @@ impl Prefix {
         if !is_fp8 && geglu.suits(lane) {
             geglu.record(lane)?;
         } else {
-            let at = Operands::new(x, 0, a.gate_up.address);
-            lane.through(&block.gate_up, 0, Shape::linear(rows, 2 * mlp, width), at)?;
+            let y = a.gate_up.address;
+            if is_fp8 {
+                Product { y, columns: 2 * mlp, ..product }.finished(lane, false)?;
+            } else {
+                lane.through(&block.gate_up, 0, Shape::linear(rows, 2 * mlp, width), Operands::new(x, 0, y))?;
+            }
             a.geglu(lane, mlp, rows)?;
         }
         if !block.down.is_fp8() {
@@ -415,31 +418,38 @@ impl Prefix {
         Ok(a.gate_up.address)
     }
 
-    /// `from` through a matrix to the residual stream; in e4m3 to y, where it waits for the next norm.
-    fn add(&self, lane: &mut Lane, w: &Weight, from: u64, rows: usize, k: usize) -> Result<(), EngineError> {
-        let (a, shape) = (&self.activations, Shape::linear(rows, self.dims.width, k));
+    /// `from` through a matrix to the residual stream. In e4m3 to y, where it waits for the next norm: then, where biases
+    /// are that wait too, or 0.
+    fn add(
+        &self,
+        lane: &mut Lane,
+        w: &Weight,
+        from: u64,
+        rows: usize,
+        k: usize,
+    ) -> Result<Option<u64>, EngineError> {
+        let (a, columns) = (&self.activations, self.dims.width);
         if w.is_fp8() {
-            let (y, columns) = (a.y.address, self.dims.width);
-            Product { x: from, w, y, bias: 0, rows, columns, k }.dense(lane)
-        } else {
-            lane.through(w, 0, shape.wide().add(), Operands::new(from, 0, a.x.address))
+            return Product { x: from, w, y: a.y.address, rows, columns, k }.dense(lane).map(Some);
         }
+        let shape = Shape::linear(rows, columns, k).wide().add();
+        lane.through(w, 0, shape, Operands::new(from, 0, a.x.address)).map(|()| None)
     }
 
-    /// x to h. `adds`: what waits in y comes to x first. `inverse`: of h's scale, if not 0.
+    /// x to h. `waiting`: what is in y comes to x first, and these biases. `inverse`: of h's scale, if not 0.
     fn norm(
         &self,
         lane: &Lane,
         scale: &Buffer,
         rows: usize,
-        adds: bool,
+        waiting: Option<u64>,
         inverse: f32,
     ) -> Result<(), EngineError> {
         let a = &self.activations;
         if self.dims.width <= 2048 && lane.has("rms_norm_row") {
-            let y = if adds { a.y.address } else { 0 };
+            let (y, biases) = waiting.map_or((0, 0), |biases| (a.y.address, biases));
             let (x, h, width) = ((&a.x).into(), (&a.h).into(), self.dims.width.into());
-            let args = [x, y.into(), 0u64.into(), scale.into(), h, width, inverse.into()];
+            let args = [x, y.into(), biases.into(), scale.into(), h, width, inverse.into()];
             return lane.launch("rms_norm_row", [rows, 1, 1], 128, 0, &args);
         }
         let args = [

@@ -92,18 +92,25 @@ impl Vision {
             let one = |name: &str, what: &str| [format!("{at}{name}.{what}")];
             layers.push(Layer {
                 norm1: norm(load, format!("{at}layer_norm1"))?,
-                qkv: (load.weight(&parts("weight"), &of("layer_norm1"))?, load.vectors(&parts("bias"))?),
+                qkv: (
+                    load.weight(&parts("weight"), &parts("bias"), &of("layer_norm1"))?,
+                    load.vectors(&parts("bias"))?,
+                ),
                 out: (
-                    load.weight(&one("self_attn.out_proj", "weight"), &of("attention"))?,
+                    load.weight(
+                        &one("self_attn.out_proj", "weight"),
+                        &one("self_attn.out_proj", "bias"),
+                        &of("attention"),
+                    )?,
                     load.wide(&format!("{at}self_attn.out_proj.bias"), 0.0)?,
                 ),
                 norm2: norm(load, format!("{at}layer_norm2"))?,
                 fc1: (
-                    load.weight(&one("mlp.fc1", "weight"), &of("layer_norm2"))?,
+                    load.weight(&one("mlp.fc1", "weight"), &one("mlp.fc1", "bias"), &of("layer_norm2"))?,
                     load.vectors(&one("mlp.fc1", "bias"))?,
                 ),
                 fc2: (
-                    load.weight(&one("mlp.fc2", "weight"), &of("hidden"))?,
+                    load.weight(&one("mlp.fc2", "weight"), &one("mlp.fc2", "bias"), &of("hidden"))?,
                     load.wide(&format!("{at}mlp.fc2.bias"), 0.0)?,
                 ),
             });
@@ -170,12 +177,12 @@ impl Vision {
             if !qkv.0.is_fp8() {
                 self.report_narrow(lane, tap, slots, format_args!("layer.{i}.layer_norm1"), &self.h, width)?;
             }
-            let (columns, y, bias) = (3 * width, self.qkv.address, qkv.1.address);
+            let (columns, y) = (3 * width, self.qkv.address);
             if qkv.0.is_fp8() {
-                Product { x: h, w: &qkv.0, y, bias, rows, columns, k: width }.dense(lane)?;
+                Product { x: h, w: &qkv.0, y, rows, columns, k: width }.finished(lane, false)?;
             } else {
                 let shape = Shape::linear(rows, columns, width).with(Epilogue::Bias);
-                lane.through(&qkv.0, 0, shape, Operands { bias, ..Operands::new(h, 0, y) })?;
+                lane.through(&qkv.0, 0, shape, Operands { bias: qkv.1.address, ..Operands::new(h, 0, y) })?;
             }
             if !self.attention(lane, slots.len(), out.0.inverse())? && out.0.is_fp8() {
                 lane.finish([mixed, 0, self.hidden.address], [rows, width], false, out.0.inverse())?;
@@ -185,8 +192,7 @@ impl Vision {
                 let name = format_args!("layer.{i}.attention");
                 self.report_narrow(lane, tap, slots, name, &self.mixed, width)?;
             }
-            self.add(lane, out, mixed, rows, width)?;
-            waiting = out.0.is_fp8().then_some(&out.1);
+            waiting = self.add(lane, out, mixed, rows, width)?;
             self.norm(lane, norm2, rows, waiting, fc1.0.inverse())?;
             if !fc1.0.is_fp8() {
                 self.report_narrow(lane, tap, slots, format_args!("layer.{i}.layer_norm2"), &self.h, width)?;
@@ -195,8 +201,7 @@ impl Vision {
             if !fc2.0.is_fp8() {
                 self.report_narrow(lane, tap, slots, format_args!("layer.{i}.hidden"), &self.hidden, mlp)?;
             }
-            self.add(lane, fc2, hidden, rows, mlp)?;
-            waiting = fc2.0.is_fp8().then_some(&fc2.1);
+            waiting = self.add(lane, fc2, hidden, rows, mlp)?;
             if waiting.is_none() {
                 self.report(lane, tap, slots, format_args!("layer.{i}.out"), &self.x, width)?;
             }
@@ -230,12 +235,11 @@ impl Vision {
     ) -> Result<u64, EngineError> {
         let (x, y, VisionDims { width, mlp, .. }) = (self.h.address, self.hidden.address, self.dims);
         if w.is_fp8() {
-            let product = Product { x, w, y, bias: bias.address, rows, columns: mlp, k: width };
+            let product = Product { x, w, y, rows, columns: mlp, k: width };
             if inverse != 0.0 && product.gelu(lane, inverse)? {
                 return Ok(y);
             }
-            lane.through(w, 0, Shape::linear(rows, mlp, width), Operands::new(x, 0, y))?;
-            lane.finish([y, bias.address, y], [rows, mlp], true, 0.0)?;
+            product.finished(lane, true)?;
         } else {
             let at = Operands { bias: bias.address, ..Operands::new(x, 0, y) };
             lane.through(w, 0, Shape::linear(rows, mlp, width).with(Epilogue::BiasGelu), at)?;
@@ -247,7 +251,8 @@ impl Vision {
         Ok(self.qkv.address)
     }
 
-    /// x through a matrix to the residual stream; in e4m3 to y, where it waits for the next norm, the bias too.
+    /// x through a matrix to the residual stream. In e4m3 to y, where it waits for the next norm: then, where biases are that
+    /// wait too, or 0.
     fn add(
         &self,
         lane: &mut Lane,
@@ -255,30 +260,30 @@ impl Vision {
         x: u64,
         rows: usize,
         k: usize,
-    ) -> Result<(), EngineError> {
+    ) -> Result<Option<u64>, EngineError> {
         let shape = Shape::linear(rows, self.dims.width, k);
         if w.is_fp8() {
             let (y, columns) = (self.y.address, self.dims.width);
-            return Product { x, w, y, bias: 0, rows, columns, k }.dense(lane);
+            return Product { x, w, y, rows, columns, k }.dense(lane).map(Some);
         }
         let at = Operands { bias: bias.address, ..Operands::new(x, 0, self.x.address) };
-        lane.through(w, 0, shape.wide().add().with(Epilogue::Bias), at)
+        lane.through(w, 0, shape.wide().add().with(Epilogue::Bias), at).map(|()| None)
     }
 
-    /// x to h. `waiting`: what is in y and this bias come to x first. `inverse`: of h's scale, if not 0.
+    /// x to h. `waiting`: what is in y comes to x first, and these biases. `inverse`: of h's scale, if not 0.
     fn norm(
         &self,
         lane: &Lane,
         norm: &Norm,
         rows: usize,
-        waiting: Option<&Buffer>,
+        waiting: Option<u64>,
         inverse: f32,
     ) -> Result<(), EngineError> {
         if self.dims.width <= 2048 && lane.has("layer_norm_row") {
             let args = [
                 (&self.x).into(),
                 waiting.map_or(0, |_| self.y.address).into(),
-                waiting.map_or(0, |bias| bias.address).into(),
+                waiting.unwrap_or(0).into(),
                 (&norm.weight).into(),
                 (&norm.bias).into(),
                 (&self.h).into(),

@@ -165,10 +165,10 @@ template <int ROWS_, int COLUMNS, int STAGES> __device__ __forceinline__ void op
     }
 }
 
-// y = x W^T (+ bias), in bf16; or GELU of it, in e4m3 times `inverse`. One tile per block. columns: a multiple of 16; steps
+// y = x W^T + bias, in bf16; or GELU of it, in e4m3 times `inverse`. One tile per block. columns: a multiple of 16; steps
 // of 128 of k. block: 384.
 template <int N, int ROWS_, int COLUMNS, int STAGES, bool GELU>
-__device__ __forceinline__ void dense(const Map& x, const Map& w, int rows, int columns, int steps, void* y, const u16* bias,
+__device__ __forceinline__ void dense(const Map& x, const Map& w, int rows, int columns, int steps, void* y, const float* bias,
         const float* multipliers, float inverse) {
     constexpr int STAGE = (128 + N) * 128, SIZE = GELU ? 1 : 2, PITCH = N * SIZE + 16;
     extern __shared__ __align__(1024) unsigned char room[];
@@ -200,9 +200,8 @@ __device__ __forceinline__ void dense(const Map& x, const Map& w, int rows, int 
             float* a = d + j * 4;
             int at = min(first + j * 8 + c * 2, columns - 2);
             float2 f = *(const float2*)(multipliers + at);
-            u32 both = bias ? *(const u32*)(bias + at) : 0;
-            float b0 = of_bf16(both & 0xffff), b1 = of_bf16(both >> 16);
-            a[0] = fmaf(a[0], f.x, b0); a[1] = fmaf(a[1], f.y, b1); a[2] = fmaf(a[2], f.x, b0); a[3] = fmaf(a[3], f.y, b1);
+            float2 b = *(const float2*)(bias + at);
+            a[0] = fmaf(a[0], f.x, b.x); a[1] = fmaf(a[1], f.y, b.y); a[2] = fmaf(a[2], f.x, b.x); a[3] = fmaf(a[3], f.y, b.y);
             if (GELU) {
                 put_half(low + j * 8, pack_e4m3(gelu_fast(a[0]) * inverse, gelu_fast(a[1]) * inverse));
                 put_half(high + j * 8, pack_e4m3(gelu_fast(a[2]) * inverse, gelu_fast(a[3]) * inverse));
@@ -223,12 +222,12 @@ __device__ __forceinline__ void dense(const Map& x, const Map& w, int rows, int 
     cluster_sync(); // nobody goes while others may still tell it something
 }
 
-// W = [gate; up], y = GELU(x gate^T) * (x up^T) in e4m3 times `inverse`; blocks work on tiles one after the other. Three
+// W = [gate; up], bias too, y = GELU(x gate^T + ..) * (x up^T + ..) in e4m3 times `inverse`; blocks work on tiles one after the other. Three
 // warps of the first warpgroup do what follows the product, of a tile that is handed to them in bf16, while the next one is
 // multiplied. columns: a multiple of 128. block: 384.
 #define GEGLU_PITCH (256 * 2 + 16)
 template <int ROWS_, int COLUMNS, int STAGES>
-__device__ __forceinline__ void geglu_of(const Map& x, const Map& w, int rows, int columns, int steps, u8* y, const u16* bias,
+__device__ __forceinline__ void geglu_of(const Map& x, const Map& w, int rows, int columns, int steps, u8* y, const float* bias,
         const float* multipliers, float inverse) {
     constexpr int N = 256, WIDE = 128, STAGE = (128 + N) * 128;
     extern __shared__ __align__(1024) unsigned char room[];
@@ -254,12 +253,14 @@ __device__ __forceinline__ void geglu_of(const Map& x, const Map& w, int rows, i
             wait_for_previous();
             for (int tile = blockIdx.x; tile < place.all; tile += gridDim.x, count++) {
                 int top = place.m(tile), first = place.n(tile) * WIDE;
-                float of_gate[16], of_up[16];
+                float of_gate[16], of_up[16], gate_bias[16], up_bias[16];
 #pragma unroll
                 for (int e = 0; e < 16; e++) {
                     int column = first + e / 8 * 64 + lane * 8 + e % 8;
                     of_gate[e] = multipliers[column];
                     of_up[e] = multipliers[columns + column] * inverse;
+                    gate_bias[e] = bias[column];
+                    up_bias[e] = bias[columns + column] * inverse;
                 }
                 gate_wait(handed, count % 2);
                 for (int r = row; r < 128; r += 12) {
@@ -271,8 +272,10 @@ __device__ __forceinline__ void geglu_of(const Map& x, const Map& w, int rows, i
                         u16 out[4];
 #pragma unroll
                         for (int e = 0; e < 4; e++) {
-                            float a = gelu_fast(of_bf16(g[e] & 0xffff) * of_gate[h * 8 + e * 2]) * (of_bf16(u[e] & 0xffff) * of_up[h * 8 + e * 2]);
-                            float b = gelu_fast(of_bf16(g[e] >> 16) * of_gate[h * 8 + e * 2 + 1]) * (of_bf16(u[e] >> 16) * of_up[h * 8 + e * 2 + 1]);
+                            int i = h * 8 + e * 2;
+                            float a = gelu_fast(fmaf(of_bf16(g[e] & 0xffff), of_gate[i], gate_bias[i])) * fmaf(of_bf16(u[e] & 0xffff), of_up[i], up_bias[i]);
+                            i++;
+                            float b = gelu_fast(fmaf(of_bf16(g[e] >> 16), of_gate[i], gate_bias[i])) * fmaf(of_bf16(u[e] >> 16), of_up[i], up_bias[i]);
                             out[e] = pack_e4m3(a, b);
                         }
                         if (top + r < rows)
@@ -304,7 +307,7 @@ __device__ __forceinline__ void geglu_of(const Map& x, const Map& w, int rows, i
     cluster_sync(); // nobody goes while others may still tell it something
 }
 
-#define ARGUMENTS const __grid_constant__ Map x, const __grid_constant__ Map w, int rows, int columns, int steps, void* y, const u16* bias, const float* multipliers, float inverse
+#define ARGUMENTS const __grid_constant__ Map x, const __grid_constant__ Map w, int rows, int columns, int steps, void* y, const float* bias, const float* multipliers, float inverse
 #define DENSE(NAME, N, ROWS_, COLUMNS, STAGES, GELU)                                                                        \
     extern "C" __global__ __launch_bounds__(384, 1) void NAME(ARGUMENTS) {                                                 \
         dense<N, ROWS_, COLUMNS, STAGES, GELU>(x, w, rows, columns, steps, y, bias, multipliers, inverse);                 \

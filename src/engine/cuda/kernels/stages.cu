@@ -161,9 +161,9 @@ extern "C" __global__ __launch_bounds__(128) void rms_norm_row(float* x, const u
         if (i < quads) store_row(out, at + i * 4, v[j].x * r * w[j].x, v[j].y * r * w[j].y, v[j].z * r * w[j].z, v[j].w * r * w[j].w, inverse);
     }
 }
-// y (+ bias) [rows, width], GELU if so said, to bf16, or e4m3 times `inverse` if that is not 0. width: a multiple of 4.
+// y (+ bias) [rows, width], GELU if so said, to bf16 (y itself, if so said), or e4m3 times `inverse` if that is not 0. width: a multiple of 4.
 // grid: rows, block: any.
-extern "C" __global__ void finish(const u16* y, const u16* bias, void* out, int width, int has_gelu, float inverse) {
+extern "C" __global__ void finish(const u16* y, const float* bias, void* out, int width, int has_gelu, float inverse) {
     wait_for_previous();
     let_next_start();
     size_t at = (size_t)blockIdx.x * width;
@@ -171,26 +171,42 @@ extern "C" __global__ void finish(const u16* y, const u16* bias, void* out, int 
         float v[4];
 #pragma unroll
         for (int e = 0; e < 4; e++) {
-            v[e] = of_bf16(y[at + i + e]) + (bias ? of_bf16(bias[i + e]) : 0.0f);
+            v[e] = of_bf16(y[at + i + e]) + (bias ? bias[i + e] : 0.0f);
             if (has_gelu) v[e] = gelu_tanh(v[e]);
         }
         store_row(out, at + i, v[0], v[1], v[2], v[3], inverse);
     }
 }
-// w [rows, k] to e4m3 with a scale per row; multipliers: these times `scale`. grid: rows, block: 128. k: a multiple of 4.
-extern "C" __global__ __launch_bounds__(128) void quantise_rows(const u16* w, void* out, float* multipliers, int k, float scale) {
-    __shared__ float parts[4];
+// w [rows, k] to e4m3 with a scale per row; multipliers: these times `scale`. means [2, k]: of what it is multiplied with,
+// before and after rounding; bias += w means[0] - rounded w means[1]. grid: rows, block: 128. k: a multiple of 4.
+extern "C" __global__ __launch_bounds__(128) void quantise_rows(const u16* w, void* out, float* multipliers, const float* means, float* bias, int k, float scale) {
+#if __CUDA_ARCH__ >= 890
     const u16* row = w + (size_t)blockIdx.x * k;
     float most = 1e-30f;
     for (int i = threadIdx.x; i < k; i += 128) most = fmaxf(most, fabsf(of_bf16(row[i])));
+    __shared__ float parts[4];
     most = warp_max(most);
     if (threadIdx.x % WARP == 0) parts[threadIdx.x / WARP] = most;
     __syncthreads();
     most = fmaxf(fmaxf(parts[0], parts[1]), fmaxf(parts[2], parts[3]));
-    float inverse = 448.0f / most;
-    for (int i = threadIdx.x * 4; i < k; i += 512)
-        store_row(out, (size_t)blockIdx.x * k + i, of_bf16(row[i]), of_bf16(row[i + 1]), of_bf16(row[i + 2]), of_bf16(row[i + 3]), inverse);
-    if (threadIdx.x == 0) multipliers[blockIdx.x] = most / 448.0f * scale;
+    float inverse = 448.0f / most, step = most / 448.0f, lost = 0.0f;
+    for (int i = threadIdx.x * 2; i < k; i += 256) {
+        float a = of_bf16(row[i]), b = of_bf16(row[i + 1]);
+        u16 both;
+        u32 halves;
+        float c, d;
+        asm("cvt.rn.satfinite.e4m3x2.f32 %0, %1, %2;" : "=h"(both) : "f"(b * inverse), "f"(a * inverse));
+        asm("cvt.rn.f16x2.e4m3x2 %0, %1;" : "=r"(halves) : "h"(both));
+        asm("{\n.reg .b16 lo, hi;\nmov.b32 {lo, hi}, %2;\ncvt.f32.f16 %0, lo;\ncvt.f32.f16 %1, hi;\n}" : "=f"(c), "=f"(d) : "r"(halves));
+        *(u16*)((u8*)out + (size_t)blockIdx.x * k + i) = both;
+        lost += (a * means[i] - c * step * means[k + i]) + (b * means[i + 1] - d * step * means[k + i + 1]);
+    }
+    lost = block_sum(lost);
+    if (threadIdx.x == 0) {
+        multipliers[blockIdx.x] = step * scale;
+        bias[blockIdx.x] += lost;
+    }
+#endif
 }
 #endif
 // RMSNorm with multipliers `scale` (1 + w, or adaRMS's 1 + scale) and, if not null, `shift`; the first `clean` rows take
