@@ -3,7 +3,7 @@
 use std::io::{self, Write};
 use std::path::PathBuf;
 
-use super::frames::{self, Frames};
+use super::frames::{FrameArgs, Frames};
 use super::{BackendArg, Failure, Verdict, engine_choice, progress};
 use crate::engine::Engine;
 use crate::engine::EngineError;
@@ -28,7 +28,7 @@ use crate::pipeline::rounding::layer_errors;
                         nothing would cut what matters.")]
 pub struct Args {
     #[command(flatten)]
-    frames: frames::Args,
+    frames: FrameArgs,
     /// Share of a tensor's magnitudes that its range covers, in per cent
     #[arg(long, value_name = "P", default_value_t = PERCENTILE, value_parser = parse_percentile)]
     percentile: f64,

@@ -16,9 +16,9 @@ use crate::verify::Case;
 
 /// Where frames come from.
 #[derive(clap::Args)]
-pub struct Args {
+pub struct FrameArgs {
     #[command(flatten)]
-    inputs: Inputs,
+    inputs: FrameInputs,
     /// Checkpoint folder, synth:tiny or synth:full [default: parameter `checkpoint`]
     #[arg(long, value_name = "D")]
     pub checkpoint: Option<String>,
@@ -32,7 +32,7 @@ pub struct Args {
 
 #[derive(clap::Args)]
 #[group(required = true, multiple = false)]
-struct Inputs {
+struct FrameInputs {
     /// rosbag2 folder, .mcap or .db3 file
     #[arg(long, value_name = "B")]
     bag: Option<PathBuf>,
@@ -51,7 +51,7 @@ pub struct Frames {
     pub source: String,
 }
 
-impl Args {
+impl FrameArgs {
     /// Reads them; every one has something to see.
     pub fn read(&self) -> Result<Frames, Failure> {
         let frames = match (&self.inputs.case, &self.inputs.bag) {

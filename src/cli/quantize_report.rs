@@ -4,7 +4,7 @@ use std::io::{self, Write};
 
 use super::bench::{Chunk, Latency, STEPS, sequential};
 use super::calibrate::{PERCENTILE, errors, ranges};
-use super::frames::{self, Frames};
+use super::frames::{FrameArgs, Frames};
 use super::{BackendArg, Failure, Verdict, engine_choice, progress};
 use crate::engine::calibration::Calibration;
 use crate::engine::cpu::{CpuEngine, Features};
@@ -32,7 +32,7 @@ use crate::verify::Likeness;
 )]
 pub struct Args {
     #[command(flatten)]
-    frames: frames::Args,
+    frames: FrameArgs,
     /// What fp8 rounds: balanced, fast, exact, or a recipe's file
     #[arg(long, value_name = "R", default_value = recipe::DEFAULT)]
     recipe: String,

@@ -57,7 +57,7 @@ fn chunks_stay_near_the_recorded_ones_and_a_finer_recipe_nearer() {
         };
         let [fast, balanced, exact] = ["fast", "balanced", "exact"].map(of);
         assert!(exact < balanced && balanced <= fast && fast < 0.1, "{case}: {exact} {balanced} {fast}");
-        assert!(exact > 1e-4, "e4m3 is not f32");
+        assert!(fast > 1e-4, "e4m3 is not f32");
     }
 }
 
