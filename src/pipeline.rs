@@ -1,14 +1,19 @@
 //! From a checkpoint's name to a running network, and through its stages with the time of each.
 
+pub mod calibrated;
 pub mod chunking;
 pub mod inference;
 pub mod just_in_time;
+pub mod recipe;
+pub mod rounding;
 pub mod setup;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use thiserror::Error;
+
+use recipe::Recipe;
 
 use crate::engine::cuda::{CudaEngine, Measured};
 use crate::engine::probe::Tap;
@@ -63,6 +68,12 @@ pub enum LoadError {
     /// The engine.
     #[error(transparent)]
     Engine(#[from] EngineError),
+    /// The calibration that fp8 needs.
+    #[error(transparent)]
+    Calibration(#[from] calibrated::CalibrationError),
+    /// What fp8 rounds.
+    #[error(transparent)]
+    Recipe(#[from] recipe::RecipeError),
     /// What surrounds the network does not fit it, or the parameters.
     #[error(transparent)]
     Policy(#[from] PolicyError),
@@ -156,9 +167,21 @@ impl Model {
         }
     }
 
-    /// The network, ready to run. `progress` hears of (parameters made, parameters in all) where they are made.
+    /// The network, ready to run. `progress` hears of (parameters made, parameters in all) where they are made. In fp8 by the
+    /// default recipe.
     pub fn load(&self, choice: Choice, progress: impl FnMut(usize, usize)) -> Result<Engine, LoadError> {
+        self.load_by(recipe::DEFAULT, choice, progress)
+    }
+
+    /// The same; in fp8 by this recipe, a built-in one or a file.
+    pub fn load_by(
+        &self,
+        recipe: &str,
+        choice: Choice,
+        progress: impl FnMut(usize, usize),
+    ) -> Result<Engine, LoadError> {
         let dims = self.dims()?;
+        let recipe = Recipe::open(recipe)?;
         // Before anything that takes long.
         match (choice, CudaEngine::missing()) {
             (Choice::Cuda(_), Some(reason)) => return Err(EngineError::NoGpu(reason).into()),
@@ -170,8 +193,23 @@ impl Model {
             }
             _ => {}
         }
+        let file = self.calibration_file();
+        if choice.is_fp8() && !file.exists() {
+            calibrated::read(&file, "")?;
+        }
         let weights = self.weights(progress)?;
-        Ok(Engine::new(&weights, dims, choice, self.cameras().names.len())?)
+        let calibration = match choice.is_fp8() {
+            true => {
+                let (ranges, layers) =
+                    calibrated::read(&file, &weights.fingerprint(&dims)?)?.by(&recipe, &dims, &file)?;
+                let kept = layers.iter().filter(|layer| layer.kept.is_some()).count();
+                let name = &recipe.name;
+                tracing::info!("fp8, recipe {name}: {} of {} layers", layers.len() - kept, layers.len());
+                Some(ranges)
+            }
+            false => None,
+        };
+        Ok(Engine::new(&weights, dims, choice, calibration.as_ref(), self.cameras().names.len())?)
     }
 
     /// The weights alone: mapped, or made. `progress` as in [`Model::load`].
@@ -186,6 +224,15 @@ impl Model {
                 })?)
             }
             Model::Folder(checkpoint) => Ok(Weights::map(&checkpoint.tensors)?),
+        }
+    }
+
+    /// Where its calibration is looked for: beside a checkpoint's weights; of a built-in network in the working folder.
+    pub fn calibration_file(&self) -> PathBuf {
+        match self {
+            Model::Synthetic(Synthetic::Tiny) => "synth-tiny.calibration.safetensors".into(),
+            Model::Synthetic(Synthetic::Full) => "synth-full.calibration.safetensors".into(),
+            Model::Folder(checkpoint) => checkpoint.folder.join("calibration.safetensors"),
         }
     }
 

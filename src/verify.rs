@@ -89,14 +89,23 @@ impl Comparison {
     }
 }
 
+/// How like a recorded chunk one is.
+#[derive(Clone, Copy, Debug)]
+pub struct Likeness {
+    /// Cosine of the angle between them.
+    pub cosine: f64,
+    /// Mean square of the differences over the mean square of what was recorded.
+    pub relative_mse: f64,
+}
+
 /// The outcome: one comparison per recorded stage in the order of computation, and what was left alone.
 pub struct Outcome {
     /// Compared.
     pub comparisons: Vec<Comparison>,
     /// Recorded, but masked or no stage of this engine (`bf16.actions`, …).
     pub skipped: Vec<String>,
-    /// Cosine of the angle between the chunk and the recorded one, where that was compared.
-    pub cosine: Option<f64>,
+    /// Of the chunk to the recorded one, where that was compared.
+    pub likeness: Option<Likeness>,
     /// What the run took, comparisons included.
     pub times: StageTimes,
 }
@@ -317,7 +326,7 @@ impl Slice {
 struct Comparer<'a> {
     case: &'a Case,
     arithmetic: Arithmetic,
-    cosine: Option<f64>,
+    likeness: Option<Likeness>,
     /// Recorded tensors not yet compared, by stage.
     left: BTreeMap<&'a str, Vec<Recorded<'a>>>,
     comparisons: Vec<Comparison>,
@@ -336,7 +345,7 @@ impl<'a> Comparer<'a> {
             let (stage, slice) = sliced.map_or((key.as_str(), None), |(stage, slice)| (stage, Some(slice)));
             left.entry(stage).or_default().push(Recorded { key, tensor, slice });
         }
-        Self { case, arithmetic, cosine: None, left, comparisons: Vec::new(), masked: Vec::new() }
+        Self { case, arithmetic, likeness: None, left, comparisons: Vec::new(), masked: Vec::new() }
     }
 
     /// The engine numbers cameras; cases name them.
@@ -365,7 +374,7 @@ impl<'a> Comparer<'a> {
             let expected = recorded.tensor.to_f64().unwrap_or_default();
             let tolerance = self.arithmetic.tolerance(recorded.key, tight, &self.case.dims, &expected);
             if recorded.key == "actions" {
-                self.cosine = cosine(values, &expected);
+                self.likeness = Likeness::of(values, &expected);
             }
             self.comparisons.push(Comparison { stage, max, rms, tolerance });
         }
@@ -374,7 +383,7 @@ impl<'a> Comparer<'a> {
     fn outcome(self, times: StageTimes) -> Outcome {
         let left = self.left.into_values().flatten().map(|recorded| recorded.key.to_owned());
         let skipped = self.masked.into_iter().chain(left).collect();
-        Outcome { comparisons: self.comparisons, skipped, cosine: self.cosine, times }
+        Outcome { comparisons: self.comparisons, skipped, likeness: self.likeness, times }
     }
 }
 
@@ -440,12 +449,15 @@ enum Arithmetic {
     GpuF32,
     /// Rounded to 8 bits between products.
     Bf16,
+    /// Rounded to 4 bits before most products of vision and prefix.
+    Fp8,
 }
 
 impl Arithmetic {
     fn of(engine: &Engine) -> Self {
         match (engine, engine.precision()) {
             (_, Precision::Bf16) => Self::Bf16,
+            (_, Precision::Fp8) => Self::Fp8,
             (Engine::Cuda(_) | Engine::TensorRt(_), Precision::F32) => Self::GpuF32,
             (Engine::Cpu(_), Precision::F32) => Self::Reference,
         }
@@ -477,19 +489,26 @@ impl Arithmetic {
                 }
             }
             Self::Bf16 => 5e-2 * largest,
+            Self::Fp8 if stage.ends_with("actions") => 0.15,
+            Self::Fp8 => 0.25 * largest,
         }
     }
 }
 
-/// Cosine of the angle between two vectors of the same length.
-fn cosine(values: &[f32], expected: &[f64]) -> Option<f64> {
-    let (mut dot, mut own, mut theirs) = (0.0, 0.0, 0.0);
-    for (&a, &b) in values.iter().zip(expected) {
-        dot += f64::from(a) * b;
-        own += f64::from(a) * f64::from(a);
-        theirs += b * b;
+impl Likeness {
+    /// `None` if there are not as many values as expected.
+    pub fn of(values: &[f32], expected: &[f64]) -> Option<Self> {
+        let (mut dot, mut own, mut theirs, mut wrong) = (0.0, 0.0, 0.0, 0.0);
+        for (&a, &b) in values.iter().zip(expected) {
+            let a = f64::from(a);
+            dot += a * b;
+            own += a * a;
+            theirs += b * b;
+            wrong += (a - b) * (a - b);
+        }
+        let likeness = Self { cosine: dot / (own.sqrt() * theirs.sqrt()), relative_mse: wrong / theirs };
+        (values.len() == expected.len()).then_some(likeness)
     }
-    (values.len() == expected.len()).then(|| dot / (own.sqrt() * theirs.sqrt()))
 }
 
 /// Largest difference that f32 arithmetic in another order explains (spec/PI05.md §10). Errors grow with depth: the

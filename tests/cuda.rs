@@ -9,12 +9,16 @@ use pi05_thor::{
     config::{Backend, CommandType, Config, DtypeChoice, RobotKind},
     engine::{
         Choice, Engine, Precision,
+        calibration::{Calibration, Means, Ranges},
         cuda::CudaEngine,
         probe::{Probe, Tap},
+        weights::Weights,
     },
     messages::{FLOAT64_MULTI_ARRAY, decode_float64_multi_array},
     model::{
         ModelInput, Pixels,
+        dims::Dims,
+        names,
         sampler::{
             Sampler, Schedule, Solver, TimeRounding, noise,
             rtc::{Leftover, MAX_GUIDANCE_WEIGHT, PrefixSchedule, Rtc},
@@ -120,6 +124,71 @@ fn bf16_is_near_the_reference() {
         let difference = largest_difference(&run(&mut gpu), &run(&mut cpu));
         assert!(difference <= 5e-2, "{i}: {difference}");
     }
+}
+
+/// `synth:tiny` and what fp8 must know of it, measured on one observation.
+fn calibrated() -> (Weights, Dims, Calibration) {
+    let model = Model::open_network("synth:tiny").unwrap();
+    let (weights, dims) = (model.weights(|_, _| {}).unwrap(), model.dims().unwrap());
+    let mut cpu = Engine::new(&weights, dims, Choice::Cpu, None, 3).unwrap();
+    let mut look = |probe: &mut dyn Probe| {
+        let features = cpu.vision(&input(1).images, &mut Tap::new(probe)).unwrap();
+        cpu.prefix(&features, &input(1).tokens, &mut Tap::new(probe)).unwrap();
+    };
+    let mut ranges = Ranges::new(99.9);
+    look(&mut ranges);
+    let ranges = ranges.calibration();
+    let width = |name: &str| names::quantised_width(&dims, name);
+    let mut means = Means::new(&ranges, &width);
+    look(&mut means);
+    let means = means.means();
+    (weights, dims, ranges.with_means(means))
+}
+
+#[test]
+fn fp8_is_what_the_cpu_emulates() {
+    if !has_gpu() || CudaEngine::present().unwrap().1 != 90 {
+        return;
+    }
+    let (weights, dims, calibration) = calibrated();
+    let engine = |choice| Engine::new(&weights, dims, choice, Some(&calibration), 3).unwrap();
+    let (mut gpu, mut cpu) = (engine(Choice::Cuda(Precision::Fp8)), engine(Choice::CpuFp8));
+    let mut exact = engine(Choice::Cpu);
+    assert_eq!((gpu.precision(), cpu.precision()), (Precision::Fp8, Precision::Fp8));
+    for i in 0..6 {
+        let run = |engine: &mut Engine, tap: &mut Tap| {
+            infer(engine, &input(i), &noise_of(i), &ten_steps(), &Rtc::Off, tap).unwrap().0
+        };
+        let found = run(&mut gpu, &mut Tap::none());
+        let difference = largest_difference(&found, &run(&mut cpu, &mut Tap::none()));
+        assert!(difference <= 0.1, "{i}: {difference}");
+        assert!(largest_difference(&found, &run(&mut exact, &mut Tap::none())) <= 0.15, "{i}");
+        assert_eq!(bits(&found), bits(&run(&mut gpu, &mut Tap::none())), "{i}: the same bits again");
+        assert_eq!(bits(&found), bits(&run(&mut gpu, &mut Tap::new(&mut Onlooker))), "{i}: without graphs");
+    }
+}
+
+#[test]
+fn only_chosen_matrices_are_e4m3() {
+    if !has_gpu() || CudaEngine::present().unwrap().1 != 90 {
+        return;
+    }
+    let (weights, dims, calibration) = calibrated();
+    let run = |choice, calibration: Option<&Calibration>| {
+        let mut engine = Engine::new(&weights, dims, choice, calibration, 3).unwrap();
+        infer(&mut engine, &input(1), &noise_of(1), &ten_steps(), &Rtc::Off, &mut Tap::none()).unwrap().0
+    };
+    let bf16 = run(Choice::Cuda(Precision::Bf16), None);
+    // Every matrix alone, which is every way in which bf16 and e4m3 follow each other.
+    for name in calibration.ranges().keys().filter(|name| !name.ends_with("post_layernorm")) {
+        let one = calibration.only([name.as_str()]).unwrap();
+        let found = run(Choice::Cuda(Precision::Fp8), Some(&one));
+        let emulated = run(Choice::CpuFp8, Some(&one));
+        assert!(largest_difference(&found, &emulated) <= 5e-2, "{name}");
+        assert_ne!(bits(&found), bits(&bf16), "{name}");
+    }
+    let none = run(Choice::Cuda(Precision::Fp8), Some(&Calibration::default()));
+    assert_eq!(bits(&none), bits(&bf16), "with nothing chosen it is bf16");
 }
 
 #[test]

@@ -113,7 +113,7 @@ mod with_the_feature {
     use std::path::PathBuf;
 
     use super::*;
-    use pi05_thor::engine::tensorrt::calibration::Calibration;
+    use pi05_thor::engine::calibration::Calibration;
     use pi05_thor::engine::tensorrt::manifest::{Manifest, fingerprint};
     use pi05_thor::engine::tensorrt::plan::{Builder, Request};
     use pi05_thor::engine::tensorrt::safe::Library;

@@ -7,7 +7,7 @@ use clap::{Subcommand, ValueEnum};
 
 use super::{Failure, Verdict};
 use crate::engine::cuda::CudaEngine;
-use crate::engine::tensorrt::manifest::{Here, Manifest, fingerprint};
+use crate::engine::tensorrt::manifest::{Here, Manifest};
 use crate::engine::tensorrt::stages::{Format, Stage};
 use crate::pipeline::Model;
 
@@ -146,23 +146,15 @@ fn build(_: Build) -> Result<Verdict, Failure> {
 #[cfg(feature = "tensorrt")]
 fn build(args: Build) -> Result<Verdict, Failure> {
     use super::progress;
-    use crate::engine::tensorrt::calibration::Calibration;
     use crate::engine::tensorrt::plan::{Builder, Request};
     use crate::engine::tensorrt::stages::Sizes;
+    use crate::pipeline::calibrated;
 
     // Before anything that takes long.
     let builder = Builder::new(args.compute_capability)?;
     let model = Model::open_network(&args.checkpoint)?;
     let dims = model.dims()?;
     let format = Format::from(args.dtype);
-    let calibration = match &args.calibration {
-        _ if format != Format::Fp8 => None,
-        Some(path) => Some(Calibration::read(path)?),
-        None => {
-            let beside = Path::new(&args.checkpoint).join("calibration.safetensors");
-            beside.exists().then(|| Calibration::read(&beside)).transpose()?
-        }
-    };
     let sizes = Sizes {
         cameras: args.cameras.map_or(model.cameras().names.len(), |n| n as usize),
         prompt: args.tokens.map_or(dims.max_tokens, |n| n as usize),
@@ -171,7 +163,14 @@ fn build(args: Build) -> Result<Verdict, Failure> {
     let bar = progress::bar("weights");
     let weights = model.weights(|made, all| progress::set(&bar, made as u64, all as u64))?;
     bar.finish_and_clear();
-    let checkpoint_sha256 = fingerprint(&weights, &dims)?;
+    let checkpoint_sha256 = weights.fingerprint(&dims)?;
+    let calibration = match format {
+        Format::Fp8 => {
+            let file = args.calibration.unwrap_or_else(|| model.calibration_file());
+            Some(calibrated::read(&file, &checkpoint_sha256)?)
+        }
+        _ => None,
+    };
     let request = Request {
         checkpoint: &args.checkpoint,
         checkpoint_sha256: &checkpoint_sha256,
@@ -235,7 +234,7 @@ fn check(args: &Check) -> Result<Verdict, Failure> {
     let mut here = Here::default();
     if let Some(checkpoint) = &args.checkpoint {
         let model = Model::open_network(checkpoint)?;
-        here.checkpoint_sha256 = Some(fingerprint(&model.weights(|_, _| {})?, &model.dims()?)?);
+        here.checkpoint_sha256 = Some(model.weights(|_, _| {})?.fingerprint(&model.dims()?)?);
     }
     match CudaEngine::present() {
         Ok((_, capability)) => {

@@ -6,11 +6,14 @@ mod bench_gpu;
 #[cfg(feature = "ros")]
 mod bench_ros;
 mod bench_trace;
+mod calibrate;
 mod engines;
+mod frames;
 mod inspect;
 #[cfg(feature = "ros")]
 mod node;
 mod progress;
+mod quantize_report;
 mod replay;
 mod report;
 mod splice;
@@ -50,6 +53,8 @@ enum Command {
     Inspect(inspect::Args),
     Synth(synth::Args),
     Bench(bench::Args),
+    Calibrate(calibrate::Args),
+    QuantizeReport(quantize_report::Args),
     Engines(engines::Args),
     Steps(steps::Args),
     Splice(splice::Args),
@@ -146,6 +151,8 @@ pub fn main() -> ExitCode {
         Command::Inspect(args) => inspect::run(args),
         Command::Synth(args) => synth::run(args),
         Command::Bench(args) => bench::run(args),
+        Command::Calibrate(args) => calibrate::run(args),
+        Command::QuantizeReport(args) => quantize_report::run(args),
         Command::Engines(args) => engines::run(args),
         Command::Steps(args) => steps::run(args),
         Command::Splice(args) => splice::run(args),
@@ -185,9 +192,9 @@ fn engine_choice(backend: BackendArg, dtype: Option<DtypeArg>) -> Result<Choice,
         }
         (B::Tensorrt, Some(D::Fp8)) => on_gpu("--backend tensorrt", Choice::TensorRt(Format::Fp8)),
         (B::Tensorrt, _) => on_gpu("--backend tensorrt", Choice::TensorRt(Format::Bf16)),
-        (_, Some(D::Fp8)) => {
-            Err("--dtype fp8: this version computes in f32 and bf16; use one of them".into())
-        }
+        (B::Cpu, Some(D::Fp8)) => Ok(Choice::CpuFp8),
+        (B::Auto, Some(D::Fp8)) => on_gpu("--dtype fp8", Choice::Cuda(Precision::Fp8)),
+        (B::Cuda, Some(D::Fp8)) => on_gpu("--backend cuda", Choice::Cuda(Precision::Fp8)),
         (B::Cpu, Some(D::Bf16)) => {
             Err("--dtype bf16: the cpu engine computes in f32 only; use --dtype f32".into())
         }

@@ -4,8 +4,9 @@ use std::io::{self, Write};
 use std::path::PathBuf;
 
 use super::{BackendArg, DtypeArg, Failure, Verdict, engine_choice, progress};
-use crate::pipeline::{Model, StageTimes};
-use crate::verify::Case;
+use crate::engine::Precision;
+use crate::pipeline::{Model, StageTimes, recipe};
+use crate::verify::{Case, Likeness};
 
 /// Compare the engine with a recorded run of the reference implementation, stage by stage
 #[derive(clap::Args)]
@@ -26,12 +27,21 @@ pub struct Args {
     /// Number format of the engine [default: bf16 on cuda, f32 on cpu]
     #[arg(long, value_enum, value_name = "D")]
     dtype: Option<DtypeArg>,
+    /// What fp8 rounds: balanced, fast, exact, or a recipe's file
+    #[arg(long, value_name = "R", default_value = recipe::DEFAULT)]
+    recipe: String,
 }
 
 /// An inference that takes less than this is repeated for its time.
 const QUICK_MS: f64 = 500.0;
 /// Least cosine between a chunk and the recorded one.
 const COSINE: f64 = 0.9995;
+/// The same in fp8.
+const FP8_COSINE: f64 = 0.999;
+/// Largest relative mean square error of a chunk: what its cosine allows.
+const MSE: f64 = 1e-3;
+/// The same in fp8.
+const FP8_MSE: f64 = 6e-3;
 /// How often.
 const WARM_RUNS: usize = 21;
 
@@ -41,7 +51,8 @@ pub fn run(args: Args) -> Result<Verdict, Failure> {
     let dims = model.dims()?;
     let cases = args.cases.iter().map(|path| Case::read(path, &dims)).collect::<Result<Vec<_>, _>>()?;
     let bar = progress::bar("weights");
-    let mut engine = model.load(choice, |made, all| progress::set(&bar, made as u64, all as u64))?;
+    let mut engine =
+        model.load_by(&args.recipe, choice, |made, all| progress::set(&bar, made as u64, all as u64))?;
     bar.finish_and_clear();
 
     let mut out = io::stdout().lock();
@@ -65,11 +76,19 @@ pub fn run(args: Args) -> Result<Verdict, Failure> {
             writeln!(out, "{name:<50} {max:>10.2e} {rms:>10.2e} {tolerance:>10.0e}  {verdict}")?;
             failed += usize::from(!stage.ok());
         }
-        if let Some(cosine) = outcome.cosine {
-            let points_there = cosine >= COSINE; // false for NaN
-            let verdict = if points_there { "ok" } else { "FAIL" };
-            writeln!(out, "cosine of the chunk and the recorded one: {cosine:.7}  {verdict}")?;
-            askew |= !points_there;
+        if let Some(Likeness { cosine, relative_mse }) = outcome.likeness {
+            let (least, most) = match engine.precision() {
+                Precision::Fp8 => (FP8_COSINE, FP8_MSE),
+                _ => (COSINE, MSE),
+            };
+            let is_like = cosine >= least && relative_mse <= most; // false for NaN
+            let verdict = if is_like { "ok" } else { "FAIL" };
+            writeln!(
+                out,
+                "the chunk and the recorded one: cosine {cosine:.7}, relative mean square error {:.4} %  {verdict}",
+                relative_mse * 100.0
+            )?;
+            askew |= !is_like;
         }
         compared += outcome.comparisons.len();
         // A small network's first run is mostly cold pages: it is run again, unobserved, and the median counts.
@@ -96,7 +115,7 @@ pub fn run(args: Args) -> Result<Verdict, Failure> {
         }
     }
     if failed == 0 && askew {
-        writeln!(out, "FAIL: every stage within tolerance, but a chunk's cosine under {COSINE}")?;
+        writeln!(out, "FAIL: every stage within tolerance, but a chunk is too unlike the recorded one")?;
         Ok(Verdict::Wanting)
     } else if failed == 0 {
         writeln!(out, "ok: {compared} stages within tolerance")?;

@@ -23,7 +23,6 @@ use crate::model::sampler::{Schedule, Solver};
 const NOT_YET: &[(&str, &[&str])] = &[
     #[cfg(not(feature = "tensorrt"))]
     ("backend", &["auto", "cpu", "cuda"]),
-    ("dtype", &["auto", "f32", "bf16"]),
 ];
 
 /// Naming one of these means another robot than the built-in one: none of the lists is taken from there.
@@ -252,6 +251,7 @@ impl Layers<'_> {
             checkpoint: self.text("checkpoint"),
             backend: self.choice("backend", Backend::from_name, Backend::Auto),
             dtype: self.choice("dtype", DtypeChoice::from_name, DtypeChoice::Auto),
+            recipe: self.text("recipe"),
             robot: self.choice("robot", RobotKind::from_name, RobotKind::Aloha),
             prompt: self.text("prompt"),
             prompt_topic: self.text("prompt_topic"),

@@ -53,6 +53,7 @@ pub struct Config {
     pub checkpoint: String,
     pub backend: Backend,
     pub dtype: DtypeChoice,
+    pub recipe: String,
     pub robot: RobotKind,
     pub prompt: String,
     pub prompt_topic: String,
@@ -226,10 +227,12 @@ impl Config {
     /// Which engine to make. What only a GPU can do is asked of a GPU.
     pub fn engine(&self) -> Choice {
         match (self.backend, self.dtype) {
+            (Backend::Cpu, DtypeChoice::Fp8) => Choice::CpuFp8,
             (Backend::Cpu, _) => Choice::Cpu,
             (Backend::TensorRt, DtypeChoice::Fp8) => Choice::TensorRt(Format::Fp8),
             (Backend::TensorRt, _) => Choice::TensorRt(Format::Bf16),
-            (Backend::Auto, DtypeChoice::Auto | DtypeChoice::Fp8) => Choice::Auto,
+            (Backend::Auto | Backend::Cuda, DtypeChoice::Fp8) => Choice::Cuda(Precision::Fp8),
+            (Backend::Auto, DtypeChoice::Auto) => Choice::Auto,
             (Backend::Auto, DtypeChoice::F32) => Choice::Auto.in_f32(),
             (Backend::Auto, DtypeChoice::Bf16) => Choice::Cuda(Precision::Bf16),
             (Backend::Cuda, DtypeChoice::F32) => Choice::Cuda(Precision::F32),

@@ -12,6 +12,7 @@
 
 #![allow(unsafe_code)] // the one place; every block says why it is sound
 
+pub mod calibration;
 pub mod cpu;
 pub mod cuda;
 pub mod probe;
@@ -26,6 +27,7 @@ use crate::model::Pixels;
 use crate::model::dims::Dims;
 use crate::model::sampler::Sampler;
 use crate::model::sampler::rtc::Rtc;
+use calibration::{Calibration, Uncalibrated};
 use cpu::CpuEngine;
 use cuda::CudaEngine;
 use probe::Tap;
@@ -41,6 +43,8 @@ pub enum Precision {
     F32,
     /// bfloat16; norms, softmax, the residual stream and all sums in f32.
     Bf16,
+    /// bfloat16, but e4m3 in the matrices of vision and prefix; needs a calibration.
+    Fp8,
 }
 
 /// Which engine to make. `Auto` takes the GPU if there is one.
@@ -51,6 +55,8 @@ pub enum Choice {
     Auto,
     /// The reference.
     Cpu,
+    /// The reference, with numbers rounded to e4m3 where fp8 on a GPU does.
+    CpuFp8,
     /// CUDA kernels.
     Cuda(Precision),
     /// TensorRT engines of this format.
@@ -101,22 +107,37 @@ impl Choice {
     pub fn in_f32(self) -> Self {
         match self.resolved() {
             Choice::Cuda(_) => Choice::Cuda(Precision::F32),
+            Choice::CpuFp8 => Choice::Cpu,
             other => other,
         }
+    }
+
+    /// Whether it needs a calibration.
+    pub fn is_fp8(self) -> bool {
+        matches!(self, Choice::CpuFp8 | Choice::Cuda(Precision::Fp8))
     }
 }
 
 impl Engine {
     /// Takes the tensors that `dims` implies; shapes were checked by [`Dims::from_tensors`]. `cameras`: how many the
-    /// model has.
-    pub fn new(weights: &Weights, dims: Dims, choice: Choice, cameras: usize) -> Result<Self, EngineError> {
+    /// model has. `calibration`: what fp8 needs, of the tensors that are to be e4m3; nothing else looks at it.
+    pub fn new(
+        weights: &Weights,
+        dims: Dims,
+        choice: Choice,
+        calibration: Option<&Calibration>,
+        cameras: usize,
+    ) -> Result<Self, EngineError> {
         match choice.resolved() {
             Choice::Cuda(precision) => {
-                let engine = CudaEngine::new(weights, dims, precision == Precision::Bf16, cameras)?;
+                let calibration = calibration.filter(|_| precision == Precision::Fp8);
+                let engine =
+                    CudaEngine::new(weights, dims, precision != Precision::F32, calibration, cameras)?;
                 Ok(Engine::Cuda(Box::new(engine)))
             }
-            Choice::Cpu | Choice::Auto => {
-                let engine = CpuEngine::new(weights, dims);
+            choice @ (Choice::Cpu | Choice::CpuFp8 | Choice::Auto) => {
+                let calibration = calibration.filter(|_| choice == Choice::CpuFp8);
+                let engine = CpuEngine::new(weights, dims, calibration);
                 Ok(Engine::Cpu(Box::new(engine.map_err(|e| EngineError::Missing(e.name().to_owned()))?)))
             }
             #[cfg(feature = "tensorrt")]
@@ -149,6 +170,8 @@ impl Engine {
     /// Its number format.
     pub fn precision(&self) -> Precision {
         match self {
+            Engine::Cuda(engine) if engine.is_fp8() => Precision::Fp8,
+            Engine::Cpu(engine) if engine.rounds() => Precision::Fp8,
             Engine::Cuda(engine) if engine.is_bf16() => Precision::Bf16,
             Engine::TensorRt(_) => Precision::Bf16,
             Engine::Cpu(_) | Engine::Cuda(_) => Precision::F32,
@@ -258,6 +281,7 @@ impl fmt::Display for Precision {
         f.write_str(match self {
             Precision::F32 => "f32",
             Precision::Bf16 => "bf16",
+            Precision::Fp8 => "fp8",
         })
     }
 }
@@ -299,6 +323,12 @@ pub enum EngineError {
     /// TensorRT, its engines or their manifests.
     #[error(transparent)]
     TensorRt(#[from] TensorRtError),
+    /// A GPU that cannot compute in fp8.
+    #[error("dtype fp8: expected a GPU of compute capability 9.0 (Hopper), found {0}; use bf16")]
+    Fp8(String),
+    /// The calibration does not know a tensor.
+    #[error(transparent)]
+    Uncalibrated(#[from] Uncalibrated),
     /// The driver or one of its libraries refused.
     #[error("GPU: {call}: {reason}")]
     Cuda {

@@ -8,12 +8,16 @@ use std::sync::Arc;
 use half::{bf16, f16};
 use memmap2::{Advice, Mmap, MmapMut};
 use pulp::Arch;
+use sha2::{Digest, Sha256};
 
 use super::EngineError;
 use crate::model::dims::Dims;
 use crate::model::names;
 use crate::model::synth;
 use crate::model::tensors::{Dtype, TensorTable};
+
+/// Bytes of a tensor that a fingerprint looks at, at the start, in the middle and at the end.
+const SAMPLE: usize = 4096;
 
 /// One tensor's elements. Cheap to clone.
 #[derive(Clone)]
@@ -99,6 +103,22 @@ impl Weights {
         Ok(Self { tensors })
     }
 
+    /// Which weights these are, at a glance: SHA-256, in hexadecimal, of the name, type and shape of every tensor that `dims`
+    /// implies, and of a sample of its elements. Training changes all of a tensor's elements, so a sample tells.
+    pub fn fingerprint(&self, dims: &Dims) -> Result<String, EngineError> {
+        let mut hash = Sha256::new();
+        for (name, _) in names::required(dims) {
+            let tensor = self.get(&name).ok_or_else(|| EngineError::Missing(name.clone()))?;
+            hash.update(format!("{name} {:?} {:?}\n", tensor.dtype(), tensor.shape()));
+            let bytes = tensor.bytes();
+            let last = bytes.len().saturating_sub(SAMPLE);
+            for start in [0, last / 2, last] {
+                hash.update(&bytes[start..bytes.len().min(start + SAMPLE)]);
+            }
+        }
+        Ok(hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
+    }
+
     /// A tensor that is in the table; `None` otherwise.
     pub fn get(&self, name: &str) -> Option<Tensor> {
         self.tensors.get(name).cloned()
@@ -177,4 +197,20 @@ fn each<const N: usize>(bytes: &[u8], out: &mut [f32], convert: impl Fn([u8; N])
             *value = convert(chunk);
         }
     });
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+
+    #[test]
+    fn a_fingerprint_is_of_the_weights() {
+        let of =
+            |dims: &Dims, dtype| Weights::synthetic(dims, dtype, |_| {}).unwrap().fingerprint(dims).unwrap();
+        assert_eq!(of(&Dims::TINY, Dtype::F32), of(&Dims::TINY, Dtype::F32));
+        assert_ne!(of(&Dims::TINY, Dtype::F32), of(&Dims::TINY, Dtype::BF16));
+        assert_ne!(of(&Dims::TINY, Dtype::F32), of(&Dims { vocab: 513, ..Dims::TINY }, Dtype::F32));
+    }
 }

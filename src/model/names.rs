@@ -82,3 +82,33 @@ pub fn required(dims: &Dims) -> Vec<(String, Vec<usize>)> {
 pub fn language_final_norm() -> String {
     format!("{LANGUAGE}norm.weight")
 }
+
+/// Channels of an activation that fp8 quantises.
+pub fn quantised_width(dims: &Dims, name: &str) -> usize {
+    let (is_vision, last) = (name.starts_with("vision."), name.rsplit('.').next());
+    match (last, is_vision) {
+        (Some("hidden"), true) => dims.vision.mlp,
+        (_, true) => dims.vision.width,
+        (Some("hidden"), false) => dims.language.mlp,
+        (Some("attention"), false) => dims.language.q_width(),
+        (_, false) => dims.language.width,
+    }
+}
+
+/// Activations that fp8 quantises: what matrices of vision, projector and prefix multiply, by the names that stages report. Of the last
+/// layer of the prefix only keys and values are made.
+pub fn quantised(dims: &Dims) -> Vec<String> {
+    let parts = |stage: &str, layer: usize, parts: [&str; 4]| {
+        parts.map(|part| format!("{stage}.layer.{layer}.{part}"))
+    };
+    let vision = (0..dims.vision.layers)
+        .flat_map(|i| parts("vision", i, ["layer_norm1", "attention", "layer_norm2", "hidden"]));
+    let of_prefix = ["input_layernorm", "attention", "post_attention_layernorm", "hidden"];
+    let last = dims.language.layers.saturating_sub(1);
+    let prefix = (0..last).flat_map(|i| parts("prefix", i, of_prefix));
+    vision
+        .chain(["vision.post_layernorm".to_owned()])
+        .chain(prefix)
+        .chain([format!("prefix.layer.{last}.input_layernorm")])
+        .collect()
+}

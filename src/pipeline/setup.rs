@@ -39,7 +39,7 @@ impl Setup {
 
     /// Loads the weights. `progress` hears of (parameters made, parameters in all) where they are made.
     pub fn load(&self, config: &Config, progress: impl FnMut(usize, usize)) -> Result<Inference, LoadError> {
-        let engine = self.model.load(config.engine(), progress)?;
+        let engine = self.model.load_by(&config.recipe, config.engine(), progress)?;
         let sampler = config.sampler.of(self.model.time_rounding());
         let seed = config.sampler.seed.unwrap_or_else(fresh_seed);
         Ok(Inference::new(engine, Arc::clone(&self.policy), sampler, seed))

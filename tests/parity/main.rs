@@ -9,6 +9,8 @@
 //! | `end_to_end` | robot observations lead to the recorded robot actions |
 //! | `determinism` | the same input gives the same bits |
 //! | `refusals` | a case that cannot be judged is refused in one line; nothing wrong passes |
+//! | `fp8` | fp8 emulated on the CPU: near the recordings, and refusals |
+//! | `calibrate` | ranges for fp8 are of these weights and real frames |
 //! | `rtc` | real-time chunking, guided and trained, is the recorded one |
 //!
 //! `cargo test --release --test parity -- --ignored` runs the full-size network too: 7 GB, most of a minute.
@@ -16,9 +18,11 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // a test may
 
 mod arrays;
+mod calibrate;
 mod controls;
 mod determinism;
 mod end_to_end;
+mod fp8;
 mod naive;
 mod recorded;
 mod refusals;

@@ -11,7 +11,7 @@ use super::{
 };
 
 /// Case a with a change, in a file of its own.
-fn changed(change: impl FnOnce(&mut Arrays)) -> (TempDir, PathBuf) {
+pub fn changed(change: impl FnOnce(&mut Arrays)) -> (TempDir, PathBuf) {
     let mut case = arrays::read(&case_file("a"));
     change(&mut case);
     let dir = tempfile::tempdir().unwrap();
@@ -26,7 +26,7 @@ fn verify_changed(change: impl FnOnce(&mut Arrays)) -> Ran {
 }
 
 /// Exit code 1, nothing on stdout, and one line that says all of this.
-fn assert_refused(ran: &Ran, says: &[&str]) {
+pub fn assert_refused(ran: &Ran, says: &[&str]) {
     assert_eq!((ran.code, ran.stdout.as_str()), (1, ""), "{}", ran.stderr);
     assert_eq!(ran.stderr.trim_end().lines().count(), 1, "{}", ran.stderr);
     for what in says {
@@ -169,6 +169,10 @@ fn what_this_engine_cannot_do_is_refused_and_wrong_usage_is_told_apart() {
     with(&["--backend", "cpu", "--dtype", "f32"]).assert_passed();
     assert_refused(&with(&["--dtype", "bf16"]), &["--dtype bf16", "f32"]);
     assert_refused(&with(&["--dtype", "fp8"]), &["--dtype fp8", "f32"]);
+    assert_refused(
+        &with(&["--backend", "cpu", "--dtype", "fp8"]),
+        &["no calibration", "pi05 calibrate --checkpoint"],
+    );
     assert_refused(&with(&["--backend", "cuda"]), &["--backend cuda", "cpu"]);
     for wrong in [&["--dtype", "f64"][..], &["--backend"], &["--no-such-option"]] {
         let ran = with(wrong);

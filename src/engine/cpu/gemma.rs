@@ -7,6 +7,7 @@ use super::attention::shared_head;
 use super::linear::Linear;
 use super::math::{PARALLEL_ELEMENTS, add, add_gated, geglu, rms_norm};
 use super::{MissingTensor, vector};
+use crate::engine::calibration::{PREFIX, Rounded};
 use crate::engine::probe::Tap;
 use crate::engine::weights::Weights;
 use crate::model::dims::GemmaDims;
@@ -61,21 +62,29 @@ pub struct MlpScratch {
 }
 
 impl Block {
-    pub fn new(weights: &Weights, dims: &GemmaDims, at: &str) -> Result<Self, MissingTensor> {
-        let linear = |name: &str| {
+    /// `rounding`: of what a matrix multiplies, by the name under which it is reported, where that is to be e4m3.
+    pub fn new(
+        weights: &Weights,
+        dims: &GemmaDims,
+        at: &str,
+        rounding: impl Fn(&str) -> Option<Rounded>,
+    ) -> Result<Self, MissingTensor> {
+        let linear = |name: &str, of: &str| {
             let name = format!("{at}{name}");
-            Linear::new(weights, &name).ok_or(MissingTensor(name))
+            let linear = Linear::new(weights, &name).ok_or(MissingTensor(name))?;
+            Ok(linear.rounded(rounding(of)))
         };
+        let [normed, mixed, post_normed, hidden] = PREFIX;
         Ok(Self {
             heads: dims.heads,
             head_dim: dims.head_dim,
-            q: linear("self_attn.q_proj")?,
-            k: linear("self_attn.k_proj")?,
-            v: linear("self_attn.v_proj")?,
-            o: linear("self_attn.o_proj")?,
-            gate: linear("mlp.gate_proj")?,
-            up: linear("mlp.up_proj")?,
-            down: linear("mlp.down_proj")?,
+            q: linear("self_attn.q_proj", normed)?,
+            k: linear("self_attn.k_proj", normed)?,
+            v: linear("self_attn.v_proj", normed)?,
+            o: linear("self_attn.o_proj", mixed)?,
+            gate: linear("mlp.gate_proj", post_normed)?,
+            up: linear("mlp.up_proj", post_normed)?,
+            down: linear("mlp.down_proj", hidden)?,
         })
     }
 
@@ -121,6 +130,7 @@ impl Block {
                 shared_head(&q, &k, &v, self.head_dim, &mut mixed);
             }
         }
+        tap.record(format_args!("{at}.attention"), &mixed);
         self.o.apply(&mixed, &mut h);
         tap.record(format_args!("{at}.self_attn"), &h);
         norm.residual(x, &h);
@@ -141,6 +151,7 @@ impl Block {
             let part = PARALLEL_ELEMENTS;
             hidden.par_chunks_mut(part).zip(up.par_chunks(part)).for_each(|(gate, up)| geglu(gate, up));
         }
+        tap.record(format_args!("{at}.hidden"), hidden);
         self.down.apply(hidden, &mut h);
         tap.record(format_args!("{at}.mlp"), &h);
         norm.residual(x, &h);

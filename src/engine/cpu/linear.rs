@@ -5,6 +5,7 @@ use std::cell::RefCell;
 use gemm::Parallelism;
 use rayon::prelude::*;
 
+use crate::engine::calibration::{E4M3_MAX, Mean, Rounded, e4m3};
 use crate::engine::weights::{Tensor, Weights};
 
 /// A linear layer. The weight `[out, in]` stays in its file's type and is widened to f32 block by block.
@@ -13,6 +14,8 @@ pub struct Linear {
     bias: Option<Vec<f32>>,
     inputs: usize,
     outputs: usize,
+    /// How x is rounded, if x and the weight are to be e4m3 as on a GPU.
+    e4m3: Option<Rounded>,
 }
 
 /// Below this many multiply-adds a product is not worth waking another thread.
@@ -32,7 +35,12 @@ impl Linear {
         let outputs = *weight.shape().first()?;
         let inputs = weight.shape()[1..].iter().product();
         let bias = weights.get(&format!("{name}.bias")).map(|bias| bias.to_vec());
-        Some(Self { weight, bias, inputs, outputs })
+        Some(Self { weight, bias, inputs, outputs, e4m3: None })
+    }
+
+    /// The same with its products in e4m3, if x is to be rounded: rows of the weight have their own scales.
+    pub fn rounded(self, x: Option<Rounded>) -> Self {
+        Self { e4m3: x, ..self }
     }
 
     /// Width of the output.
@@ -46,7 +54,13 @@ impl Linear {
         let m = x.len() / k;
         assert!(x.len() == m * k && y.len() == m * n, "invariant of the callers: shapes come from one Dims");
         let threads = if m * n * k < PARALLEL_WORK { 1 } else { rayon::current_num_threads() };
-        let lying = self.weight.as_f32();
+        let rounded = self.e4m3.as_ref().map(|&Rounded { scale, .. }| {
+            let inverse = 1.0 / scale;
+            x.iter().map(|x| e4m3(x * inverse) * scale).collect::<Vec<_>>()
+        });
+        let mean = self.e4m3.as_ref().and_then(|rounded| rounded.mean.as_ref());
+        let x = rounded.as_deref().unwrap_or(x);
+        let lying = self.weight.as_f32().filter(|_| rounded.is_none());
         let mut block = n.div_ceil(threads);
         if lying.is_none() {
             block = block.min((BLOCK_ELEMENTS / k).max(16));
@@ -67,7 +81,17 @@ impl Linear {
                     widened.resize(widened.len().max(elements.len()), 0.0);
                     let widened = &mut widened[..elements.len()];
                     self.weight.convert(elements, widened);
+                    if rounded.is_none() {
+                        return multiply(widened);
+                    }
+                    let shifts =
+                        widened.chunks_exact_mut(k).map(|row| round_row(row, mean)).collect::<Vec<_>>();
                     multiply(widened);
+                    for i in 0..m {
+                        // SAFETY: row i's columns start..start + rows, which are this block's own.
+                        let y = unsafe { std::slice::from_raw_parts_mut(y.at(i * n + start), rows) };
+                        super::math::add(y, &shifts);
+                    }
                 }),
             }
         };
@@ -95,6 +119,17 @@ impl Linear {
         self.apply_to(x, &mut y);
         y
     }
+}
+
+/// A row of weights to multiples of its own scale: its largest magnitude is the largest e4m3 number. What the product
+/// loses by all rounding in the mean.
+fn round_row(row: &mut [f32], mean: Option<&Mean>) -> f32 {
+    let dot = |row: &[f32], x: &[f32]| row.iter().zip(x).map(|(w, x)| w * x).sum::<f32>();
+    let exact = mean.map_or(0.0, |mean| dot(row, &mean.exact));
+    let largest = row.iter().fold(1e-30f32, |max, w| max.max(w.abs()));
+    let (scale, inverse) = (largest / E4M3_MAX, E4M3_MAX / largest);
+    row.iter_mut().for_each(|w| *w = e4m3(*w * inverse) * scale);
+    exact - mean.map_or(0.0, |mean| dot(row, &mean.rounded))
 }
 
 /// A matrix that several threads fill, each its own columns.

@@ -20,6 +20,7 @@ use thiserror::Error;
 use time::{Modulated, Modulation, TimeConditioning};
 use vision::Vision;
 
+use super::calibration::Calibration;
 use super::probe::Tap;
 use super::weights::{Tensor, Weights};
 use super::{EngineError, check_leftover};
@@ -43,6 +44,7 @@ pub struct CpuEngine {
     action_in: Linear,
     action_out: Linear,
     rope: Rope,
+    rounds: bool,
 }
 
 struct PrefixLayer {
@@ -82,31 +84,40 @@ fn vector(weights: &Weights, name: &str) -> Result<Vec<f32>, MissingTensor> {
 }
 
 impl CpuEngine {
-    /// Takes the tensors that `dims` implies; shapes were checked by [`Dims::from_tensors`].
-    pub fn new(weights: &Weights, dims: Dims) -> Result<Self, MissingTensor> {
+    /// Takes the tensors that `dims` implies; shapes were checked by [`Dims::from_tensors`]. `calibration`: of tensors that
+    /// are in it, and the matrices that they are multiplied with, numbers are rounded to e4m3 as a GPU's in fp8 are.
+    pub fn new(
+        weights: &Weights,
+        dims: Dims,
+        calibration: Option<&Calibration>,
+    ) -> Result<Self, MissingTensor> {
+        let rounding = |stage: &str, i: usize, part: &str| {
+            calibration.and_then(|calibration| calibration.chosen(&format!("{stage}.layer.{i}.{part}")))
+        };
         let linear = |name: &str| Linear::new(weights, name).ok_or_else(|| MissingTensor(name.to_owned()));
         let prefix_layer = |i: usize| {
             let at = format!("{LANGUAGE}layers.{i}.");
             Ok(PrefixLayer {
-                block: Block::new(weights, &dims.language, &at)?,
+                block: Block::new(weights, &dims.language, &at, |part| rounding("prefix", i, part))?,
                 input_norm: rms_scale(weights, &format!("{at}input_layernorm.weight"))?,
                 post_norm: rms_scale(weights, &format!("{at}post_attention_layernorm.weight"))?,
             })
         };
         Ok(Self {
-            vision: Vision::new(weights, dims.vision)?,
+            vision: Vision::new(weights, dims.vision, |i, part| rounding("vision", i, part))?,
             embedding: weights
                 .get(TOKEN_EMBEDDING)
                 .ok_or_else(|| MissingTensor(TOKEN_EMBEDDING.to_owned()))?,
             language: (0..dims.language.layers).map(prefix_layer).collect::<Result<_, _>>()?,
             final_norm: rms_scale(weights, &language_final_norm()).ok(),
             expert: (0..dims.expert.layers)
-                .map(|i| Block::new(weights, &dims.expert, &format!("{EXPERT}layers.{i}.")))
+                .map(|i| Block::new(weights, &dims.expert, &format!("{EXPERT}layers.{i}."), |_| None))
                 .collect::<Result<_, _>>()?,
             time: TimeConditioning::new(weights, &dims.expert)?,
             action_in: linear("action_in_proj")?,
             action_out: linear("action_out_proj")?,
             rope: Rope::new(dims.language.head_dim, 0),
+            rounds: calibration.is_some(),
             dims,
         })
     }
@@ -114,6 +125,32 @@ impl CpuEngine {
     /// The network's dimensions.
     pub fn dims(&self) -> &Dims {
         &self.dims
+    }
+
+    /// Whether some numbers are rounded to e4m3.
+    pub fn rounds(&self) -> bool {
+        self.rounds
+    }
+
+    /// One layer of vision over the residual stream `x` of whole images.
+    pub fn vision_layer(&self, i: usize, x: &mut [f32]) {
+        self.vision.layer(i, x, |_, _, _| ());
+    }
+
+    /// One layer of the prefix over the residual stream `x` of all its tokens; of the last layer, which makes keys and values
+    /// only, `x` becomes these.
+    pub fn prefix_layer(&mut self, i: usize, x: &mut Vec<f32>) {
+        self.grow_rope(x.len() / self.dims.language.width);
+        let PrefixLayer { block, input_norm, post_norm } = &self.language[i];
+        let (input, post, positions) = (Norm::rms(input_norm), Norm::rms(post_norm), self.rope.from(0));
+        let nobody = &mut Tap::none();
+        if i + 1 < self.language.len() {
+            block.attend(x, input, None, positions, "", nobody);
+            block.mlp(x, post, &mut MlpScratch::default(), "", nobody);
+        } else {
+            let LayerKv { k, v } = block.kv(x, input, positions, "", nobody);
+            *x = [k, v].concat();
+        }
     }
 
     /// Stage 1: image tokens of the present cameras.

@@ -7,6 +7,7 @@ use super::linear::Linear;
 use super::math::{add, gelu, layer_norm};
 use super::{MissingTensor, vector};
 use crate::engine::EngineError;
+use crate::engine::calibration::{Rounded, VISION as REPORTED};
 use crate::engine::probe::Tap;
 use crate::engine::weights::Weights;
 use crate::model::Pixels;
@@ -41,20 +42,27 @@ struct LayerNorm {
 }
 
 impl Vision {
-    pub fn new(weights: &Weights, dims: VisionDims) -> Result<Self, MissingTensor> {
+    /// `rounding`: of what a matrix multiplies, by layer and the name under which it is reported, where that is to be e4m3.
+    pub fn new(
+        weights: &Weights,
+        dims: VisionDims,
+        rounding: impl Fn(usize, &str) -> Option<Rounded>,
+    ) -> Result<Self, MissingTensor> {
         let linear = |name: String| Linear::new(weights, &name).ok_or(MissingTensor(name));
         let norm = |name: String| LayerNorm::new(weights, &name);
         let layer = |i: usize| {
             let at = format!("{VISION}encoder.layers.{i}.");
+            let part = |name: &str, of| Ok(linear(format!("{at}{name}"))?.rounded(rounding(i, of)));
+            let [normed, mixed, post_normed, hidden] = REPORTED;
             Ok(Layer {
                 norm1: norm(format!("{at}layer_norm1"))?,
-                q: linear(format!("{at}self_attn.q_proj"))?,
-                k: linear(format!("{at}self_attn.k_proj"))?,
-                v: linear(format!("{at}self_attn.v_proj"))?,
-                out: linear(format!("{at}self_attn.out_proj"))?,
+                q: part("self_attn.q_proj", normed)?,
+                k: part("self_attn.k_proj", normed)?,
+                v: part("self_attn.v_proj", normed)?,
+                out: part("self_attn.out_proj", mixed)?,
                 norm2: norm(format!("{at}layer_norm2"))?,
-                fc1: linear(format!("{at}mlp.fc1"))?,
-                fc2: linear(format!("{at}mlp.fc2"))?,
+                fc1: part("mlp.fc1", post_normed)?,
+                fc2: part("mlp.fc2", hidden)?,
             })
         };
         Ok(Self {
@@ -86,34 +94,44 @@ impl Vision {
             }
         };
         report(tap, "embeddings", &x, width);
-        let mut h = vec![0.0; x.len()];
-        let mut mixed = vec![0.0; x.len()];
-        for (i, layer) in self.layers.iter().enumerate() {
-            layer.norm1.apply(&x, &mut h);
-            report(tap, &format!("layer.{i}.layer_norm1"), &h, width);
-            let (q, k, v) = (layer.q.of(&h), layer.k.of(&h), layer.v.of(&h));
-            for (c, mixed) in mixed.chunks_exact_mut(tokens * width).enumerate() {
-                let image = c * tokens * width..(c + 1) * tokens * width;
-                own_heads(&q[image.clone()], &k[image.clone()], &v[image], width, self.dims.heads, mixed);
-            }
-            layer.out.apply(&mixed, &mut h);
-            report(tap, &format!("layer.{i}.self_attn"), &h, width);
-            add(&mut x, &h);
-
-            layer.norm2.apply(&x, &mut h);
-            report(tap, &format!("layer.{i}.layer_norm2"), &h, width);
-            let mut hidden = layer.fc1.of(&h);
-            hidden.par_chunks_mut(self.dims.mlp).for_each(gelu);
-            layer.fc2.apply(&hidden, &mut h);
-            report(tap, &format!("layer.{i}.mlp"), &h, width);
-            add(&mut x, &h);
-            report(tap, &format!("layer.{i}.out"), &x, width);
+        for i in 0..self.layers.len() {
+            self.layer(i, &mut x, |name, x, width| report(tap, &format!("layer.{i}.{name}"), x, width));
         }
+        let mut h = vec![0.0; x.len()];
         self.post_layernorm.apply(&x, &mut h);
         report(tap, "post_layernorm", &h, width);
         let projected = self.projector.of(&h);
         report(tap, "projected", &projected, self.projector.outputs());
         Ok(projected)
+    }
+
+    /// One layer over the residual stream `x` of any number of images; `report` hears of values by their names in a layer.
+    pub fn layer(&self, i: usize, x: &mut [f32], mut report: impl FnMut(&str, &[f32], usize)) {
+        let (layer, width) = (&self.layers[i], self.dims.width);
+        let image = self.dims.tokens() * width;
+        let mut h = vec![0.0; x.len()];
+        layer.norm1.apply(x, &mut h);
+        report("layer_norm1", &h, width);
+        let (q, k, v) = (layer.q.of(&h), layer.k.of(&h), layer.v.of(&h));
+        let mut mixed = vec![0.0; x.len()];
+        for (c, mixed) in mixed.chunks_exact_mut(image).enumerate() {
+            let image = c * image..(c + 1) * image;
+            own_heads(&q[image.clone()], &k[image.clone()], &v[image], width, self.dims.heads, mixed);
+        }
+        report("attention", &mixed, width);
+        layer.out.apply(&mixed, &mut h);
+        report("self_attn", &h, width);
+        add(x, &h);
+
+        layer.norm2.apply(x, &mut h);
+        report("layer_norm2", &h, width);
+        let mut hidden = layer.fc1.of(&h);
+        hidden.par_chunks_mut(self.dims.mlp).for_each(gelu);
+        report("hidden", &hidden, self.dims.mlp);
+        layer.fc2.apply(&hidden, &mut h);
+        report("mlp", &h, width);
+        add(x, &h);
+        report("out", x, width);
     }
 
     /// Appends an image as rows of `(c, i, j)` patches, row-major over the grid, in [-1, 1].

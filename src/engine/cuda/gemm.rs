@@ -41,6 +41,8 @@ pub struct Shape {
     /// c is added.
     pub add: bool,
     pub epilogue: Epilogue,
+    /// x and W are e4m3, and W's rows have multipliers.
+    pub fp8: bool,
 }
 
 impl Shape {
@@ -59,6 +61,7 @@ impl Shape {
             wide: false,
             add: false,
             epilogue: Epilogue::None,
+            fp8: false,
         }
     }
 
@@ -84,11 +87,13 @@ pub struct Operands {
     pub c: u64,
     pub bias: u64,
     pub alpha: f32,
+    /// f32 `[n]`, where the shape is `fp8`.
+    pub multipliers: u64,
 }
 
 impl Operands {
     pub fn new(x: u64, w: u64, y: u64) -> Self {
-        Self { x, w, y, c: y, bias: 0, alpha: 1.0 }
+        Self { x, w, y, c: y, bias: 0, alpha: 1.0, multipliers: 0 }
     }
 }
 
@@ -105,6 +110,8 @@ pub struct Gemm {
     handle: lt::cublasLtHandle_t,
     bf16: bool,
     workspace: Buffer,
+    /// What rows of x are multiplied by where W's rows have multipliers.
+    ones: Buffer,
     plans: HashMap<Shape, Plan>,
     /// Algorithms by shape, as on disk.
     known: HashMap<String, [u64; 8]>,
@@ -116,6 +123,8 @@ pub struct Gemm {
 unsafe impl Send for Gemm {}
 
 const WORKSPACE: usize = 64 << 20;
+/// Most rows of a product in e4m3.
+pub const FP8_ROWS: usize = 1 << 16;
 /// Algorithms measured per shape.
 const CANDIDATES: usize = 64;
 
@@ -143,6 +152,7 @@ impl Gemm {
             handle,
             bf16,
             workspace: gpu.zeros(WORKSPACE)?,
+            ones: gpu.buffer(&vec![1f32; FP8_ROWS])?,
             plans: HashMap::new(),
             known,
             file,
@@ -191,6 +201,11 @@ impl Gemm {
                     &at.bias,
                 )?;
             }
+            if shape.fp8 {
+                use lt::cublasLtMatmulDescAttributes_t as D;
+                set(plan.desc, D::CUBLASLT_MATMUL_DESC_A_SCALE_POINTER, &at.multipliers)?;
+                set(plan.desc, D::CUBLASLT_MATMUL_DESC_B_SCALE_POINTER, &self.ones.address)?;
+            }
             lt::cublasLtMatmul(
                 self.handle,
                 plan.desc,
@@ -217,6 +232,7 @@ impl Gemm {
         use lt::cublasLtMatmulDescAttributes_t as D;
         use lt::cublasLtMatmulPreferenceAttributes_t as P;
         let narrow = if self.bf16 { lt::cudaDataType_t::CUDA_R_16BF } else { lt::cudaDataType_t::CUDA_R_32F };
+        let operand = if shape.fp8 { lt::cudaDataType_t::CUDA_R_8F_E4M3 } else { narrow };
         let out = if shape.wide { lt::cudaDataType_t::CUDA_R_32F } else { narrow };
         let mut desc = ptr::null_mut();
         // SAFETY: handles are written before they are read, attributes have the sizes that the library documents.
@@ -238,14 +254,23 @@ impl Gemm {
                 Epilogue::BiasGelu => lt::cublasLtEpilogue_t::CUBLASLT_EPILOGUE_GELU_BIAS,
             };
             set(desc, D::CUBLASLT_MATMUL_DESC_EPILOGUE, &epilogue)?;
+            if shape.fp8 {
+                let fast: i8 = 1; // sums a little less exactly, far more so than e4m3's own steps
+                set(desc, D::CUBLASLT_MATMUL_DESC_FAST_ACCUM, &fast)?;
+                let each = lt::cublasLtMatmulMatrixScale_t::CUBLASLT_MATMUL_MATRIX_SCALE_OUTER_VEC_32F;
+                set(desc, D::CUBLASLT_MATMUL_DESC_A_SCALE_MODE, &each)?;
+                set(desc, D::CUBLASLT_MATMUL_DESC_B_SCALE_MODE, &each)?;
+                set(desc, D::CUBLASLT_MATMUL_DESC_A_SCALE_POINTER, &at.multipliers)?;
+                set(desc, D::CUBLASLT_MATMUL_DESC_B_SCALE_POINTER, &self.ones.address)?;
+            }
             if shape.epilogue != Epilogue::None {
                 set(desc, D::CUBLASLT_MATMUL_DESC_BIAS_POINTER, &at.bias)?;
                 set(desc, D::CUBLASLT_MATMUL_DESC_BIAS_DATA_TYPE, &out)?;
             }
         }
         let (rows, columns) = if shape.kn { (shape.n, shape.k) } else { (shape.k, shape.n) };
-        let w = layout(narrow, rows, columns, shape.ldw, shape.batch, shape.strides[1])?;
-        let x = layout(narrow, shape.k, shape.m, shape.ldx, shape.batch, shape.strides[0])?;
+        let w = layout(operand, rows, columns, shape.ldw, shape.batch, shape.strides[1])?;
+        let x = layout(operand, shape.k, shape.m, shape.ldx, shape.batch, shape.strides[0])?;
         let y = layout(out, shape.n, shape.m, shape.ldy, shape.batch, shape.strides[2])?;
         let key = format!("{shape:?}");
         let mut plan = Plan { desc, w, x, y, algo: lt::cublasLtMatmulAlgo_t { data: [0; 8] } };

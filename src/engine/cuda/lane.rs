@@ -7,7 +7,9 @@ use std::collections::HashMap;
 
 use super::compile::cubin;
 use super::driver::{Arg, Event, Gpu, Kernel, Launch, failed};
+use super::fp8;
 use super::gemm::{Gemm, Operands, Shape};
+use super::load::Weight;
 use super::product::Geglu;
 use crate::engine::EngineError;
 use crate::engine::probe::Tap;
@@ -27,6 +29,12 @@ pub const PRODUCTS: &[&str] = &[
     include_str!("kernels/element.cu"),
     include_str!("kernels/wgmma.cu"),
     include_str!("kernels/products.cu"),
+];
+/// The same of e4m3.
+pub const PRODUCTS_FP8: &[&str] = &[
+    include_str!("kernels/element.cu"),
+    include_str!("kernels/wgmma.cu"),
+    include_str!("kernels/products_fp8.cu"),
 ];
 /// Attention of vision and prefix.
 pub const ATTENTION: &[&str] = &[
@@ -87,7 +95,7 @@ pub fn compiled(
 }
 
 impl Lane {
-    pub fn new(gpu: Gpu, bf16: bool) -> Result<Self, EngineError> {
+    pub fn new(gpu: Gpu, bf16: bool, fp8: bool) -> Result<Self, EngineError> {
         let mut names: Vec<(&'static str, usize)> = STAGE_KERNELS.iter().map(|&name| (name, 0)).collect();
         let mut defines = Vec::new();
         if bf16 {
@@ -95,6 +103,7 @@ impl Lane {
             names.push(("geglu_8", 0));
             names.push(("split_rope_8", 0));
             names.push(("layer_norm_row", 0));
+            names.push(("finish", 0));
             names.push(("rms_norm_row", 0));
         }
         let mut kernels = compiled(&gpu, STAGES, &defines, &names)?;
@@ -104,6 +113,9 @@ impl Lane {
             kernels.extend(compiled(&gpu, ATTENTION, &defines, &names[..hopper])?);
             if gpu.arch == 90 {
                 kernels.extend(compiled(&gpu, PRODUCTS, &defines, &[(Geglu::NAME, Geglu::SHARED)])?);
+                if fp8 {
+                    kernels.extend(compiled(&gpu, PRODUCTS_FP8, &defines, &fp8::kernels())?);
+                }
             }
         }
         Ok(Self {
@@ -172,6 +184,36 @@ impl Lane {
             Some(event) => self.gpu.mark(event, true),
             None => Ok(()),
         }
+    }
+
+    /// `x W^T` to y, `shape` as for bf16; of the rows of W from `first` on.
+    pub fn through(
+        &mut self,
+        w: &Weight,
+        first: usize,
+        shape: Shape,
+        at: Operands,
+    ) -> Result<(), EngineError> {
+        let size = if w.is_fp8() { 1 } else { self.size() };
+        let at = Operands {
+            w: w.values.address + (first * shape.k * size) as u64,
+            multipliers: w.multipliers() + (first * 4) as u64,
+            ..at
+        };
+        self.product(Shape { fp8: w.is_fp8(), ..shape }, at)
+    }
+
+    /// `y [rows, width]` in bf16 (+ bias in bf16, if not 0; GELU) to bf16, or e4m3 times `inverse`.
+    pub fn finish(
+        &self,
+        [y, bias, out]: [u64; 3],
+        [rows, width]: [usize; 2],
+        gelu: bool,
+        inverse: f32,
+    ) -> Result<(), EngineError> {
+        let args =
+            [y.into(), bias.into(), out.into(), width.into(), usize::from(gelu).into(), inverse.into()];
+        self.launch("finish", [rows, 1, 1], 128, 0, &args)
     }
 
     /// Writes newly measured algorithms to disk.

@@ -3,14 +3,55 @@
 use half::bf16;
 use rayon::prelude::*;
 
-use super::driver::{Buffer, Event, Gpu, Pinned};
+use super::driver::{Buffer, Event, Gpu, Launch, Pinned};
+use super::lane::{Kernels, STAGES, compiled};
 use crate::engine::EngineError;
+use crate::engine::calibration::{Calibration, Mean, Rounded};
 use crate::engine::weights::{Tensor, Weights};
 
 /// Bytes of a staging buffer.
 const STAGING: usize = 64 << 20;
 /// Elements that one thread converts at a time.
 const PIECE: usize = 1 << 18;
+
+/// A matrix on the GPU: in the engine's type, or in e4m3 with scales.
+pub struct Weight {
+    pub values: Buffer,
+    scales: Option<Scales>,
+}
+
+struct Scales {
+    /// f32, of the matrix's rows: their scale times that of what they are multiplied with.
+    multipliers: Buffer,
+    /// f32, of the matrix's rows: their bias, and what rounding takes away in the mean.
+    bias: Buffer,
+    /// 1 / scale of what they are multiplied with.
+    inverse: f32,
+}
+
+impl Weight {
+    /// What activations are multiplied by before they become e4m3; 0: they stay bf16.
+    pub fn inverse(&self) -> f32 {
+        self.scales.as_ref().map_or(0.0, |scales| scales.inverse)
+    }
+
+    /// Where the rows' multipliers are, or 0.
+    pub fn multipliers(&self) -> u64 {
+        self.scales.as_ref().map_or(0, |scales| scales.multipliers.address)
+    }
+
+    /// Where the rows' biases in f32 are, of an e4m3 matrix, or 0.
+    pub fn bias(&self) -> u64 {
+        self.scales.as_ref().map_or(0, |scales| scales.bias.address)
+    }
+
+    pub fn is_fp8(&self) -> bool {
+        self.scales.is_some()
+    }
+}
+
+/// What rows and columns of an e4m3 matrix must be multiples of: the library's products take no other.
+const FP8_MULTIPLE: usize = 16;
 
 /// Puts tensors on the GPU.
 pub struct Loader<'a> {
@@ -19,14 +60,28 @@ pub struct Loader<'a> {
     bf16: bool,
     staging: [(Pinned, Event); 2],
     turn: usize,
+    fp8: Option<(&'a Calibration, Kernels)>,
     /// Bytes on the GPU so far.
     pub bytes: usize,
 }
 
 impl<'a> Loader<'a> {
-    pub fn new(gpu: &'a Gpu, weights: &'a Weights, bf16: bool) -> Result<Self, EngineError> {
+    /// `calibration`: what matrices are multiplied with that [`Loader::weight`] makes e4m3.
+    pub fn new(
+        gpu: &'a Gpu,
+        weights: &'a Weights,
+        bf16: bool,
+        calibration: Option<&'a Calibration>,
+    ) -> Result<Self, EngineError> {
+        let fp8 = match calibration {
+            Some(calibration) => {
+                let names = [("quantise_rows", 0)];
+                Some((calibration, compiled(gpu, STAGES, &["BF16".to_owned()], &names)?))
+            }
+            None => None,
+        };
         let staging = || Ok::<_, EngineError>((Pinned::new(STAGING)?, Event::new()?));
-        Ok(Self { gpu, weights, bf16, staging: [staging()?, staging()?], turn: 0, bytes: 0 })
+        Ok(Self { gpu, weights, bf16, staging: [staging()?, staging()?], turn: 0, fp8, bytes: 0 })
     }
 
     pub fn tensor(&self, name: &str) -> Result<Tensor, EngineError> {
@@ -58,6 +113,43 @@ impl<'a> Loader<'a> {
     /// One matrix.
     pub fn matrix(&mut self, name: String) -> Result<Buffer, EngineError> {
         self.matrices(&[name], None)
+    }
+
+    /// Matrices one below the other, possibly none, with their biases, if they have any; `of`: what they are multiplied
+    /// with, by its name in the calibration.
+    pub fn weight(&mut self, names: &[String], biases: &[String], of: &str) -> Result<Weight, EngineError> {
+        let values = self.matrices(names, None)?;
+        let chosen =
+            self.fp8.as_ref().and_then(|(calibration, kernels)| Some((calibration.chosen(of)?, kernels)));
+        let (Some((Rounded { scale, mean }, kernels)), Some(first)) = (chosen, names.first()) else {
+            return Ok(Weight { values, scales: None });
+        };
+        let first = self.tensor(first)?;
+        let k: usize = first.shape()[1..].iter().product();
+        let rows = values.bytes / 2 / k;
+        if !k.is_multiple_of(FP8_MULTIPLE) || !rows.is_multiple_of(FP8_MULTIPLE) {
+            return Ok(Weight { values, scales: None });
+        }
+        let (narrow, multipliers) = (self.gpu.zeros(rows * k)?, self.gpu.zeros(rows * 4)?);
+        let Mean { exact, rounded } = mean.unwrap_or_default();
+        let mut means = [exact, rounded].concat();
+        means.resize(2 * k, 0.0); // all of one length, which was checked where the file was read
+        let mut bias = self.values(biases)?;
+        bias.resize(rows, 0.0);
+        let (means, bias) = (self.gpu.buffer(&means)?, self.gpu.buffer(&bias)?);
+        let args = [
+            (&values).into(),
+            (&narrow).into(),
+            (&multipliers).into(),
+            (&means).into(),
+            (&bias).into(),
+            k.into(),
+            scale.into(),
+        ];
+        self.gpu.launch(kernels["quantise_rows"], Launch::new([rows, 1, 1], 128, 0), false, &args)?;
+        self.gpu.synchronize()?;
+        self.bytes = self.bytes + narrow.bytes + multipliers.bytes + bias.bytes - values.bytes;
+        Ok(Weight { values: narrow, scales: Some(Scales { multipliers, bias, inverse: 1.0 / scale }) })
     }
 
     /// Vectors one after the other, in the engine's type.

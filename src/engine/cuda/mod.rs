@@ -8,7 +8,7 @@
 //! |---|---|
 //! | `driver`, `compile`, `gemm` | the driver, the run-time compiler and cuBLASLt, as far as they are used |
 //! | `lane`, `load` | a stream with its kernels; weights onto the GPU |
-//! | `product` | own matrix products, fused with what follows them |
+//! | `product`, `fp8` | own matrix products, in bf16 and e4m3, fused with what follows them |
 //! | `vision`, `prefix`, `expert`, `fused` | the stages: what each puts on its stream |
 //! | `chunk` | graphs of them, and two chunks in flight |
 //! | `programs` | all kernels, for checks without a GPU |
@@ -20,6 +20,7 @@ mod chunk;
 mod compile;
 pub(super) mod driver;
 mod expert;
+mod fp8;
 mod fused;
 mod gemm;
 mod lane;
@@ -44,6 +45,7 @@ use prefix::{Cache, Layout, Prefix};
 pub use programs::{Program, has_compiler, programs};
 use vision::{Pixel, Vision};
 
+use super::calibration::Calibration;
 use super::probe::Tap;
 use super::weights::Weights;
 use super::{EngineError, check_latest, check_leftover};
@@ -56,6 +58,9 @@ use crate::model::sampler::rtc::Rtc;
 const CAMERAS: usize = 3;
 /// Prompt tokens that there is always room for.
 const TOKENS: usize = 200;
+
+/// Widest rows that norms write in e4m3.
+const FP8_WIDTH: usize = 2048;
 
 /// A network on a GPU.
 pub struct CudaEngine {
@@ -77,6 +82,7 @@ pub struct CudaEngine {
     memory: usize,
     /// Of the GPU, before anything was put on it.
     free_before: usize,
+    fp8: bool,
     /// Last, since everything else is on their GPU.
     see: Lane,
     act: Lane,
@@ -130,8 +136,27 @@ impl CudaEngine {
     }
 
     /// Puts the tensors that `dims` implies on the first GPU, as bf16 or f32. `cameras`: how many the model has.
-    pub fn new(weights: &Weights, dims: Dims, bf16: bool, cameras: usize) -> Result<Self, EngineError> {
+    /// `calibration`: with one, vision's and the prefix's matrices are e4m3.
+    pub fn new(
+        weights: &Weights,
+        dims: Dims,
+        bf16: bool,
+        calibration: Option<&Calibration>,
+        cameras: usize,
+    ) -> Result<Self, EngineError> {
         let gpu = Gpu::open()?;
+        let fp8 = calibration.is_some();
+        let widest = dims.vision.width.max(dims.language.width);
+        if fp8 && gpu.arch != 90 {
+            return Err(EngineError::Fp8(format!("{} of compute capability {}", gpu.name, gpu.arch)));
+        }
+        if fp8 && widest > FP8_WIDTH {
+            return Err(EngineError::Input {
+                what: "dtype fp8",
+                expected: format!("a network no wider than {FP8_WIDTH}"),
+                found: widest.to_string(),
+            });
+        }
         let (free, _) = gpu.memory()?;
         let room =
             Room { cameras: cameras.max(CAMERAS), tokens: dims.max_tokens.next_multiple_of(8).max(TOKENS) };
@@ -139,7 +164,7 @@ impl CudaEngine {
         let rows = slot_rows + room.tokens;
         let keys = rows + ACTIONS;
         let size = if bf16 { 2 } else { 4 };
-        let mut load = Loader::new(&gpu, weights, bf16)?;
+        let mut load = Loader::new(&gpu, weights, bf16, calibration)?;
         let vision = Vision::new(&gpu, &mut load, &dims, room.cameras, bf16)?;
         let prefix = Prefix::new(&gpu, &mut load, &dims, rows, size)?;
         let expert = Expert::new(&gpu, &mut load, weights, &dims, keys, bf16)?;
@@ -150,8 +175,8 @@ impl CudaEngine {
         let images = [gpu.zeros(pixels * 4)?, gpu.zeros(pixels * 4)?];
         let features = gpu.zeros(2 * slot_rows * dims.language.width * 4)?;
         let graphs = Graphs::new(pixels, cache.capacity, ACTIONS * dims.action_dim)?;
-        let see = Lane::new(gpu.another_stream()?, bf16)?;
-        let act = Lane::new(gpu, bf16)?;
+        let see = Lane::new(gpu.another_stream()?, bf16, fp8)?;
+        let act = Lane::new(gpu, bf16, fp8)?;
         act.gpu.synchronize()?;
         let memory = free.saturating_sub(act.gpu.memory()?.0);
         tracing::info!("{}: {} MiB of weights, {} MiB in all", act.gpu.name, loaded >> 20, memory >> 20);
@@ -169,6 +194,7 @@ impl CudaEngine {
             generation: 0,
             memory,
             free_before: free,
+            fp8,
             see,
             act,
         })
@@ -182,6 +208,11 @@ impl CudaEngine {
     /// Whether it computes in bf16, else f32.
     pub fn is_bf16(&self) -> bool {
         self.act.bf16
+    }
+
+    /// Whether vision's and the prefix's matrices are e4m3.
+    pub fn is_fp8(&self) -> bool {
+        self.fp8
     }
 
     /// What weights and activations took of the GPU's memory, bytes.

@@ -4,9 +4,10 @@
 //! lengths; padding is never a key.
 
 use super::driver::{Buffer, Gpu};
+use super::fp8::Product;
 use super::gemm::{Operands, Shape};
 use super::lane::{Lane, PREFIX_SHARED};
-use super::load::Loader;
+use super::load::{Loader, Weight};
 use super::product::Geglu;
 use crate::engine::EngineError;
 use crate::engine::probe::Tap;
@@ -110,6 +111,33 @@ impl Block {
     }
 }
 
+/// The same of the prefix, where they may be e4m3.
+struct PrefixBlock {
+    qkv: Weight,
+    o: Weight,
+    gate_up: Weight,
+    down: Weight,
+}
+
+impl PrefixBlock {
+    fn new(load: &mut Loader<'_>, i: usize, is_last: bool) -> Result<Self, EngineError> {
+        let at = format!("{LANGUAGE}layers.{i}.");
+        let mut weight = |parts: &[&str], of: &str| {
+            // Of the last layer only keys and values are needed.
+            let parts = if is_last && of != "input_layernorm" { &[] } else { parts };
+            let names: Vec<_> = parts.iter().map(|part| format!("{at}{part}.weight")).collect();
+            load.weight(&names, &[], &format!("prefix.layer.{i}.{of}"))
+        };
+        let qkv = ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"];
+        Ok(Self {
+            qkv: weight(&qkv, "input_layernorm")?,
+            o: weight(&["self_attn.o_proj"], "attention")?,
+            gate_up: weight(&["mlp.gate_proj", "mlp.up_proj"], "post_attention_layernorm")?,
+            down: weight(&["mlp.down_proj"], "hidden")?,
+        })
+    }
+}
+
 /// Activations of a Gemma's blocks.
 pub struct Activations {
     /// Residual stream, f32.
@@ -198,7 +226,7 @@ impl Activations {
 pub struct Prefix {
     dims: GemmaDims,
     embedding: Buffer,
-    layers: Vec<(Block, [Buffer; 2])>,
+    layers: Vec<(PrefixBlock, [Buffer; 2])>,
     activations: Activations,
 }
 
@@ -219,7 +247,7 @@ impl Prefix {
                 load.wide(&format!("{at}input_layernorm.weight"), 1.0)?,
                 load.wide(&format!("{at}post_attention_layernorm.weight"), 1.0)?,
             ];
-            layers.push((Block::new(load, &at)?, norms));
+            layers.push((PrefixBlock::new(load, i, i + 1 == language.layers)?, norms));
         }
         Ok(Self {
             embedding: load.matrix(TOKEN_EMBEDDING.to_owned())?,
@@ -257,16 +285,26 @@ impl Prefix {
         lane.launch("prefix_start", [rows, 1, 1], 256, 0, &args)?;
         lane.record_wide(tap, format_args!("prefix.embs"), a.x.address, valid * width)?;
         let last = self.layers.len() - 1;
+        // A product in e4m3 does not add to the residual stream: its result waits in y, in bf16, for the next norm.
+        let mut waiting = None;
         for (i, (block, norms)) in self.layers.iter().enumerate() {
-            self.norm(lane, &norms[0], rows)?;
-            lane.record(tap, format_args!("prefix.layer.{i}.input_layernorm"), a.h.address, valid * width)?;
+            self.norm(lane, &norms[0], rows, waiting, block.qkv.inverse())?;
+            if !block.qkv.is_fp8() {
+                let name = format_args!("prefix.layer.{i}.input_layernorm");
+                lane.record(tap, name, a.h.address, valid * width)?;
+            }
             // Of the last layer only keys and values are needed; the rest of what is copied then is stale.
             let q_rows = if i < last { 0 } else { heads * head_dim };
             let columns = (heads + 2) * head_dim;
             let offset = (q_rows * lane.size()) as u64;
-            let weight = block.qkv.address + offset * width as u64;
-            let shape = Shape { ldy: columns, ..Shape::linear(rows, columns - q_rows, width) };
-            lane.product(shape, Operands::new(a.h.address, weight, a.qkv.address + offset))?;
+            if block.qkv.is_fp8() {
+                let (x, w, y) = (a.h.address, &block.qkv, a.qkv.address);
+                Product { x, w, y, rows, columns, k: width }.finished(lane, false)?;
+            } else {
+                let shape = Shape { ldy: columns, ..Shape::linear(rows, columns - q_rows, width) };
+                let at = Operands::new(a.h.address, 0, a.qkv.address + offset);
+                lane.through(&block.qkv, q_rows, shape, at)?;
+            }
             if cache.vt.is_empty() && head_dim.is_multiple_of(16) && lane.has("split_rope_8") {
                 let args = [
                     (&a.qkv).into(),
@@ -303,6 +341,7 @@ impl Prefix {
             if i == last {
                 break;
             }
+            let mut mixed = a.mixed.address;
             if head_dim == 256 && lane.has("prefix_attention") {
                 let scale = std::f32::consts::LOG2_E / (head_dim as f32).sqrt();
                 let args = [
@@ -313,6 +352,7 @@ impl Prefix {
                     (&cache.request).into(),
                     (rows * heads).into(),
                     scale.into(),
+                    block.o.inverse().into(),
                 ];
                 lane.launch(
                     "prefix_attention",
@@ -323,38 +363,93 @@ impl Prefix {
                 )?;
             } else {
                 a.attend(lane, &self.dims, cache, i, rows, rows, rows)?;
+                if block.o.is_fp8() {
+                    let at = [a.mixed.address, 0, a.gate_up.address];
+                    lane.finish(at, [rows, heads * head_dim], false, block.o.inverse())?;
+                    mixed = a.gate_up.address;
+                }
             }
-            let shape = Shape::linear(rows, width, heads * head_dim).wide().add();
-            lane.product(shape, Operands::new(a.mixed.address, block.o.address, a.x.address))?;
-            self.norm(lane, &norms[1], rows)?;
-            lane.record(
-                tap,
-                format_args!("prefix.layer.{i}.post_attention_layernorm"),
-                a.h.address,
-                valid * width,
-            )?;
-            let (x, w, y) = (a.h.address, block.gate_up.address, a.hidden.address);
-            let fused = Geglu { x, w, y, rows, columns: mlp, k: width };
-            if fused.suits(lane) {
-                fused.record(lane)?;
-            } else {
-                lane.product(
-                    Shape::linear(rows, 2 * mlp, width),
-                    Operands::new(a.h.address, block.gate_up.address, a.gate_up.address),
-                )?;
-                a.geglu(lane, mlp, rows)?;
+            if !block.o.is_fp8() {
+                let name = format_args!("prefix.layer.{i}.attention");
+                lane.record(tap, name, a.mixed.address, valid * heads * head_dim)?;
             }
-            let shape = Shape::linear(rows, width, mlp).wide().add();
-            lane.product(shape, Operands::new(a.hidden.address, block.down.address, a.x.address))?;
-            lane.record_wide(tap, format_args!("prefix.layer.{i}.out"), a.x.address, valid * width)?;
+            let waiting_o = self.add(lane, &block.o, mixed, rows, heads * head_dim)?;
+            self.norm(lane, &norms[1], rows, waiting_o, block.gate_up.inverse())?;
+            if !block.gate_up.is_fp8() {
+                let name = format_args!("prefix.layer.{i}.post_attention_layernorm");
+                lane.record(tap, name, a.h.address, valid * width)?;
+            }
+            let hidden = self.mlp(lane, block, rows)?;
+            if !block.down.is_fp8() {
+                lane.record(tap, format_args!("prefix.layer.{i}.hidden"), hidden, valid * mlp)?;
+            }
+            waiting = self.add(lane, &block.down, hidden, rows, mlp)?;
+            if waiting.is_none() {
+                lane.record_wide(tap, format_args!("prefix.layer.{i}.out"), a.x.address, valid * width)?;
+            }
         }
         Ok(())
     }
 
-    fn norm(&self, lane: &Lane, scale: &Buffer, rows: usize) -> Result<(), EngineError> {
+    /// h through gate, up and GEGLU: where that is, in the type that `down` takes.
+    fn mlp(&self, lane: &mut Lane, block: &PrefixBlock, rows: usize) -> Result<u64, EngineError> {
+        let (a, GemmaDims { width, mlp, .. }) = (&self.activations, self.dims);
+        let (x, hidden, is_fp8) = (a.h.address, a.hidden.address, block.gate_up.is_fp8());
+        let product = Product { x, w: &block.gate_up, y: hidden, rows, columns: mlp, k: width };
+        if is_fp8 && block.down.is_fp8() && product.geglu(lane, block.down.inverse())? {
+            return Ok(hidden);
+        }
+        let geglu = Geglu { x, w: block.gate_up.values.address, y: hidden, rows, columns: mlp, k: width };
+        if !is_fp8 && geglu.suits(lane) {
+            geglu.record(lane)?;
+        } else {
+            let y = a.gate_up.address;
+            if is_fp8 {
+                Product { y, columns: 2 * mlp, ..product }.finished(lane, false)?;
+            } else {
+                lane.through(&block.gate_up, 0, Shape::linear(rows, 2 * mlp, width), Operands::new(x, 0, y))?;
+            }
+            a.geglu(lane, mlp, rows)?;
+        }
+        if !block.down.is_fp8() {
+            return Ok(hidden);
+        }
+        lane.finish([hidden, 0, a.gate_up.address], [rows, mlp], false, block.down.inverse())?;
+        Ok(a.gate_up.address)
+    }
+
+    /// `from` through a matrix to the residual stream. In e4m3 to y, where it waits for the next norm: then, where biases
+    /// are that wait too, or 0.
+    fn add(
+        &self,
+        lane: &mut Lane,
+        w: &Weight,
+        from: u64,
+        rows: usize,
+        k: usize,
+    ) -> Result<Option<u64>, EngineError> {
+        let (a, columns) = (&self.activations, self.dims.width);
+        if w.is_fp8() {
+            return Product { x: from, w, y: a.y.address, rows, columns, k }.dense(lane).map(Some);
+        }
+        let shape = Shape::linear(rows, columns, k).wide().add();
+        lane.through(w, 0, shape, Operands::new(from, 0, a.x.address)).map(|()| None)
+    }
+
+    /// x to h. `waiting`: what is in y comes to x first, and these biases. `inverse`: of h's scale, if not 0.
+    fn norm(
+        &self,
+        lane: &Lane,
+        scale: &Buffer,
+        rows: usize,
+        waiting: Option<u64>,
+        inverse: f32,
+    ) -> Result<(), EngineError> {
         let a = &self.activations;
         if self.dims.width <= 2048 && lane.has("rms_norm_row") {
-            let args = [(&a.x).into(), scale.into(), (&a.h).into(), self.dims.width.into(), 0.0.into()];
+            let (y, biases) = waiting.map_or((0, 0), |biases| (a.y.address, biases));
+            let (x, h, width) = ((&a.x).into(), (&a.h).into(), self.dims.width.into());
+            let args = [x, y.into(), biases.into(), scale.into(), h, width, inverse.into()];
             return lane.launch("rms_norm_row", [rows, 1, 1], 128, 0, &args);
         }
         let args = [

@@ -3,7 +3,7 @@
 use super::compile::{is_there, remarks};
 use super::expert::ACTIONS;
 use super::fused::defines;
-use super::lane::{ATTENTION, EXPERT, PRODUCTS, STAGES};
+use super::lane::{ATTENTION, EXPERT, PRODUCTS, PRODUCTS_FP8, STAGES};
 use crate::engine::EngineError;
 use crate::model::dims::Dims;
 
@@ -28,7 +28,7 @@ pub fn has_compiler() -> bool {
     is_there()
 }
 
-/// All programs for this network's widths on GPUs of compute capability `arch` (90 for 9.0), f32 and bf16.
+/// All programs for this network's widths on GPUs of compute capability `arch` (90 for 9.0), f32, bf16 and fp8.
 pub fn programs(dims: &Dims, arch: i32) -> Vec<Program> {
     let program = |name: &str, sources, defines: Vec<String>| Program {
         name: format!("sm_{arch} {name} {}", defines.join(" ")),
@@ -43,6 +43,7 @@ pub fn programs(dims: &Dims, arch: i32) -> Vec<Program> {
     }
     if arch == 90 {
         all.push(program("products", PRODUCTS, bf16()));
+        all.push(program("products of e4m3", PRODUCTS_FP8, bf16()));
     }
     if arch >= 90 && dims.expert.head_dim == 256 {
         // Chunks of 1 to 8, 10, 50 and 64 actions.

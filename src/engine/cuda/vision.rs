@@ -3,9 +3,10 @@
 use std::fmt::Arguments;
 
 use super::driver::{Buffer, Gpu};
+use super::fp8::Product;
 use super::gemm::{Epilogue, Operands, Shape};
 use super::lane::{Lane, VISION_SHARED};
-use super::load::Loader;
+use super::load::{Loader, Weight};
 use crate::engine::EngineError;
 use crate::engine::probe::Tap;
 use crate::model::dims::{Dims, VisionDims};
@@ -28,6 +29,8 @@ pub struct Vision {
     projector: [Buffer; 2],
     patches: Buffer,
     x: Buffer,
+    /// What is to be added to x, where matrices are e4m3; bf16.
+    y: Buffer,
     h: Buffer,
     qkv: Buffer,
     logits: Buffer,
@@ -41,13 +44,14 @@ struct Norm {
     bias: Buffer,
 }
 
+/// Matrices with their biases.
 struct Layer {
     norm1: Norm,
-    qkv: [Buffer; 2],
-    out: [Buffer; 2],
+    qkv: (Weight, Buffer),
+    out: (Weight, Buffer),
     norm2: Norm,
-    fc1: [Buffer; 2],
-    fc2: [Buffer; 2],
+    fc1: (Weight, Buffer),
+    fc2: (Weight, Buffer),
 }
 
 /// Images as they lie on the GPU.
@@ -84,16 +88,31 @@ impl Vision {
         for i in 0..v.layers {
             let at = format!("{VISION}encoder.layers.{i}.");
             let parts = |what: &str| ["q", "k", "v"].map(|part| format!("{at}self_attn.{part}_proj.{what}"));
+            let of = |what: &str| format!("vision.layer.{i}.{what}");
+            let one = |name: &str, what: &str| [format!("{at}{name}.{what}")];
             layers.push(Layer {
                 norm1: norm(load, format!("{at}layer_norm1"))?,
-                qkv: [load.matrices(&parts("weight"), None)?, load.vectors(&parts("bias"))?],
-                out: wide(load, &format!("{at}self_attn.out_proj"))?,
+                qkv: (
+                    load.weight(&parts("weight"), &parts("bias"), &of("layer_norm1"))?,
+                    load.vectors(&parts("bias"))?,
+                ),
+                out: (
+                    load.weight(
+                        &one("self_attn.out_proj", "weight"),
+                        &one("self_attn.out_proj", "bias"),
+                        &of("attention"),
+                    )?,
+                    load.wide(&format!("{at}self_attn.out_proj.bias"), 0.0)?,
+                ),
                 norm2: norm(load, format!("{at}layer_norm2"))?,
-                fc1: [
-                    load.matrix(format!("{at}mlp.fc1.weight"))?,
-                    load.vectors(&[format!("{at}mlp.fc1.bias")])?,
-                ],
-                fc2: wide(load, &format!("{at}mlp.fc2"))?,
+                fc1: (
+                    load.weight(&one("mlp.fc1", "weight"), &one("mlp.fc1", "bias"), &of("layer_norm2"))?,
+                    load.vectors(&one("mlp.fc1", "bias"))?,
+                ),
+                fc2: (
+                    load.weight(&one("mlp.fc2", "weight"), &one("mlp.fc2", "bias"), &of("hidden"))?,
+                    load.wide(&format!("{at}mlp.fc2.bias"), 0.0)?,
+                ),
             });
         }
         let pitch = (3 * v.patch * v.patch).next_multiple_of(8);
@@ -108,6 +127,7 @@ impl Vision {
             projector: wide(load, PROJECTOR)?,
             patches: zeros(pitch, size)?,
             x: zeros(v.width, 4)?,
+            y: zeros(v.width, size)?,
             h: zeros(v.width, size)?,
             qkv: zeros(3 * v.width, size)?,
             logits: zeros(v.heads * v.tokens(), 4)?,
@@ -148,27 +168,46 @@ impl Vision {
         lane.product(Shape::linear(rows, width, self.pitch).wide().add(), at)?;
         self.report(lane, tap, slots, format_args!("embeddings"), &self.x, width)?;
 
+        // A product in e4m3 does not add to the residual stream: its result waits in y, in bf16, for the next norm.
+        let mut waiting = None;
         for (i, layer) in self.layers.iter().enumerate() {
-            self.norm(lane, &layer.norm1, rows)?;
-            self.report_narrow(lane, tap, slots, format_args!("layer.{i}.layer_norm1"), &self.h)?;
-            let biased = |w: &[Buffer; 2], x: &Buffer, y: u64| Operands {
-                bias: w[1].address,
-                ..Operands::new(x.address, w[0].address, y)
-            };
-            let shape = Shape::linear(rows, 3 * width, width).with(Epilogue::Bias);
-            lane.product(shape, biased(&layer.qkv, &self.h, self.qkv.address))?;
-            self.attention(lane, slots.len())?;
-            let added = |k| Shape::linear(rows, width, k).wide().add().with(Epilogue::Bias);
-            lane.product(added(width), biased(&layer.out, &self.mixed, self.x.address))?;
-            self.norm(lane, &layer.norm2, rows)?;
-            self.report_narrow(lane, tap, slots, format_args!("layer.{i}.layer_norm2"), &self.h)?;
-            let shape = Shape::linear(rows, mlp, width).with(Epilogue::BiasGelu);
-            lane.product(shape, biased(&layer.fc1, &self.h, self.hidden.address))?;
-            lane.product(added(mlp), biased(&layer.fc2, &self.hidden, self.x.address))?;
-            self.report(lane, tap, slots, format_args!("layer.{i}.out"), &self.x, width)?;
+            let Layer { norm1, qkv, out, norm2, fc1, fc2 } = layer;
+            let (h, mut mixed) = (self.h.address, self.mixed.address);
+            self.norm(lane, norm1, rows, waiting, qkv.0.inverse())?;
+            if !qkv.0.is_fp8() {
+                self.report_narrow(lane, tap, slots, format_args!("layer.{i}.layer_norm1"), &self.h, width)?;
+            }
+            let (columns, y) = (3 * width, self.qkv.address);
+            if qkv.0.is_fp8() {
+                Product { x: h, w: &qkv.0, y, rows, columns, k: width }.finished(lane, false)?;
+            } else {
+                let shape = Shape::linear(rows, columns, width).with(Epilogue::Bias);
+                lane.through(&qkv.0, 0, shape, Operands { bias: qkv.1.address, ..Operands::new(h, 0, y) })?;
+            }
+            if !self.attention(lane, slots.len(), out.0.inverse())? && out.0.is_fp8() {
+                lane.finish([mixed, 0, self.hidden.address], [rows, width], false, out.0.inverse())?;
+                mixed = self.hidden.address;
+            }
+            if !out.0.is_fp8() {
+                let name = format_args!("layer.{i}.attention");
+                self.report_narrow(lane, tap, slots, name, &self.mixed, width)?;
+            }
+            waiting = self.add(lane, out, mixed, rows, width)?;
+            self.norm(lane, norm2, rows, waiting, fc1.0.inverse())?;
+            if !fc1.0.is_fp8() {
+                self.report_narrow(lane, tap, slots, format_args!("layer.{i}.layer_norm2"), &self.h, width)?;
+            }
+            let hidden = self.hidden(lane, fc1, fc2.0.inverse(), rows)?;
+            if !fc2.0.is_fp8() {
+                self.report_narrow(lane, tap, slots, format_args!("layer.{i}.hidden"), &self.hidden, mlp)?;
+            }
+            waiting = self.add(lane, fc2, hidden, rows, mlp)?;
+            if waiting.is_none() {
+                self.report(lane, tap, slots, format_args!("layer.{i}.out"), &self.x, width)?;
+            }
         }
-        self.norm(lane, &self.post, rows)?;
-        self.report_narrow(lane, tap, slots, format_args!("post_layernorm"), &self.h)?;
+        self.norm(lane, &self.post, rows, waiting, 0.0)?;
+        self.report_narrow(lane, tap, slots, format_args!("post_layernorm"), &self.h, width)?;
         let at = Operands {
             bias: self.projector[1].address,
             ..Operands::new(self.h.address, self.projector[0].address, out)
@@ -186,15 +225,70 @@ impl Vision {
         Ok(())
     }
 
-    fn norm(&self, lane: &Lane, norm: &Norm, rows: usize) -> Result<(), EngineError> {
+    /// h through fc1 and GELU: where that is, in e4m3 if there is an `inverse` of its scale.
+    fn hidden(
+        &self,
+        lane: &mut Lane,
+        (w, bias): &(Weight, Buffer),
+        inverse: f32,
+        rows: usize,
+    ) -> Result<u64, EngineError> {
+        let (x, y, VisionDims { width, mlp, .. }) = (self.h.address, self.hidden.address, self.dims);
+        if w.is_fp8() {
+            let product = Product { x, w, y, rows, columns: mlp, k: width };
+            if inverse != 0.0 && product.gelu(lane, inverse)? {
+                return Ok(y);
+            }
+            product.finished(lane, true)?;
+        } else {
+            let at = Operands { bias: bias.address, ..Operands::new(x, 0, y) };
+            lane.through(w, 0, Shape::linear(rows, mlp, width).with(Epilogue::BiasGelu), at)?;
+        }
+        if inverse == 0.0 {
+            return Ok(y);
+        }
+        lane.finish([y, 0, self.qkv.address], [rows, mlp], false, inverse)?;
+        Ok(self.qkv.address)
+    }
+
+    /// x through a matrix to the residual stream. In e4m3 to y, where it waits for the next norm: then, where biases are that
+    /// wait too, or 0.
+    fn add(
+        &self,
+        lane: &mut Lane,
+        (w, bias): &(Weight, Buffer),
+        x: u64,
+        rows: usize,
+        k: usize,
+    ) -> Result<Option<u64>, EngineError> {
+        let shape = Shape::linear(rows, self.dims.width, k);
+        if w.is_fp8() {
+            let (y, columns) = (self.y.address, self.dims.width);
+            return Product { x, w, y, rows, columns, k }.dense(lane).map(Some);
+        }
+        let at = Operands { bias: bias.address, ..Operands::new(x, 0, self.x.address) };
+        lane.through(w, 0, shape.wide().add().with(Epilogue::Bias), at).map(|()| None)
+    }
+
+    /// x to h. `waiting`: what is in y comes to x first, and these biases. `inverse`: of h's scale, if not 0.
+    fn norm(
+        &self,
+        lane: &Lane,
+        norm: &Norm,
+        rows: usize,
+        waiting: Option<u64>,
+        inverse: f32,
+    ) -> Result<(), EngineError> {
         if self.dims.width <= 2048 && lane.has("layer_norm_row") {
             let args = [
                 (&self.x).into(),
+                waiting.map_or(0, |_| self.y.address).into(),
+                waiting.unwrap_or(0).into(),
                 (&norm.weight).into(),
                 (&norm.bias).into(),
                 (&self.h).into(),
                 self.dims.width.into(),
-                0.0.into(),
+                inverse.into(),
             ];
             return lane.launch("layer_norm_row", [rows, 1, 1], 128, 0, &args);
         }
@@ -209,15 +303,16 @@ impl Vision {
         lane.launch("layer_norm", [rows.div_ceil(4), 1, 1], 128, 0, &args)
     }
 
-    /// `qkv` to `mixed`, image by image, head by head.
-    fn attention(&self, lane: &mut Lane, images: usize) -> Result<(), EngineError> {
+    /// `qkv` to `mixed`, image by image, head by head. Whether it is e4m3 now, if `inverse` asks for that.
+    fn attention(&self, lane: &mut Lane, images: usize, inverse: f32) -> Result<bool, EngineError> {
         let VisionDims { width, heads, .. } = self.dims;
         let (tokens, dim, size) = (self.dims.tokens(), width / heads, lane.size());
         let scale = 1.0 / (dim as f32).sqrt();
         if (tokens, dim) == (256, 72) && lane.has("vision_attention") {
             let scale = scale * std::f32::consts::LOG2_E;
-            let args = [(&self.qkv).into(), (&self.mixed).into(), width.into(), scale.into()];
-            return lane.launch("vision_attention", [tokens / 64, heads, images], 128, VISION_SHARED, &args);
+            let args = [(&self.qkv).into(), (&self.mixed).into(), width.into(), scale.into(), inverse.into()];
+            lane.launch("vision_attention", [tokens / 64, heads, images], 128, VISION_SHARED, &args)?;
+            return Ok(true);
         }
         for image in 0..images {
             let qkv = self.qkv.address + (image * tokens * 3 * width * size) as u64;
@@ -258,7 +353,7 @@ impl Vision {
             };
             lane.product(shape, Operands::new(probabilities, v, mixed))?;
         }
-        Ok(())
+        Ok(false)
     }
 
     fn report(
@@ -289,8 +384,9 @@ impl Vision {
         slots: &[usize],
         name: Arguments<'_>,
         x: &Buffer,
+        width: usize,
     ) -> Result<(), EngineError> {
-        let count = self.dims.tokens() * self.dims.width;
+        let count = self.dims.tokens() * width;
         for (i, slot) in slots.iter().enumerate() {
             let at = x.address + (i * count * lane.size()) as u64;
             lane.record(tap, format_args!("vision.{name}.{slot}"), at, count)?;

@@ -5,12 +5,12 @@ use std::sync::Arc;
 
 use half::{bf16, f16};
 
-use super::calibration::row_scales;
 use super::error::TensorRtError;
 use super::graph::{Binary, Graph, Node, Op, Type};
 use super::result::{dims, number};
 use super::safe::{Build, Constant, Library, Tensor};
 use super::sys;
+use crate::engine::calibration::row_scales;
 use crate::engine::weights::{Tensor as Weight, Weights};
 use crate::model::tensors::Dtype;
 

@@ -5,8 +5,8 @@ use std::collections::HashMap;
 
 use half::{bf16, f16};
 
-use super::calibration::{LARGEST, row_scales};
 use super::graph::{Binary, Graph, Op, Type, Value};
+use crate::engine::calibration::{e4m3, row_scales};
 use crate::engine::weights::Weights;
 
 thread_local! {
@@ -129,13 +129,6 @@ fn rounded(x: f32, dtype: Type) -> f32 {
         Type::F16 => f16::from_f32(x).to_f32(),
         Type::Fp8 => e4m3(x),
     }
-}
-
-/// Nearest e4m3 number, ties to even: three bits after the point, steps of 2⁻⁹ below 2⁻⁶, at most 448.
-fn e4m3(x: f32) -> f32 {
-    let exponent = x.abs().max(f32::MIN_POSITIVE).log2().floor().max(-6.0);
-    let step = (exponent - 3.0).exp2();
-    ((x / step).round_ties_even() * step).clamp(-LARGEST, LARGEST)
 }
 
 fn matmul(x: &[f32], x_shape: &[usize], y: &[f32], y_shape: &[usize], transposed: bool) -> Array {

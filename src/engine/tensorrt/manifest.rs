@@ -11,14 +11,9 @@ use sha2::{Digest, Sha256};
 use super::error::TensorRtError;
 use super::graph::Port;
 use super::stages::{Format, Sizes, Stage};
-use crate::engine::weights::Weights;
-use crate::model::dims::Dims;
-use crate::model::names;
 
 /// More than any manifest has.
 const MOST_BYTES: u64 = 1 << 20;
-/// Bytes of a tensor that its fingerprint looks at, at the start, in the middle and at the end.
-const SAMPLE: usize = 4096;
 
 /// An engine's manifest.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -33,7 +28,7 @@ pub struct Manifest {
     pub plan_sha256: String,
     /// As it was named when the engine was built.
     pub checkpoint: String,
-    /// [`fingerprint`] of its weights.
+    /// [`Weights::fingerprint`](crate::engine::weights::Weights::fingerprint).
     pub checkpoint_sha256: String,
     /// Camera images.
     pub cameras: usize,
@@ -188,22 +183,6 @@ pub fn sha256(bytes: &[u8]) -> String {
     hex(Sha256::digest(bytes).as_slice())
 }
 
-/// Which weights these are, at a glance: SHA-256 of every tensor's name, type and shape, and of a sample of its
-/// elements. Training changes all of a tensor's elements, so a sample tells.
-pub fn fingerprint(weights: &Weights, dims: &Dims) -> Result<String, TensorRtError> {
-    let mut hash = Sha256::new();
-    for (name, _) in names::required(dims) {
-        let tensor = weights.get(&name).ok_or_else(|| TensorRtError::Missing(name.clone()))?;
-        hash.update(format!("{name} {:?} {:?}\n", tensor.dtype(), tensor.shape()));
-        let bytes = tensor.bytes();
-        let last = bytes.len().saturating_sub(SAMPLE);
-        for start in [0, last / 2, last] {
-            hash.update(&bytes[start..bytes.len().min(start + SAMPLE)]);
-        }
-    }
-    Ok(hex(hash.finalize().as_slice()))
-}
-
 fn sha256_of(mut file: File) -> std::io::Result<String> {
     let mut hash = Sha256::new();
     let mut piece = vec![0; 1 << 20];
@@ -222,7 +201,6 @@ fn hex(bytes: &[u8]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::tensors::Dtype;
 
     fn manifest() -> Manifest {
         Manifest {
@@ -300,15 +278,5 @@ mod tests {
             assert!(said.contains("x.json: no engine's manifest"), "{said}");
         }
         assert_eq!(Manifest::all(&folder.path().join("none")).unwrap(), []);
-    }
-
-    #[test]
-    fn a_fingerprint_is_of_the_weights() {
-        let of = |dims: &Dims, dtype| {
-            fingerprint(&Weights::synthetic(dims, dtype, |_| {}).unwrap(), dims).unwrap()
-        };
-        assert_eq!(of(&Dims::TINY, Dtype::F32), of(&Dims::TINY, Dtype::F32));
-        assert_ne!(of(&Dims::TINY, Dtype::F32), of(&Dims::TINY, Dtype::BF16));
-        assert_ne!(of(&Dims::TINY, Dtype::F32), of(&Dims { vocab: 513, ..Dims::TINY }, Dtype::F32));
     }
 }

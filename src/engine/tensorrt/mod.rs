@@ -8,14 +8,13 @@
 //! | file | holds |
 //! |---|---|
 //! | `graph`, `stages` | networks as data: operations with types and shapes; the three stages |
-//! | `calibration`, `feed` | ranges for e4m3; what inputs are filled with |
+//! | `feed` | what inputs are filled with |
 //! | `manifest` | what an engine was built for |
 //! | `shim/`, `sys`, `result`, `safe` | TensorRT in three levels behind a C interface of our own |
 //! | `emit`, `plan` | a graph handed to TensorRT; built, with its manifest |
 //! | `staged`, `run` | the stages as an engine; on a GPU |
 //! | `interpret`, `truth` (tests) | the same graphs computed in f32, against the recordings |
 
-pub mod calibration;
 #[cfg(feature = "tensorrt")]
 mod emit;
 pub mod error;

@@ -5,13 +5,13 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::calibration::Calibration;
 use super::emit::{Read, emit};
 use super::error::TensorRtError;
 use super::graph::Graph;
 use super::manifest::{Manifest, sha256, write_whole};
 use super::safe::{Library, OnProgress};
 use super::stages::{Format, Sizes, Stage, define};
+use crate::engine::calibration::Calibration;
 use crate::engine::cuda::CudaEngine;
 use crate::engine::weights::Weights;
 use crate::model::dims::Dims;

@@ -13,7 +13,7 @@ use memmap2::Mmap;
 
 use super::error::TensorRtError;
 use super::graph::Type;
-use super::manifest::{Here, Manifest, Tensor, fingerprint};
+use super::manifest::{Here, Manifest, Tensor};
 use super::plan::{capability_name, library_name};
 use super::safe::{Engine, Library};
 use super::staged::{Device, TensorRtEngine};
@@ -30,7 +30,7 @@ pub fn folder() -> PathBuf {
 
 /// The stages' engines of `format` in [`folder`]; each must be for these weights, this GPU and this library.
 pub fn open(weights: &Weights, dims: Dims, format: Format) -> Result<TensorRtEngine, EngineError> {
-    let (device, sizes) = Stages::open(&folder(), format, &fingerprint(weights, &dims)?)?;
+    let (device, sizes) = Stages::open(&folder(), format, &weights.fingerprint(&dims)?)?;
     TensorRtEngine::new(weights, dims, sizes, Box::new(device))
 }
 

@@ -14,9 +14,9 @@
 //! embedding and the action projections are f32 (spec §10). With e4m3, the matrices of SigLIP and the prefix and what
 //! they multiply go through it; the expert stays bf16, since converting per layer costs more there than it gains.
 
-use super::calibration::{Calibration, CalibrationError};
 use super::graph::{Binary, Graph, GraphError, Type, Value};
 use crate::choices::choices;
+use crate::engine::calibration::{Calibration, Uncalibrated};
 use crate::model::dims::{Dims, GemmaDims};
 use crate::model::names::{EXPERT, LANGUAGE, PROJECTOR, VISION};
 
@@ -70,7 +70,7 @@ pub enum DefinitionError {
     Graph(#[from] GraphError),
     /// Ranges of activations.
     #[error(transparent)]
-    Calibration(#[from] CalibrationError),
+    Calibration(#[from] Uncalibrated),
     /// e4m3 without ranges.
     #[error(
         "--dtype fp8: expected a calibration.safetensors with the ranges of activations; run `pi05 calibrate` first"

@@ -3,11 +3,11 @@
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
-use super::calibration::Calibration;
 use super::graph::{Graph, Op, Value};
 use super::interpret::{Rounding, interpret, watch};
 use super::staged::{Device, TensorRtEngine};
 use super::stages::{Format, Sizes, Stage, define};
+use crate::engine::calibration::Calibration;
 use crate::engine::probe::{Probe, Tap};
 use crate::engine::weights::Weights;
 use crate::engine::{Engine, EngineError};

@@ -31,11 +31,24 @@ __device__ __forceinline__ float quad_sum(float x) {
     return x + __shfl_xor_sync(FULL, x, 2);
 }
 
+// Two floats to elements `at` and the next of `out`: bf16, or e4m3 times `inverse` if that is not 0.
+__device__ __forceinline__ void store_two(void* out, size_t at, float a, float b, float inverse) {
+    if (inverse == 0.0f) {
+        *(u32*)((u16*)out + at) = pack_bf16(a, b);
+    } else {
+#if __CUDA_ARCH__ >= 890
+        u16 r;
+        asm("cvt.rn.satfinite.e4m3x2.f32 %0, %1, %2;" : "=h"(r) : "f"(b * inverse), "f"(a * inverse));
+        *(u16*)((u8*)out + at) = r;
+#endif
+    }
+}
+
 // SigLIP: 256 tokens per image, heads of 72. qkv [tokens, 3 width]. 64 queries per block, all keys at once.
 // grid: (4, heads, images), block 128. scale includes log2 e.
 #define SEE 256
 #define SEE_DIM 72
-extern "C" __global__ __launch_bounds__(128) void vision_attention(const u16* qkv, u16* out, int width, float scale) {
+extern "C" __global__ __launch_bounds__(128) void vision_attention(const u16* qkv, void* out, int width, float scale, float inverse) {
     extern __shared__ uint4 room[];
     u32 ks = shared_address(room), vs = ks + SEE * SEE_DIM * 2;
     int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, c = lane % 4;
@@ -118,11 +131,11 @@ extern "C" __global__ __launch_bounds__(128) void vision_attention(const u16* qk
     }
     let_next_start();
     float r0 = 1.0f / quad_sum(sum[0]), r1 = 1.0f / quad_sum(sum[1]);
-    u16* to = out + ((size_t)blockIdx.z * SEE + row) * width + blockIdx.y * SEE_DIM + c * 2;
+    size_t to = ((size_t)blockIdx.z * SEE + row) * width + blockIdx.y * SEE_DIM + c * 2;
 #pragma unroll
     for (int n = 0; n < SEE_DIM / 8; n++) {
-        *(u32*)(to + n * 8) = pack_bf16(o[n][0] * r0, o[n][1] * r0);
-        *(u32*)(to + (size_t)8 * width + n * 8) = pack_bf16(o[n][2] * r1, o[n][3] * r1);
+        store_two(out, to + n * 8, o[n][0] * r0, o[n][1] * r0, inverse);
+        store_two(out, to + (size_t)8 * width + n * 8, o[n][2] * r1, o[n][3] * r1, inverse);
     }
 }
 
@@ -132,8 +145,8 @@ extern "C" __global__ __launch_bounds__(128) void vision_attention(const u16* qk
 // scale includes log2 e. Hopper only.
 #define TILE 8192 // bytes of 64 rows x 64 columns
 #define PREFIX_SHARED (28 * TILE + 1024)
-extern "C" __global__ __launch_bounds__(256, 1) void prefix_attention(const u16* q, const u16* k, const u16* v, u16* out,
-        const int* valid, int rows, float scale) {
+extern "C" __global__ __launch_bounds__(256, 1) void prefix_attention(const u16* q, const u16* k, const u16* v, void* out,
+        const int* valid, int rows, float scale, float inverse) {
 #if __CUDA_ARCH__ == 900
     extern __shared__ uint4 room[];
     int group = threadIdx.x / 128, warp = threadIdx.x % 128 / 32, lane = threadIdx.x % 32, g = lane / 4, c = lane % 4;
@@ -235,14 +248,14 @@ extern "C" __global__ __launch_bounds__(256, 1) void prefix_attention(const u16*
         theirs[e] *= r;
     }
     int row = first + warp * 16 + g;
-    u16* to = out + (size_t)row * 256 + c * 2;
+    size_t to = (size_t)row * 256 + c * 2;
 #pragma unroll
     for (int n = 0; n < 32; n++) {
         float t[4];
 #pragma unroll
         for (int e = 0; e < 4; e++) t[e] = o[n * 4 + e] * mine[e / 2] + given[(n * 4 + e) * 128] * theirs[e / 2];
-        if (row < rows) *(u32*)(to + n * 8) = pack_bf16(t[0], t[1]);
-        if (row + 8 < rows) *(u32*)(to + 8 * 256 + n * 8) = pack_bf16(t[2], t[3]);
+        if (row < rows) store_two(out, to + n * 8, t[0], t[1], inverse);
+        if (row + 8 < rows) store_two(out, to + 8 * 256 + n * 8, t[2], t[3], inverse);
     }
 #endif
 }

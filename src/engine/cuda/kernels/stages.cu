@@ -64,7 +64,8 @@ extern "C" __global__ void layer_norm(const float* x, const float* weight, const
 }
 #ifdef BF16
 // The same norms for widths up to 2048: a block per row, which is read once; grid: rows, block: 128. What does not
-// depend on the kernel before is fetched before it has ended. FP8 is set: 1 / scale of the result, which is e4m3 then.
+// depend on the kernel before is fetched before it has ended. If y is not null, x += y (+ plus) comes first. inverse: if not
+// 0, the result is e4m3, multiplied by this.
 #define ROW_QUADS 4
 __device__ __forceinline__ void store_row(void* out, size_t at, float a, float b, float c, float d, float inverse) {
     if (inverse == 0.0f) {
@@ -78,13 +79,26 @@ __device__ __forceinline__ void store_row(void* out, size_t at, float a, float b
 #endif
     }
 }
+__device__ __forceinline__ float4 row_quad(float* x, const u16* y, const float* plus, int i) {
+    float4 v = ((const float4*)x)[i];
+    if (y) {
+        uint2 more = ((const uint2*)y)[i];
+        v.x += of_bf16(more.x & 0xffff); v.y += of_bf16(more.x >> 16); v.z += of_bf16(more.y & 0xffff); v.w += of_bf16(more.y >> 16);
+        if (plus) {
+            float4 p = ((const float4*)plus)[i];
+            v.x += p.x; v.y += p.y; v.z += p.z; v.w += p.w;
+        }
+        ((float4*)x)[i] = v;
+    }
+    return v;
+}
 __device__ __forceinline__ float row_sum(float x, float* parts) {
     x = warp_sum(x);
     if (threadIdx.x % WARP == 0) parts[threadIdx.x / WARP] = x;
     __syncthreads();
     return (parts[0] + parts[1]) + (parts[2] + parts[3]);
 }
-extern "C" __global__ __launch_bounds__(128) void layer_norm_row(const float* x, const float* weight, const float* bias, void* out, int width, float inverse) {
+extern "C" __global__ __launch_bounds__(128) void layer_norm_row(float* x, const u16* y, const float* plus, const float* weight, const float* bias, void* out, int width, float inverse) {
     __shared__ float parts[8];
     int quads = width / 4;
     size_t at = (size_t)blockIdx.x * width;
@@ -100,7 +114,7 @@ extern "C" __global__ __launch_bounds__(128) void layer_norm_row(const float* x,
 #pragma unroll
     for (int j = 0; j < ROW_QUADS; j++) {
         int i = threadIdx.x + j * 128;
-        v[j] = i < quads ? ((const float4*)(x + at))[i] : make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+        v[j] = i < quads ? row_quad(x + at, y ? y + at : y, plus, i) : make_float4(0.0f, 0.0f, 0.0f, 0.0f);
     }
 #pragma unroll
     for (int j = 0; j < ROW_QUADS; j++) sum += (v[j].x + v[j].y) + (v[j].z + v[j].w);
@@ -120,7 +134,7 @@ extern "C" __global__ __launch_bounds__(128) void layer_norm_row(const float* x,
                       v[j].w * r * w[j].w + b[j].w, inverse);
     }
 }
-extern "C" __global__ __launch_bounds__(128) void rms_norm_row(const float* x, const float* scale, void* out, int width, float inverse) {
+extern "C" __global__ __launch_bounds__(128) void rms_norm_row(float* x, const u16* y, const float* plus, const float* scale, void* out, int width, float inverse) {
     __shared__ float parts[4];
     int quads = width / 4;
     size_t at = (size_t)blockIdx.x * width;
@@ -136,7 +150,7 @@ extern "C" __global__ __launch_bounds__(128) void rms_norm_row(const float* x, c
 #pragma unroll
     for (int j = 0; j < ROW_QUADS; j++) {
         int i = threadIdx.x + j * 128;
-        v[j] = i < quads ? ((const float4*)(x + at))[i] : make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+        v[j] = i < quads ? row_quad(x + at, y ? y + at : y, plus, i) : make_float4(0.0f, 0.0f, 0.0f, 0.0f);
     }
 #pragma unroll
     for (int j = 0; j < ROW_QUADS; j++) squares += (v[j].x * v[j].x + v[j].y * v[j].y) + (v[j].z * v[j].z + v[j].w * v[j].w);
@@ -146,6 +160,53 @@ extern "C" __global__ __launch_bounds__(128) void rms_norm_row(const float* x, c
         int i = threadIdx.x + j * 128;
         if (i < quads) store_row(out, at + i * 4, v[j].x * r * w[j].x, v[j].y * r * w[j].y, v[j].z * r * w[j].z, v[j].w * r * w[j].w, inverse);
     }
+}
+// y (+ bias) [rows, width], GELU if so said, to bf16 (y itself, if so said), or e4m3 times `inverse` if that is not 0. width: a multiple of 4.
+// grid: rows, block: any.
+extern "C" __global__ void finish(const u16* y, const float* bias, void* out, int width, int has_gelu, float inverse) {
+    wait_for_previous();
+    let_next_start();
+    size_t at = (size_t)blockIdx.x * width;
+    for (int i = threadIdx.x * 4; i < width; i += blockDim.x * 4) {
+        float v[4];
+#pragma unroll
+        for (int e = 0; e < 4; e++) {
+            v[e] = of_bf16(y[at + i + e]) + (bias ? bias[i + e] : 0.0f);
+            if (has_gelu) v[e] = gelu_tanh(v[e]);
+        }
+        store_row(out, at + i, v[0], v[1], v[2], v[3], inverse);
+    }
+}
+// w [rows, k] to e4m3 with a scale per row; multipliers: these times `scale`. means [2, k]: of what it is multiplied with,
+// before and after rounding; bias += w means[0] - rounded w means[1]. grid: rows, block: 128. k: a multiple of 4.
+extern "C" __global__ __launch_bounds__(128) void quantise_rows(const u16* w, void* out, float* multipliers, const float* means, float* bias, int k, float scale) {
+#if __CUDA_ARCH__ >= 890
+    const u16* row = w + (size_t)blockIdx.x * k;
+    float most = 1e-30f;
+    for (int i = threadIdx.x; i < k; i += 128) most = fmaxf(most, fabsf(of_bf16(row[i])));
+    __shared__ float parts[4];
+    most = warp_max(most);
+    if (threadIdx.x % WARP == 0) parts[threadIdx.x / WARP] = most;
+    __syncthreads();
+    most = fmaxf(fmaxf(parts[0], parts[1]), fmaxf(parts[2], parts[3]));
+    float inverse = 448.0f / most, step = most / 448.0f, lost = 0.0f;
+    for (int i = threadIdx.x * 2; i < k; i += 256) {
+        float a = of_bf16(row[i]), b = of_bf16(row[i + 1]);
+        u16 both;
+        u32 halves;
+        float c, d;
+        asm("cvt.rn.satfinite.e4m3x2.f32 %0, %1, %2;" : "=h"(both) : "f"(b * inverse), "f"(a * inverse));
+        asm("cvt.rn.f16x2.e4m3x2 %0, %1;" : "=r"(halves) : "h"(both));
+        asm("{\n.reg .b16 lo, hi;\nmov.b32 {lo, hi}, %2;\ncvt.f32.f16 %0, lo;\ncvt.f32.f16 %1, hi;\n}" : "=f"(c), "=f"(d) : "r"(halves));
+        *(u16*)((u8*)out + (size_t)blockIdx.x * k + i) = both;
+        lost += (a * means[i] - c * step * means[k + i]) + (b * means[i + 1] - d * step * means[k + i + 1]);
+    }
+    lost = block_sum(lost);
+    if (threadIdx.x == 0) {
+        multipliers[blockIdx.x] = step * scale;
+        bias[blockIdx.x] += lost;
+    }
+#endif
 }
 #endif
 // RMSNorm with multipliers `scale` (1 + w, or adaRMS's 1 + scale) and, if not null, `shift`; the first `clean` rows take

@@ -1,0 +1,148 @@
+//! `pi05 calibrate`: ranges of the activations on real frames, for fp8, and what rounding each layer adds.
+
+use std::io::{self, Write};
+use std::path::PathBuf;
+
+use super::frames::{FrameArgs, Frames};
+use super::{BackendArg, Failure, Verdict, engine_choice, progress};
+use crate::engine::Engine;
+use crate::engine::EngineError;
+use crate::engine::calibration::{Calibration, Means, Ranges};
+use crate::engine::cpu::CpuEngine;
+use crate::engine::probe::{Probe, Tap};
+use crate::engine::weights::Weights;
+use crate::model::ModelInput;
+use crate::model::dims::Dims;
+use crate::model::names;
+use crate::pipeline::calibrated::{self, Calibrated, Provenance};
+use crate::pipeline::recipe::{self, Recipe};
+use crate::pipeline::rounding::layer_errors;
+
+/// Measure the ranges of activations on real frames, which fp8 needs; written beside the checkpoint
+#[derive(clap::Args)]
+#[command(after_help = "Examples:\n  \
+                        pi05 calibrate --checkpoint tests/data/fixtures/tiny --case tests/data/fixtures/tiny/case_b_f32.safetensors\n  \
+                        pi05 calibrate --checkpoint synth:tiny --bag tests/data/bags/aloha_sim --samples 8\n\n\
+                        Runs vision and prefix in f32 on the CPU, in bf16 on a GPU; then, on the CPU and the first frame, what\n\
+                        rounding each layer adds to its output. Frames that are all one colour are refused: ranges of\n\
+                        nothing would cut what matters.")]
+pub struct Args {
+    #[command(flatten)]
+    frames: FrameArgs,
+    /// Share of a tensor's magnitudes that its range covers, in per cent
+    #[arg(long, value_name = "P", default_value_t = PERCENTILE, value_parser = parse_percentile)]
+    percentile: f64,
+    /// Engine
+    #[arg(long, value_enum, default_value = "auto", value_name = "B")]
+    backend: BackendArg,
+    /// Say what becomes of the layers by this recipe: balanced, fast, exact, or a file
+    #[arg(long, value_name = "R", default_value = recipe::DEFAULT)]
+    recipe: String,
+    /// Where to write [default: where `--dtype fp8` looks]
+    #[arg(long, value_name = "F")]
+    out: Option<PathBuf>,
+}
+
+/// Share of magnitudes that a range covers, in per cent.
+pub(super) const PERCENTILE: f64 = 99.9;
+
+fn parse_percentile(text: &str) -> Result<f64, String> {
+    let value = text.parse().ok().filter(|p| (0.0..=100.0).contains(p) && *p > 0.0);
+    value.ok_or_else(|| "expected a number above 0, up to 100".to_owned())
+}
+
+pub fn run(args: Args) -> Result<Verdict, Failure> {
+    let choice = engine_choice(args.backend, None)?;
+    let recipe = Recipe::open(&args.recipe)?;
+    let Frames { model, inputs, source, .. } = args.frames.read()?;
+    let dims = model.dims()?;
+    let bar = progress::bar("weights");
+    let weights = model.weights(|made, all| progress::set(&bar, made as u64, all as u64))?;
+    bar.finish_and_clear();
+    let mut engine = Engine::new(&weights, dims, choice, None, model.cameras().names.len())?;
+    let from = Provenance {
+        checkpoint: weights.fingerprint(&dims)?,
+        frames: inputs.len(),
+        percentile: args.percentile,
+        engine: engine.name(),
+        source,
+    };
+    let calibration = ranges(&mut engine, &inputs, &from)?;
+    drop(engine);
+    let errors = errors(&weights, &dims, &calibration, &inputs[0])?;
+    let measured = Calibrated { calibration, errors };
+    let path = args.out.unwrap_or_else(|| model.calibration_file());
+    calibrated::write(&path, &measured, &from)?;
+    let tensors = measured.calibration.ranges().len();
+    let mut out = io::stdout().lock();
+    writeln!(out, "{}: {tensors} ranges from {} frames ({})", path.display(), from.frames, from.engine)?;
+    let layers = recipe.layers(&dims, &measured.errors)?;
+    let kept: Vec<_> = layers.iter().filter(|layer| layer.kept.is_some()).map(|layer| &*layer.name).collect();
+    writeln!(
+        out,
+        "recipe {}: {} of {} layers in e4m3{}{}",
+        recipe.name,
+        layers.len() - kept.len(),
+        layers.len(),
+        if kept.is_empty() { "" } else { "; in bf16: " },
+        kept.join(", ")
+    )?;
+    Ok(Verdict::Ok)
+}
+
+/// Ranges and means of all that fp8 could round.
+pub(super) fn ranges(
+    engine: &mut Engine,
+    inputs: &[ModelInput],
+    from: &Provenance,
+) -> Result<Calibration, Failure> {
+    let mut seen = Ranges::new(from.percentile);
+    let bar = progress::bar("frames");
+    for (i, input) in inputs.iter().enumerate() {
+        look(engine, input, &mut seen)?;
+        progress::set(&bar, i as u64 + 1, inputs.len() as u64);
+    }
+    bar.finish_and_clear();
+    let names = names::quantised(engine.dims());
+    let ranges = seen.calibration().only(names.iter().map(String::as_str));
+    let ranges = ranges.map_err(|e| format!("{}: {} is not above zero", from.source, e.0))?;
+    let dims = *engine.dims();
+    let width = |name: &str| names::quantised_width(&dims, name);
+    let mut means = Means::new(&ranges, &width);
+    let bar = progress::bar("means");
+    for (i, input) in inputs.iter().enumerate() {
+        look(engine, input, &mut means)?;
+        progress::set(&bar, i as u64 + 1, inputs.len() as u64);
+    }
+    bar.finish_and_clear();
+    let means = means.means();
+    Ok(ranges.with_means(means))
+}
+
+fn look(engine: &mut Engine, input: &ModelInput, probe: &mut dyn Probe) -> Result<(), EngineError> {
+    let features = engine.vision(&input.images, &mut Tap::new(probe))?;
+    engine.prefix(&features, &input.tokens, &mut Tap::new(probe)).map(drop)
+}
+
+/// By layer, what rounding all of its matrices adds to its output.
+pub(super) fn errors(
+    weights: &Weights,
+    dims: &Dims,
+    calibration: &Calibration,
+    input: &ModelInput,
+) -> Result<std::collections::BTreeMap<String, f32>, Failure> {
+    let engine = |calibration| {
+        let engine = CpuEngine::new(weights, *dims, calibration);
+        engine.map_err(|e| EngineError::Missing(e.name().to_owned()))
+    };
+    let (mut plain, mut rounded) = (engine(None)?, engine(Some(calibration))?);
+    let cameras = input.images.iter().flatten().count();
+    let all = (cameras * dims.vision.layers + dims.language.layers) as u64;
+    let (bar, mut done) = (progress::bar("layers"), 0);
+    let errors = layer_errors(&mut plain, &mut rounded, input, || {
+        done += 1;
+        progress::set(&bar, done, all);
+    })?;
+    bar.finish_and_clear();
+    Ok(errors)
+}
