@@ -16,11 +16,9 @@
 #define MT 2            // weight rows per block / 16
 #define PITCH 36        // floats between the tokens of a warp's sums: no two lanes in one bank
 
-// Products take their activations as fragments: unit of 32 k by unit, in it 8 tokens by 8 tokens, in those lane by lane
-// (token % 8, k % 32 / 8) 8 values.
-__device__ __forceinline__ size_t fragment(int token, int k) {
-    return (((size_t)(k / 32) * NT + token / 8) * 32 + token % 8 * 4 + k % 32 / 8) * 8 + k % 8;
-}
+// Products take their activations as 8 k of a token after the same 8 k of the token before: the 8 x 8 matrices that the
+// matrix units want.
+__device__ __forceinline__ size_t fragment(int token, int k) { return ((size_t)(k / 8) * TOKENS + token) * 8 + k % 8; }
 #define SHARES 8        // blocks that share the sum of a product that is added to x
 #define SQUARES (WIDTH / 64 * TOKENS)
 
@@ -37,15 +35,14 @@ __device__ __forceinline__ uint4 stream16(const uint4* p) {
     return r;
 }
 
-// Packs W [rows, k] row-major: unit (16 rows, 32 k) by unit along k, in it two fragments, lane by lane: rows g and g + 8
-// (g = lane / 4) of k = 8 (lane % 4) + 0..3, then + 4..7, as (g: 2 k), (g + 8: 2 k), (g: 2 k), (g + 8: 2 k).
-// `order` gives the source row of each packed row. grid: rows / 16, block: any.
-extern "C" __global__ void pack_weights(const uint2* w, uint4* packed, const int* order, int k) {
-    int units = k / 32;
-    for (int e = threadIdx.x; e < units * 64; e += blockDim.x) {
-        int unit = e / 64, which = e % 64 / 32, lane = e % 32, at = unit * 8 + lane % 4 * 2 + which;
-        uint2 f = w[(size_t)order[blockIdx.x * 16 + lane / 4] * (k / 4) + at], g = w[(size_t)order[blockIdx.x * 16 + lane / 4 + 8] * (k / 4) + at];
-        packed[((size_t)blockIdx.x * units + unit) * 64 + which * 32 + lane] = make_uint4(f.x, g.x, f.y, g.y);
+// Packs W [rows, k] row-major: unit (16 rows, 32 k) by unit along k, in it the two fragments of 16 k that the matrix units
+// want, lane by lane. `order` gives the source row of each packed row. grid: rows / 16, block: any.
+extern "C" __global__ void pack_weights(const u32* w, uint4* packed, const int* order, int k) {
+    int fragments = k / 16;
+    for (int e = threadIdx.x; e < fragments * 32; e += blockDim.x) {
+        int lane = e % 32, at = e / 32 * 8 + lane % 4;
+        const u32 *f = w + (size_t)order[blockIdx.x * 16 + lane / 4] * (k / 2) + at, *g = w + (size_t)order[blockIdx.x * 16 + lane / 4 + 8] * (k / 2) + at;
+        packed[(size_t)blockIdx.x * fragments * 32 + e] = make_uint4(f[0], g[0], f[4], g[4]);
     }
 }
 
@@ -77,6 +74,12 @@ template <int SHARED> __device__ __forceinline__ void fetch(const void* to, cons
         asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(local_address(to)), "l"(from), "r"(bytes), "r"(local_address(barrier)) : "memory");
     else
         asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster [%0], [%1], %2, [%3], %4;" ::"r"(local_address(to)), "l"(from), "r"(bytes), "r"(local_address(barrier)), "h"((u16)((1 << SHARED) - 1)) : "memory");
+}
+// Four 8 x 8 matrices, a row of 16 bytes per lane: matrix lane / 8, row lane % 8.
+__device__ __forceinline__ uint4 matrices(u32 row) {
+    uint4 r;
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];" : "=r"(r.x), "=r"(r.y), "=r"(r.z), "=r"(r.w) : "r"(row) : "memory");
+    return r;
 }
 // Into another block's shared memory, counted by its barrier.
 __device__ __forceinline__ void push4(u32 at, float4 x, u32 barrier) {
@@ -141,11 +144,12 @@ __device__ __forceinline__ const float* product(const uint4* packed, const u16* 
     meanwhile();
     wait_for_data(&arrived[kg]);
     float acc[MT][NT][4] = {};
+    u32 rows = local_address(mine) + (lane / 8 * TOKENS + lane % 8) * 16;
 #pragma unroll
     for (int b = 0; b < KB; b++) {
         uint4 t[NT];
 #pragma unroll
-        for (int n = 0; n < NT; n++) t[n] = ((const uint4*)mine)[(b * NT + n) * 32 + lane];
+        for (int n = 0; n < NT; n++) t[n] = matrices(rows + (b * 4 * TOKENS + n * 8) * 16);
 #pragma unroll
         for (int half = 0; half < 2; half++)
 #pragma unroll
@@ -401,7 +405,7 @@ extern "C" __global__ __launch_bounds__(256, 2) void expert_qkv(const uint4* pac
 #endif
 }
 
-// hidden = GELU(gate) * up. Packed rows, 32 by 32: 16 of gate, then the same 16 of up. grid: (mlp / 64, 2), cluster 2: the
+// hidden = GELU(gate) * up. Packed rows, 16 by 16: 8 of gate, then the same 8 of up. grid: (mlp / 64, 2), cluster 2: the
 // blocks fill the GPU once, and clusters of 4 would not fit everywhere.
 extern "C" __global__ __launch_bounds__(256, 2) void expert_gate_up(const uint4* packed, const u16* xs, const float* squares,
         const float* shift, int clean, int to_clean, u16* hidden, int tokens, const char* next, int kilobytes) {
@@ -418,12 +422,12 @@ extern "C" __global__ __launch_bounds__(256, 2) void expert_gate_up(const uint4*
         root_mean_squares(sq, r);
     });
     for (int i = threadIdx.x; i < 16 * tokens; i += 256) {
-        int token = i / 16, group = i % 16 / 8, e = i % 8 * 2;
-        const float* d = c[token < clean] + group * 32 + e;
+        int token = i / 16, e = i % 16 * 2, row = e / 8 * 16 + e % 8;
+        const float* d = c[token < clean] + row;
         float x = r[token];
-        float2 g = whole2<4>(sums, token, group * 32 + e), u = whole2<4>(sums, token, group * 32 + 16 + e);
-        *(u32*)(hidden + fragment(token, tile * 32 + group * 16 + e)) =
-            pack_bf16(gelu_tanh(g.x * x + d[0]) * (u.x * x + d[16]), gelu_tanh(g.y * x + d[1]) * (u.y * x + d[17]));
+        float2 g = whole2<4>(sums, token, row), u = whole2<4>(sums, token, row + 8);
+        *(u32*)(hidden + fragment(token, tile * 32 + e)) =
+            pack_bf16(gelu_tanh(g.x * x + d[0]) * (u.x * x + d[8]), gelu_tanh(g.y * x + d[1]) * (u.y * x + d[9]));
     }
 #endif
 }
