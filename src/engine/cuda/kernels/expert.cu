@@ -68,12 +68,12 @@ __device__ __forceinline__ void expect(u64* barrier, u32 bytes) {
 __device__ __forceinline__ void wait_for_data(u64* barrier) {
     asm volatile("{\n.reg .pred p;\nagain:\nmbarrier.try_wait.parity.shared::cta.b64 p, [%0], 0;\n@!p bra again;\n}" ::"r"(local_address(barrier)) : "memory");
 }
-// From memory into shared memory, counted by a barrier: this block's, or those of a cluster of SHARED.
-template <int SHARED> __device__ __forceinline__ void fetch(const void* to, const void* from, u32 bytes, u64* barrier) {
+// From memory into shared memory, counted by a barrier: this block's, or those of SHARED blocks of the cluster from `first`.
+template <int SHARED> __device__ __forceinline__ void fetch(const void* to, const void* from, u32 bytes, u64* barrier, int first = 0) {
     if (SHARED == 1)
         asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(local_address(to)), "l"(from), "r"(bytes), "r"(local_address(barrier)) : "memory");
     else
-        asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster [%0], [%1], %2, [%3], %4;" ::"r"(local_address(to)), "l"(from), "r"(bytes), "r"(local_address(barrier)), "h"((u16)((1 << SHARED) - 1)) : "memory");
+        asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster [%0], [%1], %2, [%3], %4;" ::"r"(local_address(to)), "l"(from), "r"(bytes), "r"(local_address(barrier)), "h"((u16)(((1 << SHARED) - 1) << first)) : "memory");
 }
 // Four 8 x 8 matrices, a row of 16 bytes per lane: matrix lane / 8, row lane % 8.
 __device__ __forceinline__ uint4 matrices(u32 row) {
@@ -355,12 +355,12 @@ extern "C" __global__ __launch_bounds__(256) void expert_shift(const uint4* pack
 }
 
 // q, k, v of the action tokens, q and k rotated to their positions; q is scaled by 1/16 as well, exactly.
-// Packed rows of a tile: 16 of a head's first half, then their partners of the second half.
+// Packed rows, 16 by 16: 8 of a head's first half, then their partners of the second half.
 // grid: ((heads + 2) * dim / 128, 4), cluster 4. v lies at (token * v_token + j * v_dim).
 extern "C" __global__ __launch_bounds__(256, 2) void expert_qkv(const uint4* packed, const u16* xs, const float* squares,
         const float* shift, int clean, int to_clean, u16* q, u16* k, u16* v, int v_token, int v_dim, const float* cos,
         const float* sin, const int* valid, int heads, int first, int tokens, float scale, const char* next, int kilobytes) {
-#if __CUDA_ARCH__ >= 900
+#if __CUDA_ARCH__ > 900
     __shared__ __align__(128) float sq[SQUARES];
     __shared__ float r[TOKENS], c[2][32], angles[2][TOKENS][16];
     __shared__ __align__(8) u64 arrived[9];
@@ -380,12 +380,12 @@ extern "C" __global__ __launch_bounds__(256, 2) void expert_qkv(const uint4* pac
         root_mean_squares(sq, r);
     });
     for (int i = threadIdx.x; i < 8 * tokens; i += 256) {
-        int token = i / 8, e = i % 8 * 2, j = j0 + e, which = token < clean;
-        float2 a = whole2<8>(sums, token, e), b = whole2<8>(sums, token, 16 + e);
-        const float* d = c[which] + e;
+        int token = i / 8, e = i % 8 * 2, row = e / 8 * 16 + e % 8, j = j0 + e;
+        float2 a = whole2<8>(sums, token, row), b = whole2<8>(sums, token, row + 8);
+        const float* d = c[token < clean] + row;
         float x = r[token];
         a.x = a.x * x + d[0]; a.y = a.y * x + d[1];
-        b.x = b.x * x + d[16]; b.y = b.y * x + d[17];
+        b.x = b.x * x + d[8]; b.y = b.y * x + d[9];
         if (head <= heads) {
             const float *co = angles[0][token] + e, *si = angles[1][token] + e;
             float s0 = a.x * co[0] - b.x * si[0], s1 = a.y * co[1] - b.y * si[1];
@@ -409,7 +409,7 @@ extern "C" __global__ __launch_bounds__(256, 2) void expert_qkv(const uint4* pac
 // blocks fill the GPU once, and clusters of 4 would not fit everywhere.
 extern "C" __global__ __launch_bounds__(256, 2) void expert_gate_up(const uint4* packed, const u16* xs, const float* squares,
         const float* shift, int clean, int to_clean, u16* hidden, int tokens, const char* next, int kilobytes) {
-#if __CUDA_ARCH__ >= 900
+#if __CUDA_ARCH__ > 900
     __shared__ __align__(128) float sq[SQUARES];
     __shared__ float r[TOKENS], c[2][64];
     __shared__ __align__(8) u64 arrived[5];
@@ -434,14 +434,14 @@ extern "C" __global__ __launch_bounds__(256, 2) void expert_gate_up(const uint4*
 
 extern "C" __global__ __launch_bounds__(256, 2) void expert_o(const uint4* packed, const u16* in, float* x, const float* gate,
         const float* scale, int clean, int to_clean, u16* xs, float* squares, int tokens, const char* next, int kilobytes) {
-#if __CUDA_ARCH__ >= 900
+#if __CUDA_ARCH__ > 900
     ask_for(next, kilobytes);
     residual<QWIDTH / 128 / SHARES>(packed, in, x, gate, scale, clean, to_clean, xs, squares, tokens);
 #endif
 }
 extern "C" __global__ __launch_bounds__(256, 2) void expert_down(const uint4* packed, const u16* in, float* x, const float* gate,
         const float* scale, int clean, int to_clean, u16* xs, float* squares, int tokens, const char* next, int kilobytes) {
-#if __CUDA_ARCH__ >= 900
+#if __CUDA_ARCH__ > 900
     ask_for(next, kilobytes);
     residual<MLP / 128 / SHARES>(packed, in, x, gate, scale, clean, to_clean, xs, squares, tokens);
 #endif

@@ -50,18 +50,31 @@ __device__ __forceinline__ void multiply(float (&d)[NT * 4], uint4 a, u32 at) {
     asm volatile(PRODUCT : REGISTERS(d) : "r"(a.x), "r"(a.y), "r"(a.z), "r"(a.w), "l"((u64)(TOKENS << 16 | at) | 8ull << 32));
 }
 
+#ifndef O_TRIGGER
+#define O_TRIGGER 0
+#endif
+#ifndef GU_TRIGGER
+#define GU_TRIGGER 0
+#endif
+#ifndef DOWN_TRIGGER
+#define DOWN_TRIGGER 0
+#endif
+#ifndef QKV_TRIGGER
+#define QKV_TRIGGER 0
+#endif
 #define HALF ((NT + 1) / 2) // 8 tokens by 8: the first warpgroup finishes so many, the second the rest
 
 // This block's product, in halves of tokens: own[i] of tokens 8 (group HALF + i) .. (group: which warpgroup), rows
 // lane / 4 and + 8 of the warp's 16, as the matrix instruction leaves them. Over UNITS units of 32 k per warpgroup from
 // `first`. Before the kernel before has ended, AHEAD of them wait in registers, LATE in shared memory behind the
-// activations, and the last ones in the cache. Activations come in PIECES per warpgroup. Else as `product`.
-template <int UNITS, int AHEAD, int LATE, int PIECES, int SHARED, class F>
+// activations, and the last ones in the cache. Activations come in PIECES per warpgroup; SHARED
+// blocks of the cluster, from `fellows` on, have the same ones. Else as `product`.
+template <int UNITS, int AHEAD, int BEHIND, int PIECES, int SHARED, int TRIGGER, class F>
 __device__ __forceinline__ void product_90(const uint4* packed, const u16* x, int units, int tile, int first,
-        const float* squares, float* to_squares, float4 (&own)[HALF], u64* here, F meanwhile) {
-    const int LAST = AHEAD + LATE, EACH = UNITS / PIECES;
+        const float* squares, float* to_squares, float4 (&own)[HALF], u64* here, F meanwhile, int fellows = 0) {
+    const int LAST = AHEAD + BEHIND, EACH = UNITS / PIECES, fellow = (int)blockIdx.y - fellows;
     const u32 unit_bytes = NT * 512, piece = EACH * unit_bytes;
-    let_next_start();
+    if (TRIGGER == 0) let_next_start();
     int warp = threadIdx.x / 32, lane = threadIdx.x % 32, group = warp / 4, unit = first + group * UNITS;
     const uint4* from = packed + ((size_t)(tile * 4 + warp % 4) * units + unit) * 64 + lane;
     uint4 a[AHEAD][2];
@@ -72,10 +85,10 @@ __device__ __forceinline__ void product_90(const uint4* packed, const u16* x, in
     }
     // Barriers: the pieces of both warpgroups, then squares, then each warp's late weights.
     u64 *mine = here + group * PIECES, *of_squares = here + 2 * PIECES, *of_late = of_squares + 1 + warp;
-    unsigned char *activations = shared + group * UNITS * unit_bytes, *late = shared + 2 * UNITS * unit_bytes + warp * LATE * 1024;
-    if (LATE && lane == 0) {
-        expect(of_late, LATE * 1024);
-        fetch<1>(late, from + AHEAD * 64, LATE * 1024, of_late);
+    unsigned char *activations = shared + group * UNITS * unit_bytes, *late = shared + 2 * UNITS * unit_bytes + warp * BEHIND * 1024;
+    if (BEHIND && lane == 0) {
+        expect(of_late, BEHIND * 1024);
+        fetch<1>(late, from + AHEAD * 64, BEHIND * 1024, of_late);
     }
     if (LAST < UNITS && lane == 0)
         asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(from + LAST * 64), "n"((UNITS - LAST) * 1024) : "memory");
@@ -90,13 +103,15 @@ __device__ __forceinline__ void product_90(const uint4* packed, const u16* x, in
     if (fetches) {
         const unsigned char* source = (const unsigned char*)x + (size_t)unit * unit_bytes;
         for (int p = 0; p < PIECES; p++)
-            if (SHARED == 1 || p % SHARED == (int)blockIdx.y) fetch<SHARED>(activations + p * piece, source + p * piece, piece, mine + p);
+            if (SHARED == 1 || p % SHARED == fellow) fetch<SHARED>(activations + p * piece, source + p * piece, piece, mine + p, fellows);
     }
-    if (squares && threadIdx.x == 0 && (SHARED == 1 || blockIdx.y == SHARED - 1))
-        fetch<SHARED>(to_squares, squares, SQUARES * 4, of_squares);
+    if (squares && threadIdx.x == 0 && (SHARED == 1 || fellow == SHARED - 1))
+        fetch<SHARED>(to_squares, squares, SQUARES * 4, of_squares, fellows);
+    if (TRIGGER == 1) let_next_start();
     meanwhile();
+    if (TRIGGER == 2) { wait_for_data(mine); let_next_start(); }
     float d[NT * 4] = {};
-    u32 at = __shfl_sync(FULL, local_address(activations), 0) >> 4;
+    u32 at = __shfl_sync(FULL, local_address(activations) & 0x3ffff, 0) >> 4;
     auto add = [&](int u, uint4 (&w)[2]) {
         if (u % EACH == 0) wait_for_data(mine + u / EACH);
         wgmma_fence();
@@ -117,16 +132,16 @@ __device__ __forceinline__ void product_90(const uint4* packed, const u16* x, in
             a[u - LAST][1] = stream16(from + u * 64 + 32);
         }
     }
-    if (LATE) {
+    if (BEHIND) {
         wait_for_data(of_late);
         wgmma_wait<0>();
 #pragma unroll
-        for (int u = 0; u < LATE; u++) {
+        for (int u = 0; u < BEHIND; u++) {
             a[UNITS - LAST + u][0] = ((const uint4*)late)[u * 64 + lane];
             a[UNITS - LAST + u][1] = ((const uint4*)late)[u * 64 + 32 + lane];
         }
 #pragma unroll
-        for (int u = 0; u < LATE; u++) add(AHEAD + u, a[UNITS - LAST + u]);
+        for (int u = 0; u < BEHIND; u++) add(AHEAD + u, a[UNITS - LAST + u]);
 #pragma unroll
         for (int u = LAST; u < UNITS; u++) add(u, a[u - LAST]);
         wgmma_commit();
@@ -170,7 +185,7 @@ __device__ __forceinline__ void copy4(float* to, const float* from) {
 }
 
 // As `residual`, but each block finishes 8 tokens.
-template <int UNITS>
+template <int UNITS, int TRIGGER>
 __device__ __forceinline__ void residual_90(const uint4* packed, const u16* in, float* x, const float* gate,
         const float* scale, int clean, int to_clean, u16* xs, float* squares, int tokens) {
     __shared__ __align__(16) float4 shares[SHARES][4][32];
@@ -187,7 +202,7 @@ __device__ __forceinline__ void residual_90(const uint4* packed, const u16* in, 
         copy4(&scales[threadIdx.x], scale + far + of);
     }
     float4 own[HALF];
-    product_90<UNITS, UNITS, 0, 1, 1>(packed, in, UNITS * 2 * SHARES, blockIdx.x, rank * UNITS * 2, nullptr, nullptr, own, here, [&] {
+    product_90<UNITS, UNITS, 0, 1, 1, TRIGGER>(packed, in, UNITS * 2 * SHARES, blockIdx.x, rank * UNITS * 2, nullptr, nullptr, own, here, [&] {
         int token = threadIdx.x / 16, part = threadIdx.x % 16 * 4;
         if (token < 8 && rank * 8 + token < tokens) copy16(&old[token][part], x + (size_t)(rank * 8 + token) * WIDTH + blockIdx.x * 64 + part);
     });
@@ -239,13 +254,83 @@ __device__ __forceinline__ void residual_90(const uint4* packed, const u16* in, 
 }
 #endif
 
-// The kernels of `expert.cu`, with the same arguments and grids.
+// The kernels of `expert.cu`, with the same arguments, and but for the first the same grids.
+
+// A tile has two blocks, each with half of k; each finishes every second 8 tokens of a warpgroup. grid: ((heads + 2) * dim /
+// 128, 4), cluster 4: two tiles.
+extern "C" __global__ __maxnreg__(NT > 7 ? 144 : 136) void expert_qkv_90(const uint4* packed, const u16* xs, const float* squares,
+        const float* shift, int clean, int to_clean, u16* q, u16* k, u16* v, int v_token, int v_dim, const float* cos,
+        const float* sin, const int* valid, int heads, int first, int tokens, float scale, const char* next, int kilobytes) {
+#if __CUDA_ARCH__ == 900
+    const int UNITS = WIDTH / 128, MINE = (HALF + 1) / 2, dim = HEAD_DIM, half = dim / 2;
+    __shared__ __align__(128) float sq[SQUARES];
+    __shared__ __align__(16) float4 given[MINE][256];
+    __shared__ __align__(8) float r[TOKENS];
+    __shared__ float c[128], angles[2][2 * MINE][256];
+    __shared__ __align__(8) u64 together, here[2 * 2 + 1 + 8];
+    const int part = blockIdx.y / 2, tile = blockIdx.x * 2 + blockIdx.y % 2, head = tile / (half / 32);
+    auto start = [&](int thread, int i) { return (thread / 128 * HALF + 2 * i + part) * 8 + thread % 4 * 2; }; // its first two tokens
+    auto column = [&](int thread) { return tile % (half / 32) * 32 + thread / 32 % 4 * 8; };
+    if (threadIdx.x == 0) {
+        int count = 0;
+        for (int n = 0; n < NT; n++) count += n % HALF % 2 == part;
+        expect(&together, count * 2048);
+    }
+    ask_for(next, kilobytes);
+    if (threadIdx.x < 128) copy4(c + threadIdx.x, shift + (threadIdx.x / 64 && clean ? to_clean : 0) + tile * 64 + threadIdx.x % 64);
+    for (int i = 0; i < 2 * MINE; i++) {
+        int token = start(threadIdx.x, i / 2) + i % 2, at = (*valid + token) * half + column(threadIdx.x) + threadIdx.x % 32 / 4;
+        if (head > heads || token >= tokens) continue;
+        copy4(&angles[0][i][threadIdx.x], cos + at);
+        copy4(&angles[1][i][threadIdx.x], sin + at);
+    }
+    asm volatile("cp.async.wait_all;" ::: "memory");
+    float4 own[HALF];
+    product_90<UNITS, UNITS, 0, 2, 2, QKV_TRIGGER>(packed, xs, WIDTH / 32, tile, part * UNITS * 2, squares, sq, own, here, [&] {
+        wait_for_data(here + 2 * 2);
+        root_mean_squares(sq, r);
+    }, part * 2);
+    int thread = this_thread(), lane = thread % 32, fellow = blockIdx.y ^ 2, row = thread / 32 % 4 * 16 + lane / 4;
+#pragma unroll
+    for (int i = 0; i < MINE; i++) { // what the other finishes
+        float4 y = part ? own[2 * i] : own[2 * i + 1 < HALF ? 2 * i + 1 : 0];
+        if (2 * i + 1 - part < HALF && thread / 128 * HALF + 2 * i + 1 - part < NT)
+            push4(of_rank(&given[i][thread], fellow), y, of_rank(&together, fellow));
+    }
+    wait_for_data(&together);
+#pragma unroll
+    for (int i = 0; i < MINE; i++) {
+        int token = start(thread, i);
+        if (2 * i + part >= HALF || token >= TOKENS) break;
+        float4 y = part ? own[2 * i + 1 < HALF ? 2 * i + 1 : 0] : own[2 * i], z = given[i][thread];
+        float a[2] = {y.x + z.x, y.y + z.y}, b[2] = {y.z + z.z, y.w + z.w};
+#pragma unroll
+        for (int e = 0; e < 2; e++) {
+            const float* d = c + (token + e < clean) * 64 + row;
+            float x = r[token + e];
+            a[e] = a[e] * x + d[0];
+            b[e] = b[e] * x + d[8];
+            if (head > heads) continue;
+            float co = angles[0][2 * i + e][thread], si = angles[1][2 * i + e][thread], s = a[e] * co - b[e] * si, t = b[e] * co + a[e] * si;
+            float factor = head < heads ? scale : 1.0f;
+            a[e] = s * factor;
+            b[e] = t * factor;
+        }
+        u32 s = transposed(pack_bf16(a[0], a[1])), t = transposed(pack_bf16(b[0], b[1]));
+        token = token / 8 * 8 + lane / 4;
+        u16* to = head < heads ? q + ((size_t)token * heads + head) * dim : (head == heads ? k : v) + (size_t)(first + token) * dim;
+        if (token >= tokens) continue;
+        *(u32*)(to + column(thread) + lane % 4 * 2) = s;
+        *(u32*)(to + half + column(thread) + lane % 4 * 2) = t;
+    }
+#endif
+}
 // Two kernels are on a multiprocessor at a time, one that runs and one that waits: their registers are 256 per thread
 // together, their shared memory 227 KB; this is what says where gate's and up's weights wait.
 extern "C" __global__ __maxnreg__(NT > 7 ? 144 : 136) void expert_gate_up_90(const uint4* packed, const u16* xs, const float* squares,
         const float* shift, int clean, int to_clean, u16* hidden, int tokens, const char* next, int kilobytes) {
 #if __CUDA_ARCH__ == 900
-    const int UNITS = WIDTH / 64, AHEAD = UNITS < 10 ? UNITS : 10, LATE = UNITS - AHEAD - (UNITS > AHEAD && NT > 5 ? 2 : 0);
+    const int UNITS = WIDTH / 64, AHEAD = UNITS < 10 ? UNITS : 10;
     __shared__ __align__(128) float sq[SQUARES];
     __shared__ __align__(8) float r[TOKENS];
     __shared__ __align__(8) u64 here[2 * 4 + 1 + 8];
@@ -253,7 +338,7 @@ extern "C" __global__ __maxnreg__(NT > 7 ? 144 : 136) void expert_gate_up_90(con
     ask_for(next, kilobytes);
     float g[2] = {shift[row], clean ? shift[to_clean + row] : 0.0f}, u[2] = {shift[row + 8], clean ? shift[to_clean + row + 8] : 0.0f};
     float4 own[HALF];
-    product_90<UNITS, AHEAD, LATE, 4, 2>(packed, xs, WIDTH / 32, tile, 0, squares, sq, own, here, [&] {
+    product_90<UNITS, AHEAD, LATE, 4, 2, GU_TRIGGER>(packed, xs, WIDTH / 32, tile, 0, squares, sq, own, here, [&] {
         wait_for_data(here + 2 * 4);
         root_mean_squares(sq, r);
     });
@@ -277,13 +362,13 @@ extern "C" __global__ __maxnreg__(120) void expert_o_90(const uint4* packed, con
         const float* scale, int clean, int to_clean, u16* xs, float* squares, int tokens, const char* next, int kilobytes) {
 #if __CUDA_ARCH__ == 900
     ask_for(next, kilobytes);
-    residual_90<QWIDTH / 64 / SHARES>(packed, in, x, gate, scale, clean, to_clean, xs, squares, tokens);
+    residual_90<QWIDTH / 64 / SHARES, O_TRIGGER>(packed, in, x, gate, scale, clean, to_clean, xs, squares, tokens);
 #endif
 }
 extern "C" __global__ __maxnreg__(NT > 7 ? 128 : 120) void expert_down_90(const uint4* packed, const u16* in, float* x, const float* gate,
         const float* scale, int clean, int to_clean, u16* xs, float* squares, int tokens, const char* next, int kilobytes) {
 #if __CUDA_ARCH__ == 900
     ask_for(next, kilobytes);
-    residual_90<MLP / 64 / SHARES>(packed, in, x, gate, scale, clean, to_clean, xs, squares, tokens);
+    residual_90<MLP / 64 / SHARES, DOWN_TRIGGER>(packed, in, x, gate, scale, clean, to_clean, xs, squares, tokens);
 #endif
 }
