@@ -267,8 +267,9 @@ impl Fused {
                 first.into(),
                 keys.into(),
             ];
+            let least = std::env::var("PI05_LEAST").ok().and_then(|v| v.parse().ok()).unwrap_or(1);
             let (grid, block, last) = match self.hopper {
-                true => ([rows.div_ceil(HOPPER_ROWS), HOPPER_CLUSTER, 1], 128, LOG2_E.into()),
+                true => ([rows.div_ceil(HOPPER_ROWS).max(least), HOPPER_CLUSTER, 1], 128, LOG2_E.into()),
                 false => ([rows.div_ceil(TILE[0]), keys.div_ceil(TILE[1]), 1], 256, cache.capacity.into()),
             };
             put(attention, grid, block, grid[1], &[&args, &[last], &ask(gate_up, 1, 2)])?;
@@ -326,11 +327,13 @@ fn compile(gpu: &Gpu, dims: &GemmaDims, tiles: usize) -> Result<Kernels, EngineE
 fn kernels(hopper: bool, dims: &GemmaDims, tiles: usize) -> [(&'static str, usize); 5] {
     if hopper {
         let activations = |k: usize| k / 32 * tiles * 512;
+        // Two blocks of q, k and v on a multiprocessor may leave no room for one of attention, whose cluster then waits:
+        // so these ask for more than they need where that is, and attention where it is not, which keeps gate and up away.
+        let (qkv, attention) = if tiles > 4 { (107 << 10, 0) } else { (0, 32768) };
         [
-            // More than it needs: two of its blocks on one multiprocessor would keep a cluster of attention from starting.
-            ("expert_qkv_90", activations(dims.width / 2).max(107 << 10)),
+            ("expert_qkv_90", activations(dims.width / 2).max(qkv)),
             // Queries, keys and values.
-            ("expert_attention_90", 3 * 32768 + 1024),
+            ("expert_attention_90", 3 * 32768 + 1024 + attention),
             ("expert_o_90", activations(dims.q_width() / SHARES)),
             ("expert_gate_up_90", activations(dims.width) + late_units(dims, tiles) * 8192),
             ("expert_down_90", activations(dims.mlp / SHARES)),
@@ -381,7 +384,10 @@ fn gate_up_order(dims: &GemmaDims) -> Vec<i32> {
 
 /// 8 rows from each of these on, each time followed by those `far` further on.
 fn eights(firsts: impl Iterator<Item = usize>, far: usize) -> Vec<i32> {
-    firsts.flat_map(|first| (first..first + 8).chain(first + far..first + far + 8)).map(|r| r as i32).collect()
+    firsts
+        .flat_map(|first| (first..first + 8).chain(first + far..first + far + 8))
+        .map(|r| r as i32)
+        .collect()
 }
 
 #[cfg(test)]

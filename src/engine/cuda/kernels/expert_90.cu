@@ -50,18 +50,6 @@ __device__ __forceinline__ void multiply(float (&d)[NT * 4], uint4 a, u32 at) {
     asm volatile(PRODUCT : REGISTERS(d) : "r"(a.x), "r"(a.y), "r"(a.z), "r"(a.w), "l"((u64)(TOKENS << 16 | at) | 8ull << 32));
 }
 
-#ifndef O_TRIGGER
-#define O_TRIGGER 0
-#endif
-#ifndef GU_TRIGGER
-#define GU_TRIGGER 0
-#endif
-#ifndef DOWN_TRIGGER
-#define DOWN_TRIGGER 0
-#endif
-#ifndef QKV_TRIGGER
-#define QKV_TRIGGER 0
-#endif
 #define HALF ((NT + 1) / 2) // 8 tokens by 8: the first warpgroup finishes so many, the second the rest
 
 // This block's product, in halves of tokens: own[i] of tokens 8 (group HALF + i) .. (group: which warpgroup), rows
@@ -69,12 +57,12 @@ __device__ __forceinline__ void multiply(float (&d)[NT * 4], uint4 a, u32 at) {
 // `first`. Before the kernel before has ended, AHEAD of them wait in registers, LATE in shared memory behind the
 // activations, and the last ones in the cache. Activations come in PIECES per warpgroup; SHARED
 // blocks of the cluster, from `fellows` on, have the same ones. Else as `product`.
-template <int UNITS, int AHEAD, int BEHIND, int PIECES, int SHARED, int TRIGGER, class F>
+template <int UNITS, int AHEAD, int BEHIND, int PIECES, int SHARED, bool EARLY, class F>
 __device__ __forceinline__ void product_90(const uint4* packed, const u16* x, int units, int tile, int first,
         const float* squares, float* to_squares, float4 (&own)[HALF], u64* here, F meanwhile, int fellows = 0) {
     const int LAST = AHEAD + BEHIND, EACH = UNITS / PIECES, fellow = (int)blockIdx.y - fellows;
     const u32 unit_bytes = NT * 512, piece = EACH * unit_bytes;
-    if (TRIGGER == 0) let_next_start();
+    if (EARLY) let_next_start();
     int warp = threadIdx.x / 32, lane = threadIdx.x % 32, group = warp / 4, unit = first + group * UNITS;
     const uint4* from = packed + ((size_t)(tile * 4 + warp % 4) * units + unit) * 64 + lane;
     uint4 a[AHEAD][2];
@@ -107,9 +95,8 @@ __device__ __forceinline__ void product_90(const uint4* packed, const u16* x, in
     }
     if (squares && threadIdx.x == 0 && (SHARED == 1 || fellow == SHARED - 1))
         fetch<SHARED>(to_squares, squares, SQUARES * 4, of_squares, fellows);
-    if (TRIGGER == 1) let_next_start();
+    if (!EARLY) let_next_start();
     meanwhile();
-    if (TRIGGER == 2) { wait_for_data(mine); let_next_start(); }
     float d[NT * 4] = {};
     u32 at = __shfl_sync(FULL, local_address(activations) & 0x3ffff, 0) >> 4;
     auto add = [&](int u, uint4 (&w)[2]) {
@@ -185,13 +172,13 @@ __device__ __forceinline__ void copy4(float* to, const float* from) {
 }
 
 // As `residual`, but each block finishes 8 tokens.
-template <int UNITS, int TRIGGER>
+template <int UNITS>
 __device__ __forceinline__ void residual_90(const uint4* packed, const u16* in, float* x, const float* gate,
         const float* scale, int clean, int to_clean, u16* xs, float* squares, int tokens) {
     __shared__ __align__(16) float4 shares[SHARES][4][32];
     __shared__ float parts[8][8], gates[128], scales[128]; // of those that are not clean, then of those that are
     __shared__ __align__(16) float old[8][68];
-    __shared__ __align__(8) u64 together, here[2 + 1 + 8];
+    __shared__ __align__(8) u64 together, here[2 * 2 + 1 + 8];
     const int rank = blockIdx.y;
     if (threadIdx.x == 0) expect(&together, sizeof(shares));
     __syncwarp();
@@ -202,7 +189,7 @@ __device__ __forceinline__ void residual_90(const uint4* packed, const u16* in, 
         copy4(&scales[threadIdx.x], scale + far + of);
     }
     float4 own[HALF];
-    product_90<UNITS, UNITS, 0, 1, 1, TRIGGER>(packed, in, UNITS * 2 * SHARES, blockIdx.x, rank * UNITS * 2, nullptr, nullptr, own, here, [&] {
+    product_90<UNITS, UNITS, 0, 2, 1, true>(packed, in, UNITS * 2 * SHARES, blockIdx.x, rank * UNITS * 2, nullptr, nullptr, own, here, [&] {
         int token = threadIdx.x / 16, part = threadIdx.x % 16 * 4;
         if (token < 8 && rank * 8 + token < tokens) copy16(&old[token][part], x + (size_t)(rank * 8 + token) * WIDTH + blockIdx.x * 64 + part);
     });
@@ -286,7 +273,7 @@ extern "C" __global__ __maxnreg__(NT > 7 ? 144 : 136) void expert_qkv_90(const u
     }
     asm volatile("cp.async.wait_all;" ::: "memory");
     float4 own[HALF];
-    product_90<UNITS, UNITS, 0, 2, 2, QKV_TRIGGER>(packed, xs, WIDTH / 32, tile, part * UNITS * 2, squares, sq, own, here, [&] {
+    product_90<UNITS, UNITS, 0, 2, 2, false>(packed, xs, WIDTH / 32, tile, part * UNITS * 2, squares, sq, own, here, [&] {
         wait_for_data(here + 2 * 2);
         root_mean_squares(sq, r);
     }, part * 2);
@@ -338,7 +325,7 @@ extern "C" __global__ __maxnreg__(NT > 7 ? 144 : 136) void expert_gate_up_90(con
     ask_for(next, kilobytes);
     float g[2] = {shift[row], clean ? shift[to_clean + row] : 0.0f}, u[2] = {shift[row + 8], clean ? shift[to_clean + row + 8] : 0.0f};
     float4 own[HALF];
-    product_90<UNITS, AHEAD, LATE, 4, 2, GU_TRIGGER>(packed, xs, WIDTH / 32, tile, 0, squares, sq, own, here, [&] {
+    product_90<UNITS, AHEAD, LATE, 4, 2, true>(packed, xs, WIDTH / 32, tile, 0, squares, sq, own, here, [&] {
         wait_for_data(here + 2 * 4);
         root_mean_squares(sq, r);
     });
@@ -362,13 +349,13 @@ extern "C" __global__ __maxnreg__(120) void expert_o_90(const uint4* packed, con
         const float* scale, int clean, int to_clean, u16* xs, float* squares, int tokens, const char* next, int kilobytes) {
 #if __CUDA_ARCH__ == 900
     ask_for(next, kilobytes);
-    residual_90<QWIDTH / 64 / SHARES, O_TRIGGER>(packed, in, x, gate, scale, clean, to_clean, xs, squares, tokens);
+    residual_90<QWIDTH / 64 / SHARES>(packed, in, x, gate, scale, clean, to_clean, xs, squares, tokens);
 #endif
 }
 extern "C" __global__ __maxnreg__(NT > 7 ? 128 : 120) void expert_down_90(const uint4* packed, const u16* in, float* x, const float* gate,
         const float* scale, int clean, int to_clean, u16* xs, float* squares, int tokens, const char* next, int kilobytes) {
 #if __CUDA_ARCH__ == 900
     ask_for(next, kilobytes);
-    residual_90<MLP / 64 / SHARES, DOWN_TRIGGER>(packed, in, x, gate, scale, clean, to_clean, xs, squares, tokens);
+    residual_90<MLP / 64 / SHARES>(packed, in, x, gate, scale, clean, to_clean, xs, squares, tokens);
 #endif
 }

@@ -184,13 +184,12 @@ extern "C" __global__ __launch_bounds__(128) void expert_attention_90(const u16*
         fetch(ks, k, rank * 64);
         fetch(vs, v, rank * 64);
     }
-#ifndef LATE_ASK
     ask_for(next, kilobytes);
-#endif
-    let_next_start();
+    if (NT <= 4) let_next_start();
     int end = *valid;
     wait_for_previous();
     if (rank < tiles) fetch(qs, q, first);
+    if (NT > 4) let_next_start();
     float o[128], top[2] = {-1e30f, -1e30f}, sum[2] = {0.0f, 0.0f};
     for (int j = rank; j < tiles; j += shares) {
         if (j > rank || !early) {
@@ -211,9 +210,6 @@ extern "C" __global__ __launch_bounds__(128) void expert_attention_90(const u16*
         wgmma_commit();
         wgmma_wait<0>();
         if (j + shares >= tiles) cluster_arrive_relaxed(); // queries have been read: others' numerators come to where they are
-#ifdef LATE_ASK
-        ask_for(next, kilobytes);
-#endif
         float most[2] = {top[0], top[1]};
         if ((j + 1) * 64 > end) // else all keys count
 #pragma unroll
@@ -270,13 +266,15 @@ extern "C" __global__ __launch_bounds__(128) void expert_attention_90(const u16*
             if (c == 0) push2(of_rank(statistics[g % 4][rank], owner), top[e], sum[e], barrier);
         }
     }
-    wait_for_data(&together);
     // A warp a row.
+    int row = first + rank * 4 + warp;
+    u16* to = out + fragment(row / heads, row % heads * 256 + g * 32) + c * 2;
+    wait_for_data(&together);
     float t = lane < shares ? statistics[warp][lane][0] : -1e30f;
     float most = warp_max(t), w = lane < shares ? power_of_2((t - most) * scale) : 0.0f;
     float all = warp_sum(lane < shares ? w * statistics[warp][lane][1] : 0.0f);
     float x[8] = {};
-#pragma unroll 2
+#pragma unroll 4
     for (int i = 0; i < shares; i++) {
         u32 p[4];
         asm volatile("ld.shared.v4.u32 {%0,%1,%2,%3}, [%4];" : "=r"(p[0]), "=r"(p[1]), "=r"(p[2]), "=r"(p[3]) : "r"(given + (i * 4 + warp) * 512 + lane * 16) : "memory");
@@ -287,11 +285,10 @@ extern "C" __global__ __launch_bounds__(128) void expert_attention_90(const u16*
             x[2 * j + 1] += wi * of_bf16(p[j] >> 16);
         }
     }
-    int row = first + rank * 4 + warp;
     float r = 1.0f / all;
     if (row < rows)
 #pragma unroll
         for (int j = 0; j < 4; j++)
-            *(u32*)(out + fragment(row / heads, row % heads * 256 + g * 32 + j * 8) + c * 2) = pack_bf16(x[2 * j] * r, x[2 * j + 1] * r);
+            *(u32*)(to + j * TOKENS * 8) = pack_bf16(x[2 * j] * r, x[2 * j + 1] * r);
 #endif
 }
