@@ -267,9 +267,8 @@ impl Fused {
                 first.into(),
                 keys.into(),
             ];
-            let least = std::env::var("PI05_LEAST").ok().and_then(|v| v.parse().ok()).unwrap_or(1);
             let (grid, block, last) = match self.hopper {
-                true => ([rows.div_ceil(HOPPER_ROWS).max(least), HOPPER_CLUSTER, 1], 128, LOG2_E.into()),
+                true => ([rows.div_ceil(HOPPER_ROWS), HOPPER_CLUSTER, 1], 128, LOG2_E.into()),
                 false => ([rows.div_ceil(TILE[0]), keys.div_ceil(TILE[1]), 1], 256, cache.capacity.into()),
             };
             put(attention, grid, block, grid[1], &[&args, &[last], &ask(gate_up, 1, 2)])?;

@@ -11,15 +11,15 @@
 #define D6 D5 ", %20, %21, %22, %23"
 #define D7 D6 ", %24, %25, %26, %27"
 #define D8 D7 ", %28, %29, %30, %31"
-#define R4(d, i) "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3])
-#define R1(d) R4(d, 0)
-#define R2(d) R1(d), R4(d, 4)
-#define R3(d) R2(d), R4(d, 8)
-#define R4_(d) R3(d), R4(d, 12)
-#define R5(d) R4_(d), R4(d, 16)
-#define R6(d) R5(d), R4(d, 20)
-#define R7(d) R6(d), R4(d, 24)
-#define R8(d) R7(d), R4(d, 28)
+#define FOUR(d, i) "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3])
+#define R1(d) FOUR(d, 0)
+#define R2(d) R1(d), FOUR(d, 4)
+#define R3(d) R2(d), FOUR(d, 8)
+#define R4(d) R3(d), FOUR(d, 12)
+#define R5(d) R4(d), FOUR(d, 16)
+#define R6(d) R5(d), FOUR(d, 20)
+#define R7(d) R6(d), FOUR(d, 24)
+#define R8(d) R7(d), FOUR(d, 28)
 #if NT == 1
 #define PRODUCT "wgmma.mma_async.sync.aligned.m64n8k16.f32.bf16.bf16 {" D1 "}, {%4, %5, %6, %7}, %8, 1, 1, 1, 0;"
 #define REGISTERS(d) R1(d)
@@ -31,7 +31,7 @@
 #define REGISTERS(d) R3(d)
 #elif NT == 4
 #define PRODUCT "wgmma.mma_async.sync.aligned.m64n32k16.f32.bf16.bf16 {" D4 "}, {%16, %17, %18, %19}, %20, 1, 1, 1, 0;"
-#define REGISTERS(d) R4_(d)
+#define REGISTERS(d) R4(d)
 #elif NT == 5
 #define PRODUCT "wgmma.mma_async.sync.aligned.m64n40k16.f32.bf16.bf16 {" D5 "}, {%20, %21, %22, %23}, %24, 1, 1, 1, 0;"
 #define REGISTERS(d) R5(d)
@@ -54,9 +54,11 @@ __device__ __forceinline__ void multiply(float (&d)[NT * 4], uint4 a, u32 at) {
 
 // This block's product, in halves of tokens: own[i] of tokens 8 (group HALF + i) .. (group: which warpgroup), rows
 // lane / 4 and + 8 of the warp's 16, as the matrix instruction leaves them. Over UNITS units of 32 k per warpgroup from
-// `first`. Before the kernel before has ended, AHEAD of them wait in registers, LATE in shared memory behind the
-// activations, and the last ones in the cache. Activations come in PIECES per warpgroup; SHARED
-// blocks of the cluster, from `fellows` on, have the same ones. Else as `product`.
+// `first`. Before the kernel before has ended, AHEAD of them wait in registers, BEHIND in shared memory behind the
+// activations, and the last ones in the cache. Activations come in PIECES per warpgroup, in time counted by `here`: the
+// pieces of both warpgroups, squares, each warp's weights in shared memory. SHARED blocks of the cluster, from `fellows`
+// on, have the same activations. EARLY: the next kernel may start at once, else once activations are asked for, so that
+// what it asks for is not in their way. Else as `product`.
 template <int UNITS, int AHEAD, int BEHIND, int PIECES, int SHARED, bool EARLY, class F>
 __device__ __forceinline__ void product_90(const uint4* packed, const u16* x, int units, int tile, int first,
         const float* squares, float* to_squares, float4 (&own)[HALF], u64* here, F meanwhile, int fellows = 0) {
@@ -71,12 +73,11 @@ __device__ __forceinline__ void product_90(const uint4* packed, const u16* x, in
         a[b][0] = stream16(from + b * 64);
         a[b][1] = stream16(from + b * 64 + 32);
     }
-    // Barriers: the pieces of both warpgroups, then squares, then each warp's late weights.
-    u64 *mine = here + group * PIECES, *of_squares = here + 2 * PIECES, *of_late = of_squares + 1 + warp;
-    unsigned char *activations = shared + group * UNITS * unit_bytes, *late = shared + 2 * UNITS * unit_bytes + warp * BEHIND * 1024;
+    u64 *mine = here + group * PIECES, *of_squares = here + 2 * PIECES, *of_behind = of_squares + 1 + warp;
+    unsigned char *activations = shared + group * UNITS * unit_bytes, *behind = shared + 2 * UNITS * unit_bytes + warp * BEHIND * 1024;
     if (BEHIND && lane == 0) {
-        expect(of_late, BEHIND * 1024);
-        fetch<1>(late, from + AHEAD * 64, BEHIND * 1024, of_late);
+        expect(of_behind, BEHIND * 1024);
+        fetch<1>(behind, from + AHEAD * 64, BEHIND * 1024, of_behind);
     }
     if (LAST < UNITS && lane == 0)
         asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(from + LAST * 64), "n"((UNITS - LAST) * 1024) : "memory");
@@ -99,6 +100,7 @@ __device__ __forceinline__ void product_90(const uint4* packed, const u16* x, in
     meanwhile();
     float d[NT * 4] = {};
     u32 at = __shfl_sync(FULL, local_address(activations) & 0x3ffff, 0) >> 4;
+    // Registers that were read are filled again, from the cache at once and then from shared memory, which is read first.
     auto add = [&](int u, uint4 (&w)[2]) {
         if (u % EACH == 0) wait_for_data(mine + u / EACH);
         wgmma_fence();
@@ -120,12 +122,12 @@ __device__ __forceinline__ void product_90(const uint4* packed, const u16* x, in
         }
     }
     if (BEHIND) {
-        wait_for_data(of_late);
+        wait_for_data(of_behind);
         wgmma_wait<0>();
 #pragma unroll
         for (int u = 0; u < BEHIND; u++) {
-            a[UNITS - LAST + u][0] = ((const uint4*)late)[u * 64 + lane];
-            a[UNITS - LAST + u][1] = ((const uint4*)late)[u * 64 + 32 + lane];
+            a[UNITS - LAST + u][0] = ((const uint4*)behind)[u * 64 + lane];
+            a[UNITS - LAST + u][1] = ((const uint4*)behind)[u * 64 + 32 + lane];
         }
 #pragma unroll
         for (int u = 0; u < BEHIND; u++) add(AHEAD + u, a[UNITS - LAST + u]);
@@ -159,6 +161,7 @@ __device__ __forceinline__ u32 transposed(u32 x) {
     return y;
 }
 
+// threadIdx.x, asked for again: what is computed from it is not kept in registers from before.
 __device__ __forceinline__ int this_thread() {
     int i;
     asm volatile("mov.u32 %0, %%tid.x;" : "=r"(i));
@@ -193,7 +196,7 @@ __device__ __forceinline__ void residual_90(const uint4* packed, const u16* in, 
         int token = threadIdx.x / 16, part = threadIdx.x % 16 * 4;
         if (token < 8 && rank * 8 + token < tokens) copy16(&old[token][part], x + (size_t)(rank * 8 + token) * WIDTH + blockIdx.x * 64 + part);
     });
-    // To be finished: a row, two tokens. Asked for again, to keep nothing while weights are in registers.
+    // To be finished: a row, two tokens.
     int thread = this_thread(), warp = thread / 32, lane = thread % 32, group = warp / 4;
     int first = lane % 4 * 2, row = warp % 4 * 16 + group * 8 + lane / 4, column = blockIdx.x * 64 + row;
     cluster_wait();
@@ -312,8 +315,9 @@ extern "C" __global__ __maxnreg__(NT > 7 ? 144 : 136) void expert_qkv_90(const u
     }
 #endif
 }
-// Two kernels are on a multiprocessor at a time, one that runs and one that waits: their registers are 256 per thread
-// together, their shared memory 227 KB; this is what says where gate's and up's weights wait.
+
+// Two kernels are on a multiprocessor at a time, one that runs and one that waits: together they have 256 registers per
+// thread and 227 KB of shared memory, so gate's and up's weights wait wherever the others' leave room.
 extern "C" __global__ __maxnreg__(NT > 7 ? 144 : 136) void expert_gate_up_90(const uint4* packed, const u16* xs, const float* squares,
         const float* shift, int clean, int to_clean, u16* hidden, int tokens, const char* next, int kilobytes) {
 #if __CUDA_ARCH__ == 900

@@ -163,7 +163,7 @@ extern "C" __global__ __launch_bounds__(128) void expert_attention_90(const u16*
 #if __CUDA_ARCH__ == 900
     __shared__ __align__(8) float statistics[4][16][2]; // [row][share]: maximum, denominator
     __shared__ __align__(8) u64 together;
-    u32 base = (local_address(shared) + 1023) / 1024 * 1024, qs = base, ks = qs + 4 * TILE, vs = ks + 4 * TILE, given = qs;
+    u32 base = (local_address(shared) + 1023) / 1024 * 1024, qs = base, ks = qs + 4 * TILE, vs = ks + 4 * TILE;
     int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, c = lane % 4;
     int first = blockIdx.x * 64, rank = blockIdx.y, tiles = (keys + 63) / 64, shares = min(tiles, 16);
     // 64 rows of 256 as four tiles of 64 columns, 16-byte chunks swizzled within their 128-byte rows. What lies beyond
@@ -185,7 +185,7 @@ extern "C" __global__ __launch_bounds__(128) void expert_attention_90(const u16*
         fetch(vs, v, rank * 64);
     }
     ask_for(next, kilobytes);
-    if (NT <= 4) let_next_start();
+    if (NT <= 4) let_next_start(); // more tokens' weights would be in the way of queries
     int end = *valid;
     wait_for_previous();
     if (rank < tiles) fetch(qs, q, first);
@@ -255,7 +255,7 @@ extern "C" __global__ __launch_bounds__(128) void expert_attention_90(const u16*
 #pragma unroll
         for (int e = 0; e < 2; e++) {
             int owner = warp * 4 + e * 2 + g / 4;
-            u32 barrier = of_rank(&together, owner), to = of_rank_address(given + (rank * 4 + g % 4) * 512 + c * 16, owner);
+            u32 barrier = of_rank(&together, owner), to = of_rank_address(qs + (rank * 4 + g % 4) * 512 + c * 16, owner);
             sum[e] += __shfl_xor_sync(FULL, sum[e], 1);
             sum[e] += __shfl_xor_sync(FULL, sum[e], 2);
 #pragma unroll
@@ -277,7 +277,7 @@ extern "C" __global__ __launch_bounds__(128) void expert_attention_90(const u16*
 #pragma unroll 4
     for (int i = 0; i < shares; i++) {
         u32 p[4];
-        asm volatile("ld.shared.v4.u32 {%0,%1,%2,%3}, [%4];" : "=r"(p[0]), "=r"(p[1]), "=r"(p[2]), "=r"(p[3]) : "r"(given + (i * 4 + warp) * 512 + lane * 16) : "memory");
+        asm volatile("ld.shared.v4.u32 {%0,%1,%2,%3}, [%4];" : "=r"(p[0]), "=r"(p[1]), "=r"(p[2]), "=r"(p[3]) : "r"(qs + (i * 4 + warp) * 512 + lane * 16) : "memory");
         float wi = __shfl_sync(FULL, w, i);
 #pragma unroll
         for (int j = 0; j < 4; j++) {
