@@ -1,4 +1,5 @@
-//! The expert's blocks in bf16 with `kernels/expert.cu` and `expert_attention.cu`: five kernels per block, weights packed for them.
+//! The expert's blocks in bf16 with `kernels/expert.cu`, `expert_90.cu` and `expert_attention.cu`: five
+//! kernels per block, weights packed for them.
 
 use std::f32::consts::LOG2_E;
 
@@ -68,7 +69,7 @@ impl Fused {
             && action_dim <= ACTION_DIM
             && dims.head_dim == 256
             && (gpu.arch == 90 || keys <= CLUSTER * TILE[1])
-            && kernels(gpu.arch == 90, dims, ACTIONS / 8)
+            && block_kernels(gpu.arch == 90, dims, ACTIONS / 8)
                 .iter()
                 .all(|(_, shared)| shared + (22 << 10) <= gpu.shared as usize)
     }
@@ -211,7 +212,7 @@ impl Fused {
         let first = pass.layout.rows;
         let (keys, rows) = (first + tokens, tokens * heads);
         let [qkv_kernel, attention, o_kernel, gate_up_kernel, down_kernel] =
-            self::kernels(self.hopper, &self.dims, tokens.div_ceil(8));
+            block_kernels(self.hopper, &self.dims, tokens.div_ceil(8));
         let put = |(name, room), grid, block, cluster, args: &[&[Arg]]| {
             let shape = Launch::new(grid, block, room).clusters(cluster);
             lane.launch_of(kernels, name, shape, &args.concat())
@@ -318,12 +319,12 @@ pub fn defines(dims: &GemmaDims, tiles: usize) -> Vec<String> {
 fn compile(gpu: &Gpu, dims: &GemmaDims, tiles: usize) -> Result<Kernels, EngineError> {
     let shift = ("expert_shift", product_shared(tiles, dims.width));
     let others = [("pack_weights", 0), ("expert_begin", 0), ("expert_end", 0), shift];
-    let names = [&others[..], &kernels(gpu.arch == 90, dims, tiles)].concat();
+    let names = [&others[..], &block_kernels(gpu.arch == 90, dims, tiles)].concat();
     compiled(gpu, EXPERT, &defines(dims, tiles), &names)
 }
 
 /// A block's kernels in their order, and what shared memory each asks for.
-fn kernels(hopper: bool, dims: &GemmaDims, tiles: usize) -> [(&'static str, usize); 5] {
+fn block_kernels(hopper: bool, dims: &GemmaDims, tiles: usize) -> [(&'static str, usize); 5] {
     if hopper {
         let activations = |k: usize| k / 32 * tiles * 512;
         // Two blocks of q, k and v on a multiprocessor may leave no room for one of attention, whose cluster then waits:

@@ -6,7 +6,7 @@
 // and each 32 columns' sum of squares, and the next product is W norm(x) = r W xs + W shift, with r = 1 / rms(x) in its
 // epilogue. W shift depends on the time alone and is made with the schedule.
 //
-// NT: tokens / 8, rounded up, set when these are compiled.
+// NT: tokens / 8, rounded up, set when these are compiled. Hopper's products are in `expert_90.cu`.
 
 #ifndef NT
 #define NT 7
