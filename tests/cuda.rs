@@ -17,13 +17,14 @@ use pi05_thor::{
     messages::{FLOAT64_MULTI_ARRAY, decode_float64_multi_array},
     model::{
         ModelInput, Pixels,
-        dims::Dims,
+        dims::{Dims, GemmaDims},
         names,
         sampler::{
             Sampler, Schedule, Solver, TimeRounding, noise,
             rtc::{Leftover, MAX_GUIDANCE_WEIGHT, PrefixSchedule, Rtc},
         },
         synth,
+        tensors::Dtype,
     },
     pipeline::{Model, infer, setup::Setup},
     replay::{bag::Bag, commands::write_commands, pace::Speed, player::Replay, topics::Topics},
@@ -253,8 +254,11 @@ fn two_in_flight_give_the_same_bits_as_one_after_the_other() {
     if !has_gpu() {
         return;
     }
+    in_flight_as_in_turn(&mut cuda(Precision::Bf16));
+}
+
+fn in_flight_as_in_turn(engine: &mut CudaEngine) {
     const COUNT: usize = 24;
-    let mut engine = cuda(Precision::Bf16);
     let sampler = ten_steps();
     let sequential: Vec<_> = (0..COUNT)
         .map(|i| {
@@ -267,6 +271,59 @@ fn two_in_flight_give_the_same_bits_as_one_after_the_other() {
         engine.start_actions(i % 2, &input(i).tokens, &noise_of(i), &sampler).unwrap();
         engine.start_vision((i + 1) % 2, &input(i + 1).images).unwrap();
         assert_eq!(bits(&engine.finish().unwrap().0), *expected, "chunk {i}");
+    }
+}
+
+/// The tiny network with two blocks of π0.5's own action expert, which has kernels of its own that the tiny one's
+/// widths do not fit.
+fn with_full_expert(choice: Choice) -> Engine {
+    let dims = Dims {
+        language: GemmaDims { layers: 2, heads: 8, head_dim: 256, ..Dims::TINY.language },
+        expert: GemmaDims { layers: 2, ..Dims::FULL.expert },
+        ..Dims::TINY
+    };
+    let weights = Weights::synthetic(&dims, Dtype::F32, |_| {}).unwrap();
+    Engine::new(&weights, dims, choice, 3).unwrap()
+}
+
+#[test]
+fn the_full_experts_kernels_are_near_the_reference_and_give_the_same_bits_again() {
+    if !has_gpu() {
+        return;
+    }
+    let mut gpu = with_full_expert(Choice::Cuda(Precision::Bf16));
+    let mut cpu = with_full_expert(Choice::Cpu);
+    // Every count of 8 actions is compiled for itself; inputs have up to three cameras, so keys differ too.
+    for (i, horizon) in [1, 10, 24, 32, 33, 48, 50, 64].into_iter().enumerate() {
+        let noise = noise(7, i as u64, horizon * 32);
+        let run = |engine: &mut Engine| {
+            infer(engine, &input(i), &noise, &ten_steps(), &Rtc::Off, &mut Tap::none()).unwrap().0
+        };
+        let (found, expected) = (run(&mut gpu), run(&mut cpu));
+        let difference = largest_difference(&found, &expected);
+        assert!(difference <= 5e-2, "{horizon} actions: {difference}");
+        for _ in 0..5 {
+            assert_eq!(bits(&run(&mut gpu)), bits(&found), "{horizon} actions: again");
+        }
+    }
+    // The first rows at another time than the rest.
+    let values = noise(8, 0, 30 * 14);
+    let rtc = Rtc::trained(Leftover { values: &values, dims: 14 }, 5, [HORIZON, 32]).unwrap();
+    let run = |engine: &mut Engine| {
+        infer(engine, &input(2), &noise_of(2), &ten_steps(), &rtc, &mut Tap::none()).unwrap().0
+    };
+    let difference = largest_difference(&run(&mut gpu), &run(&mut cpu));
+    assert!(difference <= 5e-2, "first rows clean: {difference}");
+}
+
+#[test]
+fn the_full_experts_chunks_in_flight_are_those_one_after_the_other() {
+    if !has_gpu() {
+        return;
+    }
+    match with_full_expert(Choice::Cuda(Precision::Bf16)) {
+        Engine::Cuda(mut engine) => in_flight_as_in_turn(&mut engine),
+        _ => unreachable!("cuda was asked for"),
     }
 }
 

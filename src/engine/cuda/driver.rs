@@ -471,7 +471,7 @@ impl Module {
         let mut function = ptr::null_mut();
         cu!(cuModuleGetFunction(&mut function, self.0, text.as_ptr()))
             .map_err(|e| failed("cuModuleGetFunction", format!("{name}: {e}")))?;
-        if shared > 48 << 10 {
+        if shared > 0 {
             let attribute = sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
             cu!(cuFuncSetAttribute(function, attribute, shared as i32))?;
         }

@@ -1,4 +1,5 @@
-//! The expert's blocks in bf16 with `kernels/expert.cu` and `expert_attention.cu`: five kernels per block, weights packed for them.
+//! The expert's blocks in bf16 with `kernels/expert.cu`, `expert_90.cu` and `expert_attention.cu`: five
+//! kernels per block, weights packed for them.
 
 use std::f32::consts::LOG2_E;
 
@@ -17,16 +18,14 @@ use crate::model::dims::GemmaDims;
 const SHARES: usize = 8;
 /// Blocks that fetch activations for each other.
 const SHARED: usize = 4;
-/// Rows and keys of a block of attention, with Hopper's matrix instructions and without.
-const HOPPER_TILE: [usize; 2] = [64, 64];
+/// Rows and keys of a block of attention, and rows with Hopper's matrix instructions.
 const TILE: [usize; 2] = [32, 128];
+const HOPPER_ROWS: usize = 64;
 /// Most values of an action.
 const ACTION_DIM: usize = 128;
-/// Most blocks of a cluster, likewise.
-const HOPPER_CLUSTER: usize = 16;
+/// Blocks that share the keys, at most; with Hopper's matrix instructions always so many.
 const CLUSTER: usize = 8;
-/// Shared memory of attention on Hopper: queries, keys and values of a block.
-const HOPPER_ATTENTION: usize = 3 * 32768 + 1024;
+const HOPPER_CLUSTER: usize = 16;
 
 /// Packed weights and activations.
 pub struct Fused {
@@ -70,9 +69,9 @@ impl Fused {
             && action_dim <= ACTION_DIM
             && dims.head_dim == 256
             && (gpu.arch == 90 || keys <= CLUSTER * TILE[1])
-            && attention_shared(gpu.arch == 90, dims).max(product_shared(ACTIONS / 8, dims.width))
-                + (16 << 10)
-                <= gpu.shared as usize
+            && block_kernels(gpu.arch == 90, dims, ACTIONS / 8)
+                .iter()
+                .all(|(_, shared)| shared + (22 << 10) <= gpu.shared as usize)
     }
 
     pub fn new(
@@ -197,7 +196,6 @@ impl Fused {
         let Some(kernels) = &self.kernels[tokens.div_ceil(8)] else {
             return Err(super::driver::failed("denoise", "this horizon was not prepared"));
         };
-        let put = |name, shape, args: &[&[Arg]]| lane.launch_of(kernels, name, shape, &args.concat());
         let clean: [Arg; 2] = [pass.clean.into(), pass.to_clean.into()];
         let clean_shift: [Arg; 2] = [pass.clean.into(), pass.to_clean_shift.into()];
         let normed: [Arg; 2] = [(&self.xs).into(), (&self.squares).into()];
@@ -213,7 +211,12 @@ impl Fused {
         };
         let first = pass.layout.rows;
         let (keys, rows) = (first + tokens, tokens * heads);
-        let sums = |k: usize| product_shared(tokens.div_ceil(8), k);
+        let [qkv_kernel, attention, o_kernel, gate_up_kernel, down_kernel] =
+            block_kernels(self.hopper, &self.dims, tokens.div_ceil(8));
+        let put = |(name, room), grid, block, cluster, args: &[&[Arg]]| {
+            let shape = Launch::new(grid, block, room).clusters(cluster);
+            lane.launch_of(kernels, name, shape, &args.concat())
+        };
         let [w, b] = &self.begin;
         let args: [Arg; 7] = [
             ends.action.into(),
@@ -225,7 +228,7 @@ impl Fused {
             pass.channels(width, 0, 0).into(),
         ];
         let dim: [Arg; 1] = [self.action_dim.into()];
-        put("expert_begin", Launch::new([tokens, 1, 1], width / 4, 0), &[&args, &clean, &normed, &dim])?;
+        put(("expert_begin", 0), [tokens, 1, 1], width / 4, 1, &[&args, &clean, &normed, &dim])?;
         lane.record_wide(tap, format_args!("suffix.embs"), x.address, tokens * width)?;
         for (i, [qkv, o, gate_up, down]) in self.layers.iter().enumerate() {
             let scale = 1.0 / (head_dim as f32).sqrt();
@@ -248,14 +251,11 @@ impl Fused {
                 tokens.into(),
                 scale.into(),
             ];
-            let tiles = (heads + 2) * head_dim / 32;
-            let shape = Launch::new([tiles / SHARED, SHARED, 1], 256, sums(width)).clusters(SHARED);
+            let grid = [(heads + 2) * head_dim / 128, SHARED, 1];
             let weight: [Arg; 1] = [qkv.into()];
-            put(
-                "expert_qkv",
-                shape,
-                &[&weight, &normed, &[shift(i, 0)], &clean_shift, &args, &ask(gate_up, 0, 2)],
-            )?;
+            let args: [&[Arg]; 6] =
+                [&weight, &normed, &[shift(i, 0)], &clean_shift, &args, &ask(gate_up, 0, 2)];
+            put(qkv_kernel, grid, 256, SHARED, &args)?;
 
             let args = [
                 (&self.q).into(),
@@ -268,50 +268,37 @@ impl Fused {
                 first.into(),
                 keys.into(),
             ];
-            let room = attention_shared(self.hopper, &self.dims);
-            if self.hopper {
-                let shares = keys.div_ceil(HOPPER_TILE[1]).min(HOPPER_CLUSTER);
-                let shape =
-                    Launch::new([rows.div_ceil(HOPPER_TILE[0]), shares, 1], 128, room).clusters(shares);
-                put("expert_attention_90", shape, &[&args, &[LOG2_E.into()], &ask(gate_up, 1, 2)])?;
-            } else {
-                let shares = keys.div_ceil(TILE[1]);
-                let shape = Launch::new([rows.div_ceil(TILE[0]), shares, 1], 256, room).clusters(shares);
-                put("expert_attention", shape, &[&args, &[cache.capacity.into()], &ask(gate_up, 1, 2)])?;
-            }
+            let (grid, block, last) = match self.hopper {
+                true => ([rows.div_ceil(HOPPER_ROWS), HOPPER_CLUSTER, 1], 128, LOG2_E.into()),
+                false => ([rows.div_ceil(TILE[0]), keys.div_ceil(TILE[1]), 1], 256, cache.capacity.into()),
+            };
+            put(attention, grid, block, grid[1], &[&args, &[last], &ask(gate_up, 1, 2)])?;
 
             let residual = |weight: &Buffer, from: &Buffer, n: usize| -> [Arg; 5] {
                 let channels = [pass.channels(width, n, 2).into(), pass.channels(width, n + 1, 0).into()];
                 [weight.into(), from.into(), x.into(), channels[0], channels[1]]
             };
-            let shape =
-                Launch::new([width / 64, SHARES, 1], 256, sums(head_dim * heads / SHARES)).clusters(SHARES);
-            put(
-                "expert_o",
-                shape,
-                &[&residual(o, &self.mixed, 2 * i), &clean, &normed, &count, &ask(down, 0, 1)],
-            )?;
+            let grid = [width / 64, SHARES, 1];
+            let args: [&[Arg]; 5] =
+                [&residual(o, &self.mixed, 2 * i), &clean, &normed, &count, &ask(down, 0, 1)];
+            put(o_kernel, grid, 256, SHARES, &args)?;
 
-            let shape = Launch::new([mlp / 64, 2, 1], 256, sums(width)).clusters(2);
             let next = &self.layers[(i + 1) % layers];
             let to: [Arg; 1] = [(&self.hidden).into()];
             let args: [&[Arg]; 7] =
                 [&[gate_up.into()], &normed, &[shift(i, 1)], &clean_shift, &to, &count, &ask(&next[0], 0, 1)];
-            put("expert_gate_up", shape, &args)?;
+            put(gate_up_kernel, [mlp / 64, 2, 1], 256, 2, &args)?;
 
-            let shape = Launch::new([width / 64, SHARES, 1], 256, sums(mlp / SHARES)).clusters(SHARES);
-            put(
-                "expert_down",
-                shape,
-                &[&residual(down, &self.hidden, 2 * i + 1), &clean, &normed, &count, &ask(&next[1], 0, 1)],
-            )?;
+            let args: [&[Arg]; 5] =
+                [&residual(down, &self.hidden, 2 * i + 1), &clean, &normed, &count, &ask(&next[1], 0, 1)];
+            put(down_kernel, grid, 256, SHARES, &args)?;
             lane.record_wide(tap, format_args!("suffix.layer.{i}.out"), x.address, tokens * width)?;
         }
         let [w, b] = &self.end;
         let channels = |part| pass.channels(width, 2 * layers, part);
         let args: [Arg; 3] = [x.into(), channels(0).into(), channels(1).into()];
         let out: [Arg; 4] = [w.into(), b.into(), ends.out.into(), self.action_dim.into()];
-        put("expert_end", Launch::new([tokens, 1, 1], 256, 0), &[&args, &clean, &out])
+        put(("expert_end", 0), [tokens, 1, 1], 256, 1, &[&args, &clean, &out])
     }
 }
 
@@ -323,26 +310,50 @@ pub fn defines(dims: &GemmaDims, tiles: usize) -> Vec<String> {
         ("MLP", dims.mlp),
         ("QWIDTH", dims.q_width()),
         ("NT", tiles),
+        ("LATE", late_units(dims, tiles)),
     ];
     let values = values.iter().map(|(name, value)| format!("{name}={value}"));
     std::iter::once("BF16".to_owned()).chain(values).collect()
 }
 
 fn compile(gpu: &Gpu, dims: &GemmaDims, tiles: usize) -> Result<Kernels, EngineError> {
-    let hopper = gpu.arch == 90;
-    let sums = |k: usize| product_shared(tiles, k);
-    let names = [
-        ("pack_weights", 0),
-        ("expert_begin", 0),
-        ("expert_end", 0),
-        ("expert_shift", sums(dims.width)),
-        ("expert_qkv", sums(dims.width)),
-        (if hopper { "expert_attention_90" } else { "expert_attention" }, attention_shared(hopper, dims)),
-        ("expert_o", sums(dims.q_width() / SHARES)),
-        ("expert_gate_up", sums(dims.width)),
-        ("expert_down", sums(dims.mlp / SHARES)),
-    ];
+    let shift = ("expert_shift", product_shared(tiles, dims.width));
+    let others = [("pack_weights", 0), ("expert_begin", 0), ("expert_end", 0), shift];
+    let names = [&others[..], &block_kernels(gpu.arch == 90, dims, tiles)].concat();
     compiled(gpu, EXPERT, &defines(dims, tiles), &names)
+}
+
+/// A block's kernels in their order, and what shared memory each asks for.
+fn block_kernels(hopper: bool, dims: &GemmaDims, tiles: usize) -> [(&'static str, usize); 5] {
+    if hopper {
+        let activations = |k: usize| k / 32 * tiles * 512;
+        // Two blocks of q, k and v on a multiprocessor may leave no room for one of attention, whose cluster then waits:
+        // so these ask for more than they need where that is, and attention where it is not, which keeps gate and up away.
+        let (qkv, attention) = if tiles > 4 { (107 << 10, 0) } else { (0, 32768) };
+        [
+            ("expert_qkv_90", activations(dims.width / 2).max(qkv)),
+            // Queries, keys and values.
+            ("expert_attention_90", 3 * 32768 + 1024 + attention),
+            ("expert_o_90", activations(dims.q_width() / SHARES)),
+            ("expert_gate_up_90", activations(dims.width) + late_units(dims, tiles) * 8192),
+            ("expert_down_90", activations(dims.mlp / SHARES)),
+        ]
+    } else {
+        [
+            ("expert_qkv", product_shared(tiles, dims.width)),
+            ("expert_attention", 4 * 32 * (dims.head_dim + 4) * 4),
+            ("expert_o", product_shared(tiles, dims.q_width() / SHARES)),
+            ("expert_gate_up", product_shared(tiles, dims.width)),
+            ("expert_down", product_shared(tiles, dims.mlp / SHARES)),
+        ]
+    }
+}
+
+/// Units of 32 columns of a warp's weights of gate and up that wait in shared memory, on Hopper: of what the registers
+/// have no room for, all but two where activations leave no room.
+fn late_units(dims: &GemmaDims, tiles: usize) -> usize {
+    let left = (dims.width / 64).saturating_sub(10);
+    if tiles > 5 { left.saturating_sub(2) } else { left }
 }
 
 /// Activations of `k` columns, then eight warps' sums of 32 rows.
@@ -350,33 +361,33 @@ fn product_shared(tiles: usize, k: usize) -> usize {
     (k / 32 * tiles * 512).max(8 * tiles * 8 * 36 * 4)
 }
 
-fn attention_shared(hopper: bool, dims: &GemmaDims) -> usize {
-    if hopper { HOPPER_ATTENTION } else { 4 * 32 * (dims.head_dim + 4) * 4 }
-}
-
 /// Where a value of the activations of a product is, tokens in `tiles` of 8.
 fn fragment(token: usize, k: usize, tiles: usize) -> usize {
-    ((k / 32 * tiles + token / 8) * 32 + token % 8 * 4 + k % 32 / 8) * 8 + k % 8
+    (k / 8 * tiles * 8 + token) * 8 + k % 8
 }
 
 fn rows(count: usize) -> Vec<i32> {
     (0..count as i32).collect()
 }
 
-/// Tiles of 16 rows of a head's first half with their partners of the second.
+/// 8 rows of a head's first half with their partners of the second.
 fn qkv_order(dims: &GemmaDims) -> Vec<i32> {
     let half = dims.head_dim / 2;
-    let tile = |head: usize, j: usize| {
-        (0..32).map(move |r| (head * 2 * half + j + if r < 16 { r } else { half + r - 16 }) as i32)
-    };
-    (0..dims.heads + 2).flat_map(|head| (0..half).step_by(16).flat_map(move |j| tile(head, j))).collect()
+    let firsts = (0..dims.heads + 2).flat_map(|head| (0..half).step_by(8).map(move |j| head * 2 * half + j));
+    eights(firsts, half)
 }
 
-/// Tiles of 16 rows of gate with the same of up.
+/// 8 rows of gate with the same of up.
 fn gate_up_order(dims: &GemmaDims) -> Vec<i32> {
-    let tile =
-        |first: usize| (0..32).map(move |r| if r < 16 { first + r } else { dims.mlp + first + r - 16 });
-    (0..dims.mlp).step_by(16).flat_map(tile).map(|row| row as i32).collect()
+    eights((0..dims.mlp).step_by(8), dims.mlp)
+}
+
+/// 8 rows from each of these on, each time followed by those `far` further on.
+fn eights(firsts: impl Iterator<Item = usize>, far: usize) -> Vec<i32> {
+    firsts
+        .flat_map(|first| (first..first + 8).chain(first + far..first + far + 8))
+        .map(|r| r as i32)
+        .collect()
 }
 
 #[cfg(test)]
@@ -392,6 +403,6 @@ mod tests {
             assert_eq!(sorted, rows(order.len()));
         }
         assert_eq!(qkv_order(&Dims::FULL.expert).len(), 2560);
-        assert_eq!(gate_up_order(&Dims::FULL.expert)[15..18], [15, 4096, 4097]);
+        assert_eq!(gate_up_order(&Dims::FULL.expert)[7..10], [7, 4096, 4097]);
     }
 }

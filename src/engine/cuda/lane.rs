@@ -21,6 +21,7 @@ pub const EXPERT: &[&str] = &[
     include_str!("kernels/element.cu"),
     include_str!("kernels/wgmma.cu"),
     include_str!("kernels/expert.cu"),
+    include_str!("kernels/expert_90.cu"),
     include_str!("kernels/expert_attention.cu"),
 ];
 

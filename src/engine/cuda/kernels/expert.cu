@@ -6,7 +6,7 @@
 // and each 32 columns' sum of squares, and the next product is W norm(x) = r W xs + W shift, with r = 1 / rms(x) in its
 // epilogue. W shift depends on the time alone and is made with the schedule.
 //
-// NT: tokens / 8, rounded up, set when these are compiled.
+// NT: tokens / 8, rounded up, set when these are compiled. Hopper's products are in `expert_90.cu`.
 
 #ifndef NT
 #define NT 7
@@ -16,11 +16,9 @@
 #define MT 2            // weight rows per block / 16
 #define PITCH 36        // floats between the tokens of a warp's sums: no two lanes in one bank
 
-// Products take their activations as fragments: unit of 32 k by unit, in it 8 tokens by 8 tokens, in those lane by lane
-// (token % 8, k % 32 / 8) 8 values.
-__device__ __forceinline__ size_t fragment(int token, int k) {
-    return (((size_t)(k / 32) * NT + token / 8) * 32 + token % 8 * 4 + k % 32 / 8) * 8 + k % 8;
-}
+// Products take their activations as 8 k of a token after the same 8 k of the token before: the 8 x 8 matrices that the
+// matrix units want.
+__device__ __forceinline__ size_t fragment(int token, int k) { return ((size_t)(k / 8) * TOKENS + token) * 8 + k % 8; }
 #define SHARES 8        // blocks that share the sum of a product that is added to x
 #define SQUARES (WIDTH / 64 * TOKENS)
 
@@ -37,15 +35,14 @@ __device__ __forceinline__ uint4 stream16(const uint4* p) {
     return r;
 }
 
-// Packs W [rows, k] row-major: unit (16 rows, 32 k) by unit along k, in it two fragments, lane by lane: rows g and g + 8
-// (g = lane / 4) of k = 8 (lane % 4) + 0..3, then + 4..7, as (g: 2 k), (g + 8: 2 k), (g: 2 k), (g + 8: 2 k).
-// `order` gives the source row of each packed row. grid: rows / 16, block: any.
-extern "C" __global__ void pack_weights(const uint2* w, uint4* packed, const int* order, int k) {
-    int units = k / 32;
-    for (int e = threadIdx.x; e < units * 64; e += blockDim.x) {
-        int unit = e / 64, which = e % 64 / 32, lane = e % 32, at = unit * 8 + lane % 4 * 2 + which;
-        uint2 f = w[(size_t)order[blockIdx.x * 16 + lane / 4] * (k / 4) + at], g = w[(size_t)order[blockIdx.x * 16 + lane / 4 + 8] * (k / 4) + at];
-        packed[((size_t)blockIdx.x * units + unit) * 64 + which * 32 + lane] = make_uint4(f.x, g.x, f.y, g.y);
+// Packs W [rows, k] row-major: unit (16 rows, 32 k) by unit along k, in it the two fragments of 16 k that the matrix units
+// want, lane by lane. `order` gives the source row of each packed row. grid: rows / 16, block: any.
+extern "C" __global__ void pack_weights(const u32* w, uint4* packed, const int* order, int k) {
+    int fragments = k / 16;
+    for (int e = threadIdx.x; e < fragments * 32; e += blockDim.x) {
+        int lane = e % 32, at = e / 32 * 8 + lane % 4;
+        const u32 *f = w + (size_t)order[blockIdx.x * 16 + lane / 4] * (k / 2) + at, *g = w + (size_t)order[blockIdx.x * 16 + lane / 4 + 8] * (k / 2) + at;
+        packed[(size_t)blockIdx.x * fragments * 32 + e] = make_uint4(f[0], g[0], f[4], g[4]);
     }
 }
 
@@ -71,12 +68,18 @@ __device__ __forceinline__ void expect(u64* barrier, u32 bytes) {
 __device__ __forceinline__ void wait_for_data(u64* barrier) {
     asm volatile("{\n.reg .pred p;\nagain:\nmbarrier.try_wait.parity.shared::cta.b64 p, [%0], 0;\n@!p bra again;\n}" ::"r"(local_address(barrier)) : "memory");
 }
-// From memory into shared memory, counted by a barrier: this block's, or those of a cluster of SHARED.
-template <int SHARED> __device__ __forceinline__ void fetch(const void* to, const void* from, u32 bytes, u64* barrier) {
+// From memory into shared memory, counted by a barrier: this block's, or those of SHARED blocks of the cluster from `first`.
+template <int SHARED> __device__ __forceinline__ void fetch(const void* to, const void* from, u32 bytes, u64* barrier, int first = 0) {
     if (SHARED == 1)
         asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(local_address(to)), "l"(from), "r"(bytes), "r"(local_address(barrier)) : "memory");
     else
-        asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster [%0], [%1], %2, [%3], %4;" ::"r"(local_address(to)), "l"(from), "r"(bytes), "r"(local_address(barrier)), "h"((u16)((1 << SHARED) - 1)) : "memory");
+        asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster [%0], [%1], %2, [%3], %4;" ::"r"(local_address(to)), "l"(from), "r"(bytes), "r"(local_address(barrier)), "h"((u16)(((1 << SHARED) - 1) << first)) : "memory");
+}
+// Four 8 x 8 matrices, a row of 16 bytes per lane: matrix lane / 8, row lane % 8.
+__device__ __forceinline__ uint4 matrices(u32 row) {
+    uint4 r;
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];" : "=r"(r.x), "=r"(r.y), "=r"(r.z), "=r"(r.w) : "r"(row) : "memory");
+    return r;
 }
 // Into another block's shared memory, counted by its barrier.
 __device__ __forceinline__ void push4(u32 at, float4 x, u32 barrier) {
@@ -141,11 +144,12 @@ __device__ __forceinline__ const float* product(const uint4* packed, const u16* 
     meanwhile();
     wait_for_data(&arrived[kg]);
     float acc[MT][NT][4] = {};
+    u32 rows = local_address(mine) + (lane / 8 * TOKENS + lane % 8) * 16;
 #pragma unroll
     for (int b = 0; b < KB; b++) {
         uint4 t[NT];
 #pragma unroll
-        for (int n = 0; n < NT; n++) t[n] = ((const uint4*)mine)[(b * NT + n) * 32 + lane];
+        for (int n = 0; n < NT; n++) t[n] = matrices(rows + (b * 4 * TOKENS + n * 8) * 16);
 #pragma unroll
         for (int half = 0; half < 2; half++)
 #pragma unroll
@@ -351,12 +355,12 @@ extern "C" __global__ __launch_bounds__(256) void expert_shift(const uint4* pack
 }
 
 // q, k, v of the action tokens, q and k rotated to their positions; q is scaled by 1/16 as well, exactly.
-// Packed rows of a tile: 16 of a head's first half, then their partners of the second half.
+// Packed rows, 16 by 16: 8 of a head's first half, then their partners of the second half.
 // grid: ((heads + 2) * dim / 128, 4), cluster 4. v lies at (token * v_token + j * v_dim).
 extern "C" __global__ __launch_bounds__(256, 2) void expert_qkv(const uint4* packed, const u16* xs, const float* squares,
         const float* shift, int clean, int to_clean, u16* q, u16* k, u16* v, int v_token, int v_dim, const float* cos,
         const float* sin, const int* valid, int heads, int first, int tokens, float scale, const char* next, int kilobytes) {
-#if __CUDA_ARCH__ >= 900
+#if __CUDA_ARCH__ > 900
     __shared__ __align__(128) float sq[SQUARES];
     __shared__ float r[TOKENS], c[2][32], angles[2][TOKENS][16];
     __shared__ __align__(8) u64 arrived[9];
@@ -376,12 +380,12 @@ extern "C" __global__ __launch_bounds__(256, 2) void expert_qkv(const uint4* pac
         root_mean_squares(sq, r);
     });
     for (int i = threadIdx.x; i < 8 * tokens; i += 256) {
-        int token = i / 8, e = i % 8 * 2, j = j0 + e, which = token < clean;
-        float2 a = whole2<8>(sums, token, e), b = whole2<8>(sums, token, 16 + e);
-        const float* d = c[which] + e;
+        int token = i / 8, e = i % 8 * 2, row = e / 8 * 16 + e % 8, j = j0 + e;
+        float2 a = whole2<8>(sums, token, row), b = whole2<8>(sums, token, row + 8);
+        const float* d = c[token < clean] + row;
         float x = r[token];
         a.x = a.x * x + d[0]; a.y = a.y * x + d[1];
-        b.x = b.x * x + d[16]; b.y = b.y * x + d[17];
+        b.x = b.x * x + d[8]; b.y = b.y * x + d[9];
         if (head <= heads) {
             const float *co = angles[0][token] + e, *si = angles[1][token] + e;
             float s0 = a.x * co[0] - b.x * si[0], s1 = a.y * co[1] - b.y * si[1];
@@ -401,11 +405,11 @@ extern "C" __global__ __launch_bounds__(256, 2) void expert_qkv(const uint4* pac
 #endif
 }
 
-// hidden = GELU(gate) * up. Packed rows, 32 by 32: 16 of gate, then the same 16 of up. grid: (mlp / 64, 2), cluster 2: the
+// hidden = GELU(gate) * up. Packed rows, 16 by 16: 8 of gate, then the same 8 of up. grid: (mlp / 64, 2), cluster 2: the
 // blocks fill the GPU once, and clusters of 4 would not fit everywhere.
 extern "C" __global__ __launch_bounds__(256, 2) void expert_gate_up(const uint4* packed, const u16* xs, const float* squares,
         const float* shift, int clean, int to_clean, u16* hidden, int tokens, const char* next, int kilobytes) {
-#if __CUDA_ARCH__ >= 900
+#if __CUDA_ARCH__ > 900
     __shared__ __align__(128) float sq[SQUARES];
     __shared__ float r[TOKENS], c[2][64];
     __shared__ __align__(8) u64 arrived[5];
@@ -418,26 +422,26 @@ extern "C" __global__ __launch_bounds__(256, 2) void expert_gate_up(const uint4*
         root_mean_squares(sq, r);
     });
     for (int i = threadIdx.x; i < 16 * tokens; i += 256) {
-        int token = i / 16, group = i % 16 / 8, e = i % 8 * 2;
-        const float* d = c[token < clean] + group * 32 + e;
+        int token = i / 16, e = i % 16 * 2, row = e / 8 * 16 + e % 8;
+        const float* d = c[token < clean] + row;
         float x = r[token];
-        float2 g = whole2<4>(sums, token, group * 32 + e), u = whole2<4>(sums, token, group * 32 + 16 + e);
-        *(u32*)(hidden + fragment(token, tile * 32 + group * 16 + e)) =
-            pack_bf16(gelu_tanh(g.x * x + d[0]) * (u.x * x + d[16]), gelu_tanh(g.y * x + d[1]) * (u.y * x + d[17]));
+        float2 g = whole2<4>(sums, token, row), u = whole2<4>(sums, token, row + 8);
+        *(u32*)(hidden + fragment(token, tile * 32 + e)) =
+            pack_bf16(gelu_tanh(g.x * x + d[0]) * (u.x * x + d[8]), gelu_tanh(g.y * x + d[1]) * (u.y * x + d[9]));
     }
 #endif
 }
 
 extern "C" __global__ __launch_bounds__(256, 2) void expert_o(const uint4* packed, const u16* in, float* x, const float* gate,
         const float* scale, int clean, int to_clean, u16* xs, float* squares, int tokens, const char* next, int kilobytes) {
-#if __CUDA_ARCH__ >= 900
+#if __CUDA_ARCH__ > 900
     ask_for(next, kilobytes);
     residual<QWIDTH / 128 / SHARES>(packed, in, x, gate, scale, clean, to_clean, xs, squares, tokens);
 #endif
 }
 extern "C" __global__ __launch_bounds__(256, 2) void expert_down(const uint4* packed, const u16* in, float* x, const float* gate,
         const float* scale, int clean, int to_clean, u16* xs, float* squares, int tokens, const char* next, int kilobytes) {
-#if __CUDA_ARCH__ >= 900
+#if __CUDA_ARCH__ > 900
     ask_for(next, kilobytes);
     residual<MLP / 128 / SHARES>(packed, in, x, gate, scale, clean, to_clean, xs, squares, tokens);
 #endif

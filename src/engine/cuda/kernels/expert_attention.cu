@@ -6,6 +6,9 @@ __device__ __forceinline__ float power_of_2(float x) {
     return y;
 }
 
+// Two values as bf16, in the bits of one.
+__device__ __forceinline__ float two(float lo, float hi) { return __uint_as_float(pack_bf16(lo, hi)); }
+
 // From the cache that all multiprocessors share: what the kernel before has written while this one was there already.
 __device__ __forceinline__ uint4 fresh(const u16* p) { return __ldcg((const uint4*)p); }
 
@@ -14,7 +17,7 @@ __device__ __forceinline__ uint4 fresh(const u16* p) { return __ldcg((const uint
 // Cluster: all shares of the keys, at most 8; each block then finishes some of the rows. out: fragments [tokens, heads * dim].
 extern "C" __global__ __launch_bounds__(256) void expert_attention(const u16* q, const u16* k, const u16* vt, u16* out_rows,
         const int* valid, int heads, int rows, int prefix, int keys, int ld, const char* next, int kilobytes) {
-#if __CUDA_ARCH__ >= 900
+#if __CUDA_ARCH__ > 900
     float* shared = (float*)::shared; // [4 groups][32 rows][dim + 4] numerators
     __shared__ float tops[4][32], sums[4][32], all_top[32], all_sum[32];
     const int dim = HEAD_DIM, pitch = dim + 4;
@@ -153,16 +156,16 @@ extern "C" __global__ __launch_bounds__(256) void expert_attention(const u16* q,
 }
 
 // The same on Hopper, with its matrix instructions: 64 rows and 64 keys per block. v [keys, dim]. scale: log2 e (q is
-// scaled already). grid: (rows / 64 rounded up, shares), cluster: the shares, at most 16. block: 128.
+// scaled already). grid: (rows / 64 rounded up, 16), cluster 16: each block then finishes 4 rows. block: 128.
 #define TILE 8192 // bytes of 64 rows x 64 columns
 extern "C" __global__ __launch_bounds__(128) void expert_attention_90(const u16* q, const u16* k, const u16* v, u16* out,
         const int* valid, int heads, int rows, int prefix, int keys, float scale, const char* next, int kilobytes) {
 #if __CUDA_ARCH__ == 900
-    __shared__ __align__(8) float statistics[80][2]; // [row / shares][share]: maximum, denominator
+    __shared__ __align__(8) float statistics[4][16][2]; // [row][share]: maximum, denominator
     __shared__ __align__(8) u64 together;
     u32 base = (local_address(shared) + 1023) / 1024 * 1024, qs = base, ks = qs + 4 * TILE, vs = ks + 4 * TILE;
     int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, c = lane % 4;
-    int first = blockIdx.x * 64, shares = gridDim.y, rank = blockIdx.y, tiles = (keys + 63) / 64;
+    int first = blockIdx.x * 64, rank = blockIdx.y, tiles = (keys + 63) / 64, shares = min(tiles, 16);
     // 64 rows of 256 as four tiles of 64 columns, 16-byte chunks swizzled within their 128-byte rows. What lies beyond
     // the rows that count is finite.
     u32 to_even = lane / 8 * TILE + warp * 128 + (lane % 8 ^ warp) * 16, to_odd = lane / 8 * TILE + (warp + 4) * 128 + (lane % 8 ^ warp + 4) * 16;
@@ -172,22 +175,21 @@ extern "C" __global__ __launch_bounds__(128) void expert_attention_90(const u16*
         for (int i = 0; i < 16; i++)
             asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to + (i % 2 ? to_odd : to_even) + i / 2 * 1024), "l"(source + i * 1024) : "memory");
     };
-    ask_for(next, kilobytes);
-    // The prefix's keys and values have long been there.
-    // Rows [each * rank, + owned) are finished here; their numerators come to where keys and values were.
-    int each = (64 + shares - 1) / shares, owned = max(0, min(each, 64 - rank * each));
-    if (threadIdx.x == 0) expect(&together, owned * shares * (512 + 8));
+    if (threadIdx.x == 0) expect(&together, 4 * shares * (512 + 8));
     __syncwarp();
-    cluster_arrive_relaxed(); // all blocks have started
+    if (rank >= tiles) cluster_arrive_relaxed();
+    // The prefix's keys and values have long been there.
     bool early = (rank + 1) * 64 <= prefix;
     if (early) {
         fetch(ks, k, rank * 64);
         fetch(vs, v, rank * 64);
     }
-    let_next_start();
+    ask_for(next, kilobytes);
+    if (NT <= 4) let_next_start(); // more tokens' weights would be in the way of queries
     int end = *valid;
     wait_for_previous();
-    fetch(qs, q, first);
+    if (rank < tiles) fetch(qs, q, first);
+    if (NT > 4) let_next_start();
     float o[128], top[2] = {-1e30f, -1e30f}, sum[2] = {0.0f, 0.0f};
     for (int j = rank; j < tiles; j += shares) {
         if (j > rank || !early) {
@@ -207,6 +209,7 @@ extern "C" __global__ __launch_bounds__(128) void expert_attention_90(const u16*
         }
         wgmma_commit();
         wgmma_wait<0>();
+        if (j + shares >= tiles) cluster_arrive_relaxed(); // queries have been read: others' numerators come to where they are
         float most[2] = {top[0], top[1]};
         if ((j + 1) * 64 > end) // else all keys count
 #pragma unroll
@@ -246,58 +249,46 @@ extern "C" __global__ __launch_bounds__(128) void expert_attention_90(const u16*
         wgmma_wait<0>();
     }
     cluster_wait();
-    cluster_arrive_relaxed(); // keys and values have been read
-    __syncthreads(); // and queries
-    int row = warp * 16 + g;
+    if (rank < tiles) {
+        // Numerators: rows 4 i .. go to block i, of a row 16 bytes by 16 what a thread has: of columns 32 m + 2 c, the next,
+        // and those 8, 16 and 24 further on.
 #pragma unroll
-    for (int e = 0; e < 2; e++) {
-        sum[e] += __shfl_xor_sync(FULL, sum[e], 1);
-        sum[e] += __shfl_xor_sync(FULL, sum[e], 2);
-        u32 to = qs + (row + 8 * e) * 512 + c * 4; // a row's chunks of 16 bytes are swizzled by row % 8 = g
+        for (int e = 0; e < 2; e++) {
+            int owner = warp * 4 + e * 2 + g / 4;
+            u32 barrier = of_rank(&together, owner), to = of_rank_address(qs + (rank * 4 + g % 4) * 512 + c * 16, owner);
+            sum[e] += __shfl_xor_sync(FULL, sum[e], 1);
+            sum[e] += __shfl_xor_sync(FULL, sum[e], 2);
 #pragma unroll
-        for (int n = 0; n < 32; n++)
-            asm volatile("st.shared.u32 [%0], %1;" ::"r"(to + (n % 8 ^ g) * 16 + n / 8 * 128), "r"(pack_bf16(o[n * 4 + e * 2], o[n * 4 + e * 2 + 1])) : "memory");
-    }
-    fence_async();
-    __syncthreads();
-    cluster_wait();
-    if (lane < 4) {
-        int to = warp * 4 + lane, count = min(each, 64 - to * each);
-        if (to < shares && count > 0)
-            asm volatile("cp.async.bulk.shared::cluster.shared::cta.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(of_rank_address(ks + rank * each * 512, to)), "r"(qs + to * each * 512), "r"(count * 512), "r"(of_rank(&together, to)) : "memory");
-    }
-#pragma unroll
-    for (int e = 0; e < 2; e++) {
-        int local = row + 8 * e, owner = local / each, slot = local % each * shares + rank;
-        if (c == 0) push2(of_rank(statistics[slot], owner), top[e], sum[e], of_rank(&together, owner));
-    }
-    if (owned > 0) wait_for_data(&together);
-    cluster_arrive_relaxed(); // what others sent is here: they may leave
-    // A warp a row, a lane 8 columns.
-    for (int mine = warp; mine < owned; mine += 4) {
-        int local = rank * each + mine;
-        float t = lane < shares ? statistics[mine * shares + lane][0] : -1e30f;
-        float most = warp_max(t), w = lane < shares ? exp2f((t - most) * scale) : 0.0f;
-        float all = warp_sum(lane < shares ? w * statistics[mine * shares + lane][1] : 0.0f);
-        float x[8] = {};
-        u32 from = ks + mine * 512 + (lane ^ local % 8) * 16;
-#pragma unroll 8
-        for (int s = 0; s < shares; s++) {
-            u32 p[4];
-            asm volatile("ld.shared.v4.u32 {%0,%1,%2,%3}, [%4];" : "=r"(p[0]), "=r"(p[1]), "=r"(p[2]), "=r"(p[3]) : "r"(from + s * each * 512) : "memory");
-            float ws = __shfl_sync(FULL, w, s);
-#pragma unroll
-            for (int i = 0; i < 4; i++) {
-                x[2 * i] += ws * of_bf16(p[i] & 0xffff);
-                x[2 * i + 1] += ws * of_bf16(p[i] >> 16);
+            for (int m = 0; m < 8; m++) {
+                float* x = o + m * 16 + e * 2;
+                push4(to + m * 64, make_float4(two(x[0], x[1]), two(x[4], x[5]), two(x[8], x[9]), two(x[12], x[13])), barrier);
             }
+            if (c == 0) push2(of_rank(statistics[g % 4][rank], owner), top[e], sum[e], barrier);
         }
-        int global = first + local;
-        float r = 1.0f / all;
-        if (global < rows)
-            *(uint4*)(out + fragment(global / heads, global % heads * 256 + lane * 8)) =
-                make_uint4(pack_bf16(x[0] * r, x[1] * r), pack_bf16(x[2] * r, x[3] * r), pack_bf16(x[4] * r, x[5] * r), pack_bf16(x[6] * r, x[7] * r));
     }
-    cluster_wait();
+    // A warp a row.
+    int row = first + rank * 4 + warp;
+    u16* to = out + fragment(row / heads, row % heads * 256 + g * 32) + c * 2;
+    wait_for_data(&together);
+    float t = lane < shares ? statistics[warp][lane][0] : -1e30f;
+    float most = warp_max(t), w = lane < shares ? power_of_2((t - most) * scale) : 0.0f;
+    float all = warp_sum(lane < shares ? w * statistics[warp][lane][1] : 0.0f);
+    float x[8] = {};
+#pragma unroll 4
+    for (int i = 0; i < shares; i++) {
+        u32 p[4];
+        asm volatile("ld.shared.v4.u32 {%0,%1,%2,%3}, [%4];" : "=r"(p[0]), "=r"(p[1]), "=r"(p[2]), "=r"(p[3]) : "r"(qs + (i * 4 + warp) * 512 + lane * 16) : "memory");
+        float wi = __shfl_sync(FULL, w, i);
+#pragma unroll
+        for (int j = 0; j < 4; j++) {
+            x[2 * j] += wi * of_bf16(p[j] & 0xffff);
+            x[2 * j + 1] += wi * of_bf16(p[j] >> 16);
+        }
+    }
+    float r = 1.0f / all;
+    if (row < rows)
+#pragma unroll
+        for (int j = 0; j < 4; j++)
+            *(u32*)(to + j * TOKENS * 8) = pack_bf16(x[2 * j] * r, x[2 * j + 1] * r);
 #endif
 }
