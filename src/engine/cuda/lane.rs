@@ -8,7 +8,7 @@ use std::collections::HashMap;
 use super::compile::cubin;
 use super::driver::{Arg, Event, Gpu, Kernel, Launch, failed};
 use super::gemm::{Gemm, Operands, Shape};
-use super::product::Geglu;
+use super::product;
 use crate::engine::EngineError;
 use crate::engine::probe::Tap;
 
@@ -26,19 +26,25 @@ pub const EXPERT: &[&str] = &[
 pub const PRODUCTS: &[&str] = &[
     include_str!("kernels/element.cu"),
     include_str!("kernels/wgmma.cu"),
+    include_str!("kernels/copies.cu"),
     include_str!("kernels/products.cu"),
 ];
 /// Attention of vision and prefix.
 pub const ATTENTION: &[&str] = &[
     include_str!("kernels/element.cu"),
     include_str!("kernels/wgmma.cu"),
+    include_str!("kernels/copies.cu"),
     include_str!("kernels/attention.cu"),
 ];
 /// Shared memory of `vision_attention`: keys and values of a head.
 pub const VISION_SHARED: usize = 2 * 256 * 72 * 2;
+/// Queries of a block of `vision_attention_90`.
+pub const VISION_QUERIES: usize = 128;
+/// Its shared memory: keys, values and queries of a head, zeros after the queries' columns, counters.
+pub const VISION_SHARED_90: usize = 1024 + (2 * 256 + VISION_QUERIES) * 72 * 2 + VISION_QUERIES * 16 + 16;
 /// Shared memory of `prefix_attention`: queries, and for each half of the keys two sets of
-/// keys and one of values.
-pub const PREFIX_SHARED: usize = 28 * 8192 + 1024;
+/// keys and one of values; counters.
+pub const PREFIX_SHARED: usize = 28 * 8192 + 1024 + 128;
 
 /// Kernels of `stages.cu`.
 const STAGE_KERNELS: [&str; 14] = [
@@ -96,15 +102,17 @@ impl Lane {
             names.push(("split_rope_8", 0));
             names.push(("layer_norm_row", 0));
             names.push(("rms_norm_row", 0));
+            names.push(("norm_begins", 0));
         }
         let mut kernels = compiled(&gpu, STAGES, &defines, &names)?;
         if bf16 && gpu.arch >= 80 {
-            let names = [("vision_attention", VISION_SHARED), ("prefix_attention", PREFIX_SHARED)];
-            let hopper = if gpu.arch == 90 { 2 } else { 1 };
-            kernels.extend(compiled(&gpu, ATTENTION, &defines, &names[..hopper])?);
+            let mut names = vec![("vision_attention", VISION_SHARED)];
             if gpu.arch == 90 {
-                kernels.extend(compiled(&gpu, PRODUCTS, &defines, &[(Geglu::NAME, Geglu::SHARED)])?);
+                names.push(("vision_attention_90", VISION_SHARED_90));
+                names.push(("prefix_attention", PREFIX_SHARED));
+                kernels.extend(compiled(&gpu, PRODUCTS, &defines, &product::kernels())?);
             }
+            kernels.extend(compiled(&gpu, ATTENTION, &defines, &names)?);
         }
         Ok(Self {
             gemm: Gemm::new(&gpu, bf16)?,

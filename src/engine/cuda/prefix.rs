@@ -3,11 +3,11 @@
 //! Missing cameras are not there. Prompts are padded to a multiple of [`BUCKET`] rows, so that few graphs do for all
 //! lengths; padding is never a key.
 
-use super::driver::{Buffer, Gpu};
+use super::driver::{Arg, Buffer, Gpu, Launch, Matrix};
 use super::gemm::{Operands, Shape};
 use super::lane::{Lane, PREFIX_SHARED};
 use super::load::Loader;
-use super::product::Geglu;
+use super::product::{After, Fused};
 use crate::engine::EngineError;
 use crate::engine::probe::Tap;
 use crate::model::dims::{Dims, GemmaDims};
@@ -305,22 +305,24 @@ impl Prefix {
             }
             if head_dim == 256 && lane.has("prefix_attention") {
                 let scale = std::f32::consts::LOG2_E / (head_dim as f32).sqrt();
+                let map = |buffer: &Buffer, rows| {
+                    let address = buffer.address;
+                    let matrix =
+                        Matrix { address, rows, columns: head_dim, size: 2, box_rows: 64, box_bytes: 128 };
+                    matrix.map().map(Arg::Map)
+                };
                 let args = [
-                    (&a.q).into(),
-                    (&cache.k[i]).into(),
-                    (&cache.v[i]).into(),
+                    map(&a.q, rows * heads)?,
+                    map(&cache.k[i], cache.capacity)?,
+                    map(&cache.v[i], cache.capacity)?,
                     (&a.mixed).into(),
                     (&cache.request).into(),
                     (rows * heads).into(),
                     scale.into(),
                 ];
-                lane.launch(
-                    "prefix_attention",
-                    [(rows * heads).div_ceil(64), 1, 1],
-                    256,
-                    PREFIX_SHARED,
-                    &args,
-                )?;
+                let grid = [(rows * heads).div_ceil(128), 2, 1];
+                let shape = Launch::new(grid, 384, PREFIX_SHARED).clusters(2);
+                lane.launch_shaped("prefix_attention", shape, &args)?;
             } else {
                 a.attend(lane, &self.dims, cache, i, rows, rows, rows)?;
             }
@@ -334,8 +336,8 @@ impl Prefix {
                 valid * width,
             )?;
             let (x, w, y) = (a.h.address, block.gate_up.address, a.hidden.address);
-            let fused = Geglu { x, w, y, rows, columns: mlp, k: width };
-            if fused.suits(lane) {
+            let fused = Fused { x, w, y, rows, columns: mlp, k: width, after: After::Geglu };
+            if fused.fits(lane) && fused.fills() {
                 fused.record(lane)?;
             } else {
                 lane.product(

@@ -2,10 +2,11 @@
 
 use std::fmt::Arguments;
 
-use super::driver::{Buffer, Gpu};
+use super::driver::{Arg, Buffer, Gpu, Launch, Matrix};
 use super::gemm::{Epilogue, Operands, Shape};
-use super::lane::{Lane, VISION_SHARED};
+use super::lane::{Lane, STAGES, VISION_QUERIES, VISION_SHARED, VISION_SHARED_90, compiled};
 use super::load::Loader;
+use super::product::{After, Fused, Next, Norm as Folded, SUMMED};
 use crate::engine::EngineError;
 use crate::engine::probe::Tap;
 use crate::model::dims::{Dims, VisionDims};
@@ -34,6 +35,8 @@ pub struct Vision {
     probabilities: Buffer,
     mixed: Buffer,
     hidden: Buffer,
+    /// For norms that are folded into products: see [`Folded::sums`].
+    sums: Buffer,
 }
 
 struct Norm {
@@ -48,6 +51,14 @@ struct Layer {
     norm2: Norm,
     fc1: [Buffer; 2],
     fc2: [Buffer; 2],
+    /// Of q, k, v and of fc1 with the norms before them, where they are folded.
+    folds: Option<[Fold; 2]>,
+}
+
+/// A norm's part in the product after it: see [`Folded::of_means`], and the bias with what the norm's own adds to it.
+struct Fold {
+    of_means: Buffer,
+    bias: Buffer,
 }
 
 /// Images as they lie on the GPU.
@@ -80,11 +91,33 @@ impl Vision {
                 load.wide(&format!("{name}.bias"), 0.0)?,
             ])
         };
+        // Own products take and leave norms half done.
+        let folds = bf16 && gpu.arch == 90 && v.width.is_multiple_of(2 * SUMMED) && v.mlp.is_multiple_of(8);
+        let kernels = match folds {
+            true => compiled(gpu, STAGES, &["BF16".to_owned()], &[("fold_norm", 0)])?,
+            false => Default::default(),
+        };
+        let fold = |norm: &Norm, product: &[Buffer; 2], columns: usize| {
+            let vector = || gpu.zeros(columns * 4);
+            let fold = Fold { of_means: vector()?, bias: vector()? };
+            let [w, b] = product;
+            let args = [
+                w.into(),
+                b.into(),
+                (&norm.weight).into(),
+                (&norm.bias).into(),
+                (&fold.of_means).into(),
+                (&fold.bias).into(),
+                v.width.into(),
+            ];
+            gpu.launch(kernels["fold_norm"], Launch::new([columns, 1, 1], 128, 0), false, &args)?;
+            Ok::<_, EngineError>(fold)
+        };
         let mut layers = Vec::with_capacity(v.layers);
         for i in 0..v.layers {
             let at = format!("{VISION}encoder.layers.{i}.");
             let parts = |what: &str| ["q", "k", "v"].map(|part| format!("{at}self_attn.{part}_proj.{what}"));
-            layers.push(Layer {
+            let mut layer = Layer {
                 norm1: norm(load, format!("{at}layer_norm1"))?,
                 qkv: [load.matrices(&parts("weight"), None)?, load.vectors(&parts("bias"))?],
                 out: wide(load, &format!("{at}self_attn.out_proj"))?,
@@ -94,7 +127,13 @@ impl Vision {
                     load.vectors(&[format!("{at}mlp.fc1.bias")])?,
                 ],
                 fc2: wide(load, &format!("{at}mlp.fc2"))?,
-            });
+                folds: None,
+            };
+            if folds {
+                let qkv = fold(&layer.norm1, &layer.qkv, 3 * v.width)?;
+                layer.folds = Some([qkv, fold(&layer.norm2, &layer.fc1, v.mlp)?]);
+            }
+            layers.push(layer);
         }
         let pitch = (3 * v.patch * v.patch).next_multiple_of(8);
         let embedding = format!("{VISION}embeddings.patch_embedding.");
@@ -114,6 +153,7 @@ impl Vision {
             probabilities: zeros(v.heads * v.tokens(), size)?,
             mixed: zeros(v.width, size)?,
             hidden: zeros(v.mlp, size)?,
+            sums: zeros(v.width.div_ceil(SUMMED), 8)?,
             dims: v,
             outputs,
             pitch,
@@ -148,23 +188,69 @@ impl Vision {
         lane.product(Shape::linear(rows, width, self.pitch).wide().add(), at)?;
         self.report(lane, tap, slots, format_args!("embeddings"), &self.x, width)?;
 
+        let mode = std::env::var("PI05_TRY").unwrap_or("full".into());
+        let (folds, all) = (mode != "none", mode == "full");
+        let sums = self.sums.address;
+        let own = |x: &Buffer, w: &Buffer, y: &Buffer, columns, k, after| Fused {
+            x: x.address,
+            w: w.address,
+            y: y.address,
+            rows,
+            columns,
+            k,
+            after,
+        };
+        let normed = |fold: &Fold, gelu| {
+            let (bias, of_means) = (fold.bias.address, fold.of_means.address);
+            After::Linear { bias, gelu, norm: Some(Folded { sums, of_means }) }
+        };
+        let added = |b: &Buffer, next: Option<&Norm>| {
+            let next = next.map(|norm| Next { weights: norm.weight.address, scaled: self.h.address, sums });
+            After::Add { bias: b.address, next }
+        };
         for (i, layer) in self.layers.iter().enumerate() {
-            self.norm(lane, &layer.norm1, rows)?;
-            self.report_narrow(lane, tap, slots, format_args!("layer.{i}.layer_norm1"), &self.h)?;
-            let biased = |w: &[Buffer; 2], x: &Buffer, y: u64| Operands {
+            let biased = |w: &[Buffer; 2], x: &Buffer, y: &Buffer| Operands {
                 bias: w[1].address,
-                ..Operands::new(x.address, w[0].address, y)
+                ..Operands::new(x.address, w[0].address, y.address)
             };
-            let shape = Shape::linear(rows, 3 * width, width).with(Epilogue::Bias);
-            lane.product(shape, biased(&layer.qkv, &self.h, self.qkv.address))?;
+            let wide = |k| Shape::linear(rows, width, k).wide().add().with(Epilogue::Bias);
+            let Layer { norm1, qkv, out: o, norm2, fc1, fc2, .. } = layer;
+            let folds = layer.folds.as_ref().filter(|_| folds);
+            if let Some([fold, _]) = folds.filter(|_| all) {
+                if i == 0 {
+                    let args = [
+                        (&self.x).into(),
+                        (&norm1.weight).into(),
+                        (&self.h).into(),
+                        (&self.sums).into(),
+                        width.into(),
+                    ];
+                    lane.launch("norm_begins", [rows, 1, 1], 128, 0, &args)?;
+                }
+                own(&self.h, &qkv[0], &self.qkv, 3 * width, width, normed(fold, false)).record(lane)?;
+            } else {
+                self.norm(lane, norm1, rows)?;
+                self.report_narrow(lane, tap, slots, format_args!("layer.{i}.layer_norm1"), &self.h)?;
+                let shape = Shape::linear(rows, 3 * width, width).with(Epilogue::Bias);
+                lane.product(shape, biased(qkv, &self.h, &self.qkv))?;
+            }
             self.attention(lane, slots.len())?;
-            let added = |k| Shape::linear(rows, width, k).wide().add().with(Epilogue::Bias);
-            lane.product(added(width), biased(&layer.out, &self.mixed, self.x.address))?;
-            self.norm(lane, &layer.norm2, rows)?;
-            self.report_narrow(lane, tap, slots, format_args!("layer.{i}.layer_norm2"), &self.h)?;
-            let shape = Shape::linear(rows, mlp, width).with(Epilogue::BiasGelu);
-            lane.product(shape, biased(&layer.fc1, &self.h, self.hidden.address))?;
-            lane.product(added(mlp), biased(&layer.fc2, &self.hidden, self.x.address))?;
+            if let Some([_, fold]) = folds {
+                own(&self.mixed, &o[0], &self.x, width, width, added(&o[1], Some(norm2))).record(lane)?;
+                own(&self.h, &fc1[0], &self.hidden, mlp, width, normed(fold, true)).record(lane)?;
+            } else {
+                lane.product(wide(width), biased(o, &self.mixed, &self.x))?;
+                self.norm(lane, norm2, rows)?;
+                self.report_narrow(lane, tap, slots, format_args!("layer.{i}.layer_norm2"), &self.h)?;
+                let shape = Shape::linear(rows, mlp, width).with(Epilogue::BiasGelu);
+                lane.product(shape, biased(fc1, &self.h, &self.hidden))?;
+            }
+            if folds.is_some() && all {
+                let next = self.layers.get(i + 1).map(|layer| &layer.norm1);
+                own(&self.hidden, &fc2[0], &self.x, width, mlp, added(&fc2[1], next)).record(lane)?;
+            } else {
+                lane.product(wide(mlp), biased(fc2, &self.hidden, &self.x))?;
+            }
             self.report(lane, tap, slots, format_args!("layer.{i}.out"), &self.x, width)?;
         }
         self.norm(lane, &self.post, rows)?;
@@ -214,7 +300,19 @@ impl Vision {
         let VisionDims { width, heads, .. } = self.dims;
         let (tokens, dim, size) = (self.dims.tokens(), width / heads, lane.size());
         let scale = 1.0 / (dim as f32).sqrt();
-        if (tokens, dim) == (256, 72) && lane.has("vision_attention") {
+        let is_own = (tokens, dim) == (256, 72);
+        if is_own && lane.has("vision_attention_90") {
+            let map = |box_bytes| {
+                let (address, rows, columns) = (self.qkv.address, images * tokens, 3 * width);
+                Matrix { address, rows, columns, size, box_rows: VISION_QUERIES, box_bytes }.map().map(Arg::Map)
+            };
+            let scale = scale * std::f32::consts::LOG2_E;
+            let args = [map(128)?, map(16)?, (&self.mixed).into(), width.into(), scale.into()];
+            let parts = tokens / VISION_QUERIES;
+            let shape = Launch::new([heads, parts, images], 2 * VISION_QUERIES, VISION_SHARED_90);
+            return lane.launch_shaped("vision_attention_90", shape.clusters(parts), &args);
+        }
+        if is_own && lane.has("vision_attention") {
             let scale = scale * std::f32::consts::LOG2_E;
             let args = [(&self.qkv).into(), (&self.mixed).into(), width.into(), scale.into()];
             return lane.launch("vision_attention", [tokens / 64, heads, images], 128, VISION_SHARED, &args);
