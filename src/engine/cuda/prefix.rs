@@ -337,7 +337,7 @@ impl Prefix {
             )?;
             let (x, w, y) = (a.h.address, block.gate_up.address, a.hidden.address);
             let fused = Fused { x, w, y, rows, columns: mlp, k: width, after: After::Geglu };
-            if fused.fits(lane) && fused.fills() {
+            if fused.fills(lane) {
                 fused.record(lane)?;
             } else {
                 lane.product(

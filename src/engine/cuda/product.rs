@@ -64,8 +64,8 @@ struct Form {
     kind: Kind,
     /// Rows of W in a block's tile.
     columns: usize,
-    /// Blocks of a cluster: with different rows, with different columns, with different parts of k.
-    cluster: [usize; 3],
+    /// Blocks of a cluster: with different rows, which share W, times with different columns, which share x.
+    cluster: [usize; 2],
     /// Pieces of k on their way, of 128 bytes.
     stages: usize,
 }
@@ -78,19 +78,17 @@ enum Kind {
     Add,
 }
 
-const fn form(name: &'static str, kind: Kind, columns: usize, cluster: [usize; 3], stages: usize) -> Form {
+const fn form(name: &'static str, kind: Kind, columns: usize, cluster: [usize; 2], stages: usize) -> Form {
     Form { name, kind, columns, cluster, stages }
 }
 
-const FORMS: [Form; 8] = [
-    form("geglu_bf16", Kind::Geglu, 256, [2, 1, 1], 4),
-    form("bias_112", Kind::Bias, 112, [2, 1, 1], 6),
-    form("bias_160", Kind::Bias, 160, [2, 1, 1], 5),
-    form("gelu_144", Kind::BiasGelu, 144, [2, 2, 1], 6),
-    form("gelu_208", Kind::BiasGelu, 208, [2, 1, 1], 5),
-    form("add_64_4", Kind::Add, 64, [2, 2, 1], 8),
-    form("add_64_8", Kind::Add, 64, [2, 4, 1], 8),
-    form("add_128_8", Kind::Add, 128, [2, 2, 2], 6),
+const FORMS: [Form; 6] = [
+    form("geglu_bf16", Kind::Geglu, 256, [2, 1], 4),
+    form("bias_112", Kind::Bias, 112, [2, 1], 6),
+    form("bias_160", Kind::Bias, 160, [2, 1], 5),
+    form("bias_gelu_144", Kind::BiasGelu, 144, [2, 2], 6),
+    form("bias_gelu_208", Kind::BiasGelu, 208, [2, 1], 5),
+    form("add_64", Kind::Add, 64, [2, 2], 8),
 ];
 
 /// All kernels, with the shared memory of a block.
@@ -99,25 +97,32 @@ pub fn kernels() -> Vec<(&'static str, usize)> {
 }
 
 impl Form {
-    /// Pieces on their way; results that wait to be written, vectors, what other blocks send; counters.
+    /// Pieces on their way; results that wait to be written, or vectors; counters.
     fn shared(&self) -> usize {
-        let Self { columns, cluster: [_, _, split], stages, .. } = *self;
+        let Self { columns, stages, .. } = *self;
         let beside = match self.kind {
             Kind::Geglu => ROWS * (columns / 2 * SIZE + 16),
             Kind::Bias | Kind::BiasGelu => (columns + ROWS) * 8,
-            Kind::Add => (split - 1) * ROWS * (columns / split) * 4,
+            Kind::Add => 0,
         };
-        stages * (ROWS + columns) * 128 + beside + (2 * stages + 1) * 8
+        stages * ((ROWS + columns) * 128 + 16) + beside
     }
 
     fn blocks(&self) -> usize {
         self.cluster.iter().product()
     }
 
-    /// Clusters that a product takes.
-    fn tiles(&self, rows: usize, columns: usize) -> usize {
+    /// Rows and columns of y that a cluster has at a time.
+    fn tile(&self) -> [usize; 2] {
         let wide = if self.kind == Kind::Geglu { self.columns / 2 } else { self.columns };
-        rows.div_ceil(ROWS * self.cluster[0]) * columns.div_ceil(wide).div_ceil(self.cluster[1])
+        [ROWS * self.cluster[0], wide * self.cluster[1]]
+    }
+
+    /// Tiles of a product, and how many of them are worked on one after the other.
+    fn tiles(&self, rows: usize, columns: usize, processors: usize) -> (usize, usize) {
+        let [high, wide] = self.tile();
+        let tiles = rows.div_ceil(high) * columns.div_ceil(wide);
+        (tiles, (tiles * self.blocks()).div_ceil(processors))
     }
 }
 
@@ -131,19 +136,10 @@ impl Fused {
         }
     }
 
-    /// The kernel of this kind that takes the least time: how often all multiprocessors are filled, times its columns.
+    /// The kernel of this kind that takes the least time.
     fn form(&self, processors: usize) -> &'static Form {
-        let time = |form: &Form| {
-            let waves = (form.tiles(self.rows, self.columns) * form.blocks()).div_ceil(processors);
-            waves * form.columns / form.cluster[2]
-        };
+        let time = |form: &Form| form.tiles(self.rows, self.columns, processors).1 * form.columns;
         let of_kind = FORMS.iter().filter(|form| form.kind == self.kind());
-        if let (Kind::Add, Ok(name)) = (self.kind(), std::env::var("PI05_ADD")) {
-            let long = self.k > 2048;
-            if let Some(f) = FORMS.iter().find(|f| f.name == name && long) {
-                return f;
-            }
-        }
         of_kind.min_by_key(|form| time(form)).unwrap_or(&FORMS[0]) // invariant: there is one of every kind
     }
 
@@ -152,9 +148,14 @@ impl Fused {
         lane.has(FORMS[0].name) && self.k.is_multiple_of(8) && self.columns.is_multiple_of(8)
     }
 
-    /// Whether few of the rows computed are padding.
-    pub fn fills(&self) -> bool {
-        self.rows.next_multiple_of(2 * ROWS) * 10 <= self.rows * 11
+    /// Whether it also keeps the GPU busy: at least four fifths of what all its blocks can do in that time is of use.
+    pub fn fills(&self, lane: &Lane) -> bool {
+        let processors = lane.gpu.processors as usize;
+        let form = self.form(processors);
+        let (_, turns) = form.tiles(self.rows, self.columns, processors);
+        let [high, wide] = form.tile();
+        let done = turns * (processors / form.blocks()) * high * wide;
+        self.fits(lane) && self.rows * self.columns * 5 >= done * 4
     }
 
     /// Puts it on the stream.
@@ -162,8 +163,7 @@ impl Fused {
         let Self { x, w, y, rows, columns, k, after } = *self;
         let processors = lane.gpu.processors as usize;
         let form = self.form(processors);
-        let [_, along, _] = form.cluster;
-        let tiles = form.tiles(rows, columns);
+        let (tiles, _) = form.tiles(rows, columns, processors);
         let clusters = if form.kind == Kind::Geglu { tiles.min(processors / form.blocks()) } else { tiles };
         let map = |address, rows, box_rows| {
             Matrix { address, rows, columns: k, size: SIZE, box_rows, box_bytes: 128 }.map().map(Arg::Map)
@@ -177,7 +177,7 @@ impl Fused {
         let Next { weights, scaled, sums } = next.unwrap_or(nothing);
         let w_rows = if form.kind == Kind::Geglu { 2 * columns } else { columns };
         let args = [
-            map(x, rows, ROWS / along)?,
+            map(x, rows, ROWS / form.cluster[1])?,
             map(w, w_rows, form.columns / 2)?,
             rows.into(),
             columns.into(),

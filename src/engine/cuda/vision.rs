@@ -188,8 +188,6 @@ impl Vision {
         lane.product(Shape::linear(rows, width, self.pitch).wide().add(), at)?;
         self.report(lane, tap, slots, format_args!("embeddings"), &self.x, width)?;
 
-        let mode = std::env::var("PI05_TRY").unwrap_or("full".into());
-        let (folds, all) = (mode != "none", mode == "full");
         let sums = self.sums.address;
         let own = |x: &Buffer, w: &Buffer, y: &Buffer, columns, k, after| Fused {
             x: x.address,
@@ -215,8 +213,11 @@ impl Vision {
             };
             let wide = |k| Shape::linear(rows, width, k).wide().add().with(Epilogue::Bias);
             let Layer { norm1, qkv, out: o, norm2, fc1, fc2, .. } = layer;
-            let folds = layer.folds.as_ref().filter(|_| folds);
-            if let Some([fold, _]) = folds.filter(|_| all) {
+            let next = self.layers.get(i + 1).map(|layer| &layer.norm1);
+            let fc2_added = own(&self.hidden, &fc2[0], &self.x, width, mlp, added(&fc2[1], next));
+            // The first norm is folded where what comes before it, fc2, is an own product.
+            let is_folded = layer.folds.is_some() && fc2_added.fills(lane);
+            if let Some([fold, _]) = layer.folds.as_ref().filter(|_| is_folded) {
                 if i == 0 {
                     let args = [
                         (&self.x).into(),
@@ -235,7 +236,7 @@ impl Vision {
                 lane.product(shape, biased(qkv, &self.h, &self.qkv))?;
             }
             self.attention(lane, slots.len())?;
-            if let Some([_, fold]) = folds {
+            if let Some([_, fold]) = &layer.folds {
                 own(&self.mixed, &o[0], &self.x, width, width, added(&o[1], Some(norm2))).record(lane)?;
                 own(&self.h, &fc1[0], &self.hidden, mlp, width, normed(fold, true)).record(lane)?;
             } else {
@@ -245,9 +246,8 @@ impl Vision {
                 let shape = Shape::linear(rows, mlp, width).with(Epilogue::BiasGelu);
                 lane.product(shape, biased(fc1, &self.h, &self.hidden))?;
             }
-            if folds.is_some() && all {
-                let next = self.layers.get(i + 1).map(|layer| &layer.norm1);
-                own(&self.hidden, &fc2[0], &self.x, width, mlp, added(&fc2[1], next)).record(lane)?;
+            if is_folded {
+                fc2_added.record(lane)?;
             } else {
                 lane.product(wide(mlp), biased(fc2, &self.hidden, &self.x))?;
             }
@@ -304,7 +304,9 @@ impl Vision {
         if is_own && lane.has("vision_attention_90") {
             let map = |box_bytes| {
                 let (address, rows, columns) = (self.qkv.address, images * tokens, 3 * width);
-                Matrix { address, rows, columns, size, box_rows: VISION_QUERIES, box_bytes }.map().map(Arg::Map)
+                Matrix { address, rows, columns, size, box_rows: VISION_QUERIES, box_bytes }
+                    .map()
+                    .map(Arg::Map)
             };
             let scale = scale * std::f32::consts::LOG2_E;
             let args = [map(128)?, map(16)?, (&self.mixed).into(), width.into(), scale.into()];
