@@ -161,7 +161,7 @@ impl Vision {
     }
 
     /// Puts the stage on the stream: `images` to features `out`, f32 `[slots.len() * tokens, outputs]`. `slots`: the
-    /// cameras' numbers.
+    /// cameras' numbers. Norms that are folded into products are not there for the tap to hear of.
     pub fn record(
         &self,
         lane: &mut Lane,
