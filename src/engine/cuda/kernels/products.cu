@@ -5,6 +5,9 @@
 // loads its share of a tile of x (W) and sends it to all blocks of its row (column). Weights do not depend on the kernel
 // before, so the first steps' are fetched before it has ended.
 //
+// Where there are few tiles, SPLIT blocks of a cluster have the same tile and a part of k each: every one gets what the
+// others found for its share of the columns and adds it up.
+//
 // Norms are no kernels of their own. A norm needs whole rows, a block has some columns: so whoever makes the residual
 // stream also writes it times the norm's weights in bf16, and each row's sum and sum of squares of its columns; the product
 // that takes it is W norm(x) = r (W xs - mean W weights) + W shift, with r and mean in what follows it.
@@ -58,17 +61,16 @@ PRODUCT(208, 104, T0 ", " T1 ", " T2 ", " T3 ", " T4 ", " T5 ", " T6 ", " T7 ", 
 PRODUCT(256, 128, T0 ", " T1 ", " T2 ", " T3 ", " T4 ", " T5 ", " T6 ", " T7 ", " T8 ", " T9 ", " T10 ", " T11 ", " T12 ", " T13 ", " T14 ", " T15, O256, "%128", "%129", "%130")
 
 template <int N> __device__ __forceinline__ void warpgroup_sync(int group) { asm volatile("bar.sync %0, %1;" ::"r"(group + 1), "n"(N) : "memory"); }
-// Shared memory: these keep their order and that of barriers among themselves; global memory is none of theirs.
-__device__ __forceinline__ void put(u32 at, u32 x) { asm volatile("st.shared.b32 [%0], %1;" ::"r"(at), "r"(x)); }
-__device__ __forceinline__ void put_2(u32 at, float a, float b) { asm volatile("st.shared.v2.f32 [%0], {%1, %2};" ::"r"(at), "f"(a), "f"(b)); }
+__device__ __forceinline__ void put(u32 at, u32 x) { asm volatile("st.shared.b32 [%0], %1;" ::"r"(at), "r"(x) : "memory"); }
+__device__ __forceinline__ void put_2(u32 at, float a, float b) { asm volatile("st.shared.v2.f32 [%0], {%1, %2};" ::"r"(at), "f"(a), "f"(b) : "memory"); }
 __device__ __forceinline__ float2 get_2(u32 at) {
     float2 x;
-    asm volatile("ld.shared.v2.f32 {%0, %1}, [%2];" : "=f"(x.x), "=f"(x.y) : "r"(at));
+    asm volatile("ld.shared.v2.f32 {%0, %1}, [%2];" : "=f"(x.x), "=f"(x.y) : "r"(at) : "memory");
     return x;
 }
 __device__ __forceinline__ float4 get_4(u32 at) {
     float4 x;
-    asm volatile("ld.shared.v4.f32 {%0, %1, %2, %3}, [%4];" : "=f"(x.x), "=f"(x.y), "=f"(x.z), "=f"(x.w) : "r"(at));
+    asm volatile("ld.shared.v4.f32 {%0, %1, %2, %3}, [%4];" : "=f"(x.x), "=f"(x.y), "=f"(x.z), "=f"(x.w) : "r"(at) : "memory");
     return x;
 }
 // Here and now: neither earlier nor when it is used.
@@ -77,10 +79,16 @@ __device__ __forceinline__ float4 read_4(const float* from) {
     asm volatile("ld.global.v4.f32 {%0, %1, %2, %3}, [%4];" : "=f"(x.x), "=f"(x.y), "=f"(x.z), "=f"(x.w) : "l"(from) : "memory");
     return x;
 }
-__device__ __forceinline__ void put_half(u32 at, u16 x) { asm volatile("st.shared.b16 [%0], %1;" ::"r"(at), "h"(x)); }
+// Four floats to another block of the cluster, counted by its gate.
+__device__ __forceinline__ void give_4(u32 to, const float* x, u32 gate) {
+    asm volatile("st.async.shared::cluster.mbarrier::complete_tx::bytes.v4.f32 [%0], {%1, %2, %3, %4}, [%5];" ::"r"(to),
+                 "f"(x[0]), "f"(x[1]), "f"(x[2]), "f"(x[3]), "r"(gate)
+                 : "memory");
+}
+__device__ __forceinline__ void put_half(u32 at, u16 x) { asm volatile("st.shared.b16 [%0], %1;" ::"r"(at), "h"(x) : "memory"); }
 __device__ __forceinline__ uint4 get(u32 at) {
     uint4 x;
-    asm volatile("ld.shared.v4.b32 {%0, %1, %2, %3}, [%4];" : "=r"(x.x), "=r"(x.y), "=r"(x.z), "=r"(x.w) : "r"(at));
+    asm volatile("ld.shared.v4.b32 {%0, %1, %2, %3}, [%4];" : "=r"(x.x), "=r"(x.y), "=r"(x.z), "=r"(x.w) : "r"(at) : "memory");
     return x;
 }
 // Two floats as e4m3, the first in the low byte; beyond 448 is 448.
@@ -120,28 +128,32 @@ struct Next {
 
 // rows, columns of y (a multiple of 8, FP8: 16); steps of 128 bytes of k. FP8: multipliers of W's rows (their scale times
 // x's); inverse: of y's scale.
-template <int N, int ROWS_, int COLUMNS, int STAGES, int KIND, bool TO_FP8>
-__device__ __forceinline__ void product(const Map& x, const Map& w, int rows, int columns, int steps, void* y,
+template <int N, int ROWS_, int COLUMNS, int SPLIT, int STAGES, int KIND, bool TO_FP8>
+__device__ __forceinline__ void product(const Map& x, const Map& w, int rows, int columns, int all_steps, void* y,
         const float* bias, const float* multipliers, float inverse, Norm norm, Next next) {
     constexpr int STAGE = (128 + N) * 128, STEP = 128 / OPERAND_BYTES;
     constexpr bool PERSISTS = KIND == GEGLU, FOLLOWED = KIND == BIAS || KIND == BIAS_GELU;
-    constexpr int WIDE = KIND == GEGLU ? N / 2 : N;
-    constexpr int PITCH = KIND == ADD ? N * 4 + 32 : WIDE * (TO_FP8 ? 1 : 2) + 16;
-    constexpr int QUADS = N / 4; // of a row
+    constexpr int WIDE = KIND == GEGLU ? N / 2 : N, SHARE = N / SPLIT;
+    constexpr int PITCH = KIND == ADD ? SHARE * 4 + 32 : WIDE * (TO_FP8 ? 1 : 2) + 16;
+    constexpr int QUADS = SHARE / 4; // of a row that a block finishes
     extern __shared__ __align__(1024) unsigned char room[];
     u32 ring = address_of(room), staging = PERSISTS ? ring + STAGES * STAGE : ring;
     u32 vectors = ring + STAGES * STAGE + (PERSISTS ? 128 * PITCH : 0);
-    u32 factors = vectors + (FOLLOWED ? N * 8 : 0);
-    u32 full = factors + (FOLLOWED ? 128 * 8 : 0), empty = full + STAGES * 8;
-    int group = threadIdx.x / 128, rank = blockIdx.y, row_of = rank % ROWS_, column_of = rank / ROWS_;
+    u32 factors = vectors + (FOLLOWED ? N * 8 : 0), inbox = factors + (FOLLOWED ? 128 * 8 : 0);
+    u32 full = inbox + (SPLIT - 1) * 128 * SHARE * 4, empty = full + STAGES * 8, came = empty + STAGES * 8;
+    int group = threadIdx.x / 128, rank = blockIdx.y % (ROWS_ * COLUMNS), part = blockIdx.y / (ROWS_ * COLUMNS);
+    int row_of = rank % ROWS_, column_of = rank / ROWS_, mates = blockIdx.y - rank;
     int tiles_m = (rows + ROWS_ * 128 - 1) / (ROWS_ * 128), tiles = tiles_m * (((columns + WIDE - 1) / WIDE + COLUMNS - 1) / COLUMNS);
     int own_row = (blockIdx.x % tiles_m * ROWS_ + row_of) * 128, own_column = (blockIdx.x / tiles_m * COLUMNS + column_of) * N; // of a block with one tile
+    int begin = all_steps * part / SPLIT, steps = all_steps * (part + 1) / SPLIT - begin;
     if (threadIdx.x == 0) {
         for (int s = 0; s < STAGES; s++) {
             gate_init(full + s * 8, 1);
             gate_init(empty + s * 8, (ROWS_ + COLUMNS - 1) * 2);
         }
+        if (SPLIT > 1) gate_init(came, 1);
         asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+        if (SPLIT > 1) gate_expect(came, (SPLIT - 1) * 128 * SHARE * 4);
     }
     cluster_sync();
     if (group == 0) {
@@ -149,16 +161,16 @@ __device__ __forceinline__ void product(const Map& x, const Map& w, int rows, in
         if (threadIdx.x < 32) {
             if (is_elected()) {
                 u16 to_row = 0, to_column = 0; // x goes along the row, W along the column
-                for (int c = 0; c < COLUMNS; c++) to_row |= 1 << (c * ROWS_ + row_of);
-                for (int r = 0; r < ROWS_; r++) to_column |= 1 << (column_of * ROWS_ + r);
+                for (int c = 0; c < COLUMNS; c++) to_row |= 1 << (mates + c * ROWS_ + row_of);
+                for (int r = 0; r < ROWS_; r++) to_column |= 1 << (mates + column_of * ROWS_ + r);
                 u32 x_part = column_of * (128 / COLUMNS) * 128, w_part = 128 * 128 + (ROWS_ == 2 ? row_of * (N / 2) * 128 : 0);
                 int w_other = KIND == GEGLU ? columns : N / 2; // from the first half of a tile's rows of W to the second
                 auto w_row = [&](int tile) { return (tile / tiles_m * COLUMNS + column_of) * (KIND == GEGLU ? N / 2 : N) + (ROWS_ == 2 ? row_of * w_other : 0); };
                 auto fetch_w = [&](int row, int s, int stage) {
                     gate_expect(full + stage * 8, STAGE);
                     u32 to = ring + stage * STAGE + w_part;
-                    fetch(to, &w, full + stage * 8, s * STEP, row, to_column);
-                    if (ROWS_ == 1) fetch(to + N / 2 * 128, &w, full + stage * 8, s * STEP, row + w_other, to_column);
+                    fetch(to, &w, full + stage * 8, (begin + s) * STEP, row, to_column);
+                    if (ROWS_ == 1) fetch(to + N / 2 * 128, &w, full + stage * 8, (begin + s) * STEP, row + w_other, to_column);
                 };
                 int ahead = steps < STAGES ? steps : STAGES; // W fetched before the kernel before has ended
                 for (int s = 0; s < ahead; s++) fetch_w(w_row(blockIdx.x), s, s);
@@ -173,7 +185,7 @@ __device__ __forceinline__ void product(const Map& x, const Map& w, int rows, in
                             if (round > 0) gate_wait(empty + stage * 8, (round - 1) % 2);
                             fetch_w(at, s, stage);
                         }
-                        fetch(ring + stage * STAGE + x_part, &x, full + stage * 8, s * STEP, row, to_row);
+                        fetch(ring + stage * STAGE + x_part, &x, full + stage * 8, (begin + s) * STEP, row, to_row);
                         if (++stage == STAGES) stage = 0, round++;
                     }
                 }
@@ -206,11 +218,11 @@ __device__ __forceinline__ void product(const Map& x, const Map& w, int rows, in
         int half = group - 1, t = threadIdx.x % 128, warp = t / 32, g = t % 32 / 4, c = t % 4;
         // Whom to tell that a stage is free: all who write to it.
         bool tells = t < ROWS_ + COLUMNS - 1;
-        int told = (t < ROWS_ ? column_of * ROWS_ + t : (t - ROWS_ + (t - ROWS_ >= column_of)) * ROWS_ + row_of);
+        int told = mates + (t < ROWS_ ? column_of * ROWS_ + t : (t - ROWS_ + (t - ROWS_ >= column_of)) * ROWS_ + row_of);
         // ADD: a thread finishes four columns of every 128 / QUADS-th row.
-        int quad = own_column + t % QUADS * 4;
+        int quad = own_column + part * SHARE + t % QUADS * 4;
         bool has_quad = KIND == ADD && quad < columns;
-        float4 plus = make_float4(0.0f, 0.0f, 0.0f, 0.0f), weights = plus, old[KIND == ADD ? N / 8 : 1];
+        float4 plus = make_float4(0.0f, 0.0f, 0.0f, 0.0f), weights = plus, old[KIND == ADD ? SHARE / 8 : 1];
         if (has_quad && bias) plus = *(const float4*)(bias + quad);
         if (has_quad && next.weights) weights = *(const float4*)(next.weights + quad);
         u32 tell = in_block(empty, tells ? told : blockIdx.y);
@@ -224,7 +236,7 @@ __device__ __forceinline__ void product(const Map& x, const Map& w, int rows, in
             int row = warp * 16 + g;
             if (KIND == ADD)
 #pragma unroll
-                for (int i = 0; i < N / 8; i++) {
+                for (int i = 0; i < SHARE / 8; i++) {
                     int r = top + i * (128 / QUADS) + t / QUADS;
                     old[i] = has_quad && r < rows ? read_4((const float*)y + (size_t)r * columns + quad) : make_float4(0.0f, 0.0f, 0.0f, 0.0f);
                 }
@@ -253,46 +265,54 @@ __device__ __forceinline__ void product(const Map& x, const Map& w, int rows, in
             }
 #endif
             if (KIND == ADD) {
+                // What others finish goes to them, what they found for this block's columns comes.
+                float found[SHARE / 2];
+                u32 slot = (threadIdx.x - 128) * 16;
+#pragma unroll
+                for (int q = 0; q < SPLIT; q++) {
+                    if (q == part) {
+#pragma unroll
+                        for (int i = 0; i < SHARE / 2; i++) found[i] = d[q * SHARE / 2 + i];
+                    } else {
+                        u32 to = in_block(inbox + (part - (part > q)) * SHARE * 512 + slot, q * ROWS_ * COLUMNS + rank);
+                        u32 gate = in_block(came, q * ROWS_ * COLUMNS + rank);
+#pragma unroll
+                        for (int j = 0; j < SHARE / 8; j++) give_4(to + j * 4096, d + q * SHARE / 2 + j * 4, gate);
+                    }
+                }
                 warpgroup_sync<256>(0); // nobody reads the ring any more
+                if (SPLIT > 1) gate_wait(came, 0);
                 u32 mine = staging + half * 64 * PITCH, low = mine + row * PITCH + c * 8;
 #pragma unroll
-                for (int j = 0; j < N / 8; j++) {
-                    put_2(low + j * 32, d[j * 4], d[j * 4 + 1]);
-                    put_2(low + 8 * PITCH + j * 32, d[j * 4 + 2], d[j * 4 + 3]);
+                for (int j = 0; j < SHARE / 8; j++) {
+                    float* f = found + j * 4;
+#pragma unroll
+                    for (int o = 0; o < SPLIT - 1; o++) {
+                        float4 other = get_4(inbox + o * SHARE * 512 + j * 4096 + slot);
+                        f[0] += other.x; f[1] += other.y; f[2] += other.z; f[3] += other.w;
+                    }
+                    put_2(low + j * 32, f[0], f[1]);
+                    put_2(low + 8 * PITCH + j * 32, f[2], f[3]);
                 }
                 warpgroup_sync<128>(1 + half);
-                // Loads, stores and shuffles in sets of their own: each of a set waits for none before it.
-                constexpr int EACH = N / 8;
-                float4 v[EACH];
-                float sum[EACH], squares[EACH];
-                auto local = [&](int i) { return i * (128 / QUADS) + t / QUADS; };
-                auto counts = [&](int i) { return has_quad && top + local(i) < rows; };
 #pragma unroll
-                for (int i = 0; i < EACH; i++) v[i] = get_4(mine + local(i) * PITCH + t % QUADS * 16);
+                for (int i = 0; i < SHARE / 8; i++) {
+                    int local = i * (128 / QUADS) + t / QUADS;
+                    float4 v = get_4(mine + local * PITCH + t % QUADS * 16), o = old[i];
+                    v = make_float4(o.x + (v.x + plus.x), o.y + (v.y + plus.y), o.z + (v.z + plus.z), o.w + (v.w + plus.w));
+                    bool counts = has_quad && top + local < rows;
+                    size_t at = (size_t)(top + local) * columns + quad;
+                    if (counts) *(float4*)((float*)y + at) = v;
+                    if (!next.weights) continue;
+                    if (counts) *(uint2*)(next.scaled + at) = make_uint2(pack_bf16(v.x * weights.x, v.y * weights.y), pack_bf16(v.z * weights.z, v.w * weights.w));
+                    float sum = (v.x + v.y) + (v.z + v.w), squares = (v.x * v.x + v.y * v.y) + (v.z * v.z + v.w * v.w);
 #pragma unroll
-                for (int i = 0; i < EACH; i++) {
-                    float4 o = old[i];
-                    v[i] = make_float4(o.x + (v[i].x + plus.x), o.y + (v[i].y + plus.y), o.z + (v[i].z + plus.z), o.w + (v[i].w + plus.w));
-                    if (counts(i)) *(float4*)((float*)y + (size_t)(top + local(i)) * columns + quad) = v[i];
-                }
-                if (!next.weights) continue;
-#pragma unroll
-                for (int i = 0; i < EACH; i++) {
-                    sum[i] = (v[i].x + v[i].y) + (v[i].z + v[i].w);
-                    squares[i] = (v[i].x * v[i].x + v[i].y * v[i].y) + (v[i].z * v[i].z + v[i].w * v[i].w);
-                    uint2 scaled = make_uint2(pack_bf16(v[i].x * weights.x, v[i].y * weights.y), pack_bf16(v[i].z * weights.z, v[i].w * weights.w));
-                    if (counts(i)) *(uint2*)(next.scaled + (size_t)(top + local(i)) * columns + quad) = scaled;
-                }
-#pragma unroll
-                for (int lanes = 1; lanes < QUADS; lanes *= 2)
-#pragma unroll
-                    for (int i = 0; i < EACH; i++) {
-                        sum[i] += __shfl_xor_sync(FULL, sum[i], lanes);
-                        squares[i] += __shfl_xor_sync(FULL, squares[i], lanes);
+                    for (int lanes = 1; lanes < QUADS; lanes *= 2) {
+                        sum += __shfl_xor_sync(FULL, sum, lanes);
+                        squares += __shfl_xor_sync(FULL, squares, lanes);
                     }
-#pragma unroll
-                for (int i = 0; i < EACH; i++)
-                    if (counts(i) && t % QUADS == 0) next.sums[(size_t)(quad / N) * rows + top + local(i)] = make_float2(sum[i], squares[i]);
+                    if (counts && t % QUADS == 0) next.sums[(size_t)(quad / SHARE) * rows + top + local] = make_float2(sum, squares);
+                }
                 continue;
             }
             // Through shared memory, so that rows are written whole.
@@ -315,59 +335,51 @@ __device__ __forceinline__ void product(const Map& x, const Map& w, int rows, in
                 }
             } else {
                 float2 low_row = get_2(factors + (half * 64 + row) * 8), high_row = get_2(factors + (half * 64 + row + 8) * 8);
-                // Some at a time: reads and writes of shared memory keep their order, and would wait for each other.
-                constexpr int GROUP = 4;
 #pragma unroll
-                for (int first = 0; first < N / 8; first += GROUP) {
-                    float4 of[GROUP]; // bias and part of means of two columns
-#pragma unroll
-                    for (int j = first; j < min(first + GROUP, N / 8); j++) of[j - first] = get_4(vectors + (j * 8 + c * 2) * 8);
-#pragma unroll
-                    for (int j = first; j < min(first + GROUP, N / 8); j++) {
-                        float* a = d + j * 4;
-                        float4 b = of[j - first];
-                        a[0] = (a[0] - low_row.y * b.y) * low_row.x + b.x;
-                        a[1] = (a[1] - low_row.y * b.w) * low_row.x + b.z;
-                        a[2] = (a[2] - high_row.y * b.y) * high_row.x + b.x;
-                        a[3] = (a[3] - high_row.y * b.w) * high_row.x + b.z;
-                        if (KIND == BIAS)
-                            pair(j, a[0], a[1], a[2], a[3]);
-                        else
-                            pair(j, gelu_tanh(a[0]), gelu_tanh(a[1]), gelu_tanh(a[2]), gelu_tanh(a[3]));
-                    }
+                for (int j = 0; j < N / 8; j++) {
+                    float* a = d + j * 4;
+                    float4 of = get_4(vectors + (j * 8 + c * 2) * 8); // bias and part of means of two columns
+                    a[0] = (a[0] - low_row.y * of.y) * low_row.x + of.x;
+                    a[1] = (a[1] - low_row.y * of.w) * low_row.x + of.z;
+                    a[2] = (a[2] - high_row.y * of.y) * high_row.x + of.x;
+                    a[3] = (a[3] - high_row.y * of.w) * high_row.x + of.z;
+                    if (KIND == BIAS)
+                        pair(j, a[0], a[1], a[2], a[3]);
+                    else
+                        pair(j, gelu_tanh(a[0]), gelu_tanh(a[1]), gelu_tanh(a[2]), gelu_tanh(a[3]));
                 }
             }
             warpgroup_sync<128>(1 + half);
             constexpr int CHUNKS = WIDE * (TO_FP8 ? 1 : 2) / 16, EACH = TO_FP8 ? 16 : 8; // 16 bytes each
-#pragma unroll
             for (int e = t; e < 64 * CHUNKS; e += 128) {
                 int r = e / CHUNKS, chunk = e % CHUNKS, column = n * WIDE + chunk * EACH;
                 uint4 values = get(mine + r * PITCH + chunk * 16);
-                if (top + r < rows && column < columns) *(uint4*)((u8*)y + ((size_t)(top + r) * columns + column) * (TO_FP8 ? 1 : 2)) = values;
+                if (top + r >= rows || column >= columns) continue;
+                *(uint4*)((u8*)y + ((size_t)(top + r) * columns + column) * (TO_FP8 ? 1 : 2)) = values;
             }
         }
     }
     cluster_sync(); // nobody goes while others may still tell it something
 }
 
-#define KERNEL(NAME, N, ROWS_, COLUMNS, STAGES, KIND, TO_FP8)                                                         \
+#define KERNEL(NAME, N, ROWS_, COLUMNS, SPLIT, STAGES, KIND, TO_FP8)                                                         \
     extern "C" __global__ __launch_bounds__(PRODUCT_THREADS, 1) void NAME(const __grid_constant__ Map x,                   \
             const __grid_constant__ Map w, int rows, int columns, int steps, void* y, const float* bias,                   \
             const float* multipliers, float inverse, const float2* sums, int blocks, float per_width,                      \
             const float* of_means, const float* next_weights, u16* scaled, float2* next_sums) {                             \
-        product<N, ROWS_, COLUMNS, STAGES, KIND, TO_FP8>(x, w, rows, columns, steps, y, bias, multipliers, inverse, \
+        product<N, ROWS_, COLUMNS, SPLIT, STAGES, KIND, TO_FP8>(x, w, rows, columns, steps, y, bias, multipliers, inverse, \
                 {sums, blocks, per_width, of_means}, {next_weights, scaled, next_sums});                                    \
     }
 #ifdef FP8
-KERNEL(geglu_fp8, 256, 2, 1, 4, GEGLU, true)
-KERNEL(bias_fp8, 160, 2, 1, 5, BIAS, false)
-KERNEL(bias_gelu_fp8, 208, 2, 1, 5, BIAS_GELU, true)
+KERNEL(geglu_fp8, 256, 2, 1, 1, 4, GEGLU, true)
+KERNEL(bias_fp8, 160, 2, 1, 1, 5, BIAS, false)
+KERNEL(bias_gelu_fp8, 208, 2, 1, 1, 5, BIAS_GELU, true)
 #else
-KERNEL(geglu_bf16, 256, 2, 1, 4, GEGLU, false)
-KERNEL(bias_112, 112, 2, 1, 6, BIAS, false)
-KERNEL(bias_160, 160, 2, 1, 5, BIAS, false)
-KERNEL(bias_gelu_144, 144, 2, 2, 6, BIAS_GELU, false)
-KERNEL(bias_gelu_208, 208, 2, 1, 5, BIAS_GELU, false)
-KERNEL(add_64, 64, 2, 2, 8, ADD, false)
+KERNEL(geglu_bf16, 256, 2, 1, 1, 4, GEGLU, false)
+KERNEL(bias_112, 112, 2, 1, 1, 6, BIAS, false)
+KERNEL(bias_160, 160, 2, 1, 1, 5, BIAS, false)
+KERNEL(bias_gelu_144, 144, 2, 2, 1, 6, BIAS_GELU, false)
+KERNEL(bias_gelu_208, 208, 2, 1, 1, 5, BIAS_GELU, false)
+KERNEL(add_64, 64, 2, 2, 1, 8, ADD, false)
 #endif
 #endif
