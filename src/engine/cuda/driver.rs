@@ -346,8 +346,8 @@ pub enum Arg {
 #[derive(Clone, Copy, Debug)]
 pub struct Map(sys::CUtensorMap);
 
-/// A matrix of elements of `size` bytes (1 or 2), rows one after the other, fetched in boxes of `box_rows` rows by 128
-/// bytes, swizzled. What lies beyond it reads as zeros.
+/// A matrix of elements of `size` bytes (1 or 2), rows one after the other, fetched in boxes of `box_rows` rows by
+/// `box_bytes`: 128, swizzled, or 16. What lies beyond it reads as zeros.
 #[derive(Clone, Copy, Debug)]
 pub struct Matrix {
     pub address: u64,
@@ -355,6 +355,7 @@ pub struct Matrix {
     pub columns: usize,
     pub size: usize,
     pub box_rows: usize,
+    pub box_bytes: usize,
 }
 
 impl Matrix {
@@ -368,7 +369,11 @@ impl Matrix {
         let mut map: sys::CUtensorMap = unsafe { std::mem::zeroed() };
         let sizes = [self.columns as u64, self.rows as u64];
         let pitch = [(self.columns * self.size) as u64];
-        let part = [(128 / self.size) as u32, self.box_rows as u32];
+        let part = [(self.box_bytes / self.size) as u32, self.box_rows as u32];
+        let swizzle = match self.box_bytes {
+            128 => sys::CUtensorMapSwizzle_enum::CU_TENSOR_MAP_SWIZZLE_128B,
+            _ => sys::CUtensorMapSwizzle_enum::CU_TENSOR_MAP_SWIZZLE_NONE,
+        };
         cu!(cuTensorMapEncodeTiled(
             &mut map,
             kind,
@@ -379,7 +384,7 @@ impl Matrix {
             part.as_ptr(),
             [1, 1].as_ptr(),
             sys::CUtensorMapInterleave_enum::CU_TENSOR_MAP_INTERLEAVE_NONE,
-            sys::CUtensorMapSwizzle_enum::CU_TENSOR_MAP_SWIZZLE_128B,
+            swizzle,
             sys::CUtensorMapL2promotion_enum::CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
             sys::CUtensorMapFloatOOBfill_enum::CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE,
         ))?;

@@ -116,7 +116,7 @@ impl Product<'_> {
             clusters = clusters.min(lane.gpu.processors as usize / (down * across));
         }
         let map = |address, rows, box_rows| {
-            Matrix { address, rows, columns: self.k, size: 1, box_rows }.map().map(Arg::Map)
+            Matrix { address, rows, columns: self.k, size: 1, box_rows, box_bytes: 128 }.map().map(Arg::Map)
         };
         let args = [
             map(self.x, self.rows, ROWS / across)?,

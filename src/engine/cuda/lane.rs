@@ -10,7 +10,7 @@ use super::driver::{Arg, Event, Gpu, Kernel, Launch, failed};
 use super::fp8;
 use super::gemm::{Gemm, Operands, Shape};
 use super::load::Weight;
-use super::product::Geglu;
+use super::product;
 use crate::engine::EngineError;
 use crate::engine::probe::Tap;
 
@@ -29,25 +29,32 @@ pub const EXPERT: &[&str] = &[
 pub const PRODUCTS: &[&str] = &[
     include_str!("kernels/element.cu"),
     include_str!("kernels/wgmma.cu"),
+    include_str!("kernels/copies.cu"),
     include_str!("kernels/products.cu"),
 ];
 /// The same of e4m3.
 pub const PRODUCTS_FP8: &[&str] = &[
     include_str!("kernels/element.cu"),
     include_str!("kernels/wgmma.cu"),
+    include_str!("kernels/copies.cu"),
     include_str!("kernels/products_fp8.cu"),
 ];
 /// Attention of vision and prefix.
 pub const ATTENTION: &[&str] = &[
     include_str!("kernels/element.cu"),
     include_str!("kernels/wgmma.cu"),
+    include_str!("kernels/copies.cu"),
     include_str!("kernels/attention.cu"),
 ];
 /// Shared memory of `vision_attention`: keys and values of a head.
 pub const VISION_SHARED: usize = 2 * 256 * 72 * 2;
+/// Queries of a block of `vision_attention_90`.
+pub const VISION_QUERIES: usize = 128;
+/// Its shared memory: keys, values and queries of a head, zeros after the queries' columns, counters.
+pub const VISION_SHARED_90: usize = 1024 + (2 * 256 + VISION_QUERIES) * 72 * 2 + VISION_QUERIES * 16 + 16;
 /// Shared memory of `prefix_attention`: queries, and for each half of the keys two sets of
-/// keys and one of values.
-pub const PREFIX_SHARED: usize = 28 * 8192 + 1024;
+/// keys and one of values; counters.
+pub const PREFIX_SHARED: usize = 28 * 8192 + 1024 + 128;
 
 /// Kernels of `stages.cu`.
 const STAGE_KERNELS: [&str; 14] = [
@@ -106,18 +113,20 @@ impl Lane {
             names.push(("layer_norm_row", 0));
             names.push(("finish", 0));
             names.push(("rms_norm_row", 0));
+            names.push(("norm_begins", 0));
         }
         let mut kernels = compiled(&gpu, STAGES, &defines, &names)?;
         if bf16 && gpu.arch >= 80 {
-            let names = [("vision_attention", VISION_SHARED), ("prefix_attention", PREFIX_SHARED)];
-            let hopper = if gpu.arch == 90 { 2 } else { 1 };
-            kernels.extend(compiled(&gpu, ATTENTION, &defines, &names[..hopper])?);
+            let mut names = vec![("vision_attention", VISION_SHARED)];
             if gpu.arch == 90 {
-                kernels.extend(compiled(&gpu, PRODUCTS, &defines, &[(Geglu::NAME, Geglu::SHARED)])?);
+                names.push(("vision_attention_90", VISION_SHARED_90));
+                names.push(("prefix_attention", PREFIX_SHARED));
+                kernels.extend(compiled(&gpu, PRODUCTS, &defines, &product::kernels())?);
                 if fp8 {
                     kernels.extend(compiled(&gpu, PRODUCTS_FP8, &defines, &fp8::kernels())?);
                 }
             }
+            kernels.extend(compiled(&gpu, ATTENTION, &defines, &names)?);
         }
         Ok(Self {
             gemm: Gemm::new(&gpu, bf16)?,
@@ -204,7 +213,7 @@ impl Lane {
         self.product(Shape { fp8: w.is_fp8(), ..shape }, at)
     }
 
-    /// `y [rows, width]` in bf16 (+ bias in bf16, if not 0; GELU) to bf16, or e4m3 times `inverse`.
+    /// `y [rows, width]` in bf16 (+ bias in f32, if not 0; GELU) to bf16, or e4m3 times `inverse`.
     pub fn finish(
         &self,
         [y, bias, out]: [u64; 3],

@@ -3,12 +3,12 @@
 //! Missing cameras are not there. Prompts are padded to a multiple of [`BUCKET`] rows, so that few graphs do for all
 //! lengths; padding is never a key.
 
-use super::driver::{Buffer, Gpu};
+use super::driver::{Arg, Buffer, Gpu, Launch, Matrix};
 use super::fp8::Product;
 use super::gemm::{Operands, Shape};
 use super::lane::{Lane, PREFIX_SHARED};
 use super::load::{Loader, Weight};
-use super::product::Geglu;
+use super::product::{After, Fused};
 use crate::engine::EngineError;
 use crate::engine::probe::Tap;
 use crate::model::dims::{Dims, GemmaDims};
@@ -344,23 +344,25 @@ impl Prefix {
             let mut mixed = a.mixed.address;
             if head_dim == 256 && lane.has("prefix_attention") {
                 let scale = std::f32::consts::LOG2_E / (head_dim as f32).sqrt();
+                let map = |buffer: &Buffer, rows| {
+                    let address = buffer.address;
+                    let matrix =
+                        Matrix { address, rows, columns: head_dim, size: 2, box_rows: 64, box_bytes: 128 };
+                    matrix.map().map(Arg::Map)
+                };
                 let args = [
-                    (&a.q).into(),
-                    (&cache.k[i]).into(),
-                    (&cache.v[i]).into(),
+                    map(&a.q, rows * heads)?,
+                    map(&cache.k[i], cache.capacity)?,
+                    map(&cache.v[i], cache.capacity)?,
                     (&a.mixed).into(),
                     (&cache.request).into(),
                     (rows * heads).into(),
                     scale.into(),
                     block.o.inverse().into(),
                 ];
-                lane.launch(
-                    "prefix_attention",
-                    [(rows * heads).div_ceil(64), 1, 1],
-                    256,
-                    PREFIX_SHARED,
-                    &args,
-                )?;
+                let grid = [(rows * heads).div_ceil(128), 2, 1];
+                let shape = Launch::new(grid, 384, PREFIX_SHARED).clusters(2);
+                lane.launch_shaped("prefix_attention", shape, &args)?;
             } else {
                 a.attend(lane, &self.dims, cache, i, rows, rows, rows)?;
                 if block.o.is_fp8() {
@@ -399,9 +401,10 @@ impl Prefix {
         if is_fp8 && block.down.is_fp8() && product.geglu(lane, block.down.inverse())? {
             return Ok(hidden);
         }
-        let geglu = Geglu { x, w: block.gate_up.values.address, y: hidden, rows, columns: mlp, k: width };
-        if !is_fp8 && geglu.suits(lane) {
-            geglu.record(lane)?;
+        let w = block.gate_up.values.address;
+        let fused = Fused { x, w, y: hidden, rows, columns: mlp, k: width, after: After::Geglu };
+        if !is_fp8 && fused.fills(lane) {
+            fused.record(lane)?;
         } else {
             let y = a.gate_up.address;
             if is_fp8 {

@@ -1,6 +1,6 @@
 //! Own matrix products on Hopper, fused with what follows them (kernels/products.cu).
 //!
-//! Used where they were measured to be faster than the library's product and a kernel after it.
+//! Used where they were measured to be faster than the library's product and the kernels that it would need around it.
 
 use super::driver::{Arg, Launch, Matrix};
 use super::lane::Lane;
@@ -8,61 +8,191 @@ use crate::engine::EngineError;
 
 /// Rows of a block's tile.
 const ROWS: usize = 128;
-/// Rows of W in a block's tile: half of gate, half of up.
-const COLUMNS: usize = 256;
-/// Pieces of k on their way, of 128 bytes.
-const STAGES: usize = 4;
-/// Blocks of a cluster: they have different rows, and share the weights that they read.
-const CLUSTER: usize = 2;
 const THREADS: usize = 384;
 /// Bytes of a bf16.
 const SIZE: usize = 2;
+/// Columns of the residual stream that are summed by one block for the next norm.
+pub const SUMMED: usize = 64;
 
-/// `GELU(x gate^T) * (x up^T)` of bf16: x `[rows, k]`, W = [gate; up], y `[rows, columns]`.
+/// What follows a product.
 #[derive(Clone, Copy, Debug)]
-pub struct Geglu {
+pub enum After {
+    /// W = [gate; up]: `GELU(x gate^T) * (x up^T)`.
+    Geglu,
+    /// Plus a bias (f32), perhaps GELU; of normalized rows, if x is what a product has left for a norm.
+    Linear { bias: u64, gelu: bool, norm: Option<Norm> },
+    /// Plus a bias (f32, or 0) added to y, the residual stream in f32.
+    Add { bias: u64, next: Option<Next> },
+}
+
+/// A LayerNorm of x that is done after the product.
+#[derive(Clone, Copy, Debug)]
+pub struct Norm {
+    /// f32 `[k / SUMMED, rows, 2]`: sums and sums of squares of x before it was multiplied by the norm's weights.
+    pub sums: u64,
+    /// f32 `[columns]`: W times the norm's weights.
+    pub of_means: u64,
+}
+
+/// What the residual stream's next norm needs.
+#[derive(Clone, Copy, Debug)]
+pub struct Next {
+    /// f32: the norm's weights.
+    pub weights: u64,
+    /// bf16: the residual stream times those.
+    pub scaled: u64,
+    /// See [`Norm::sums`].
+    pub sums: u64,
+}
+
+/// `y = f(x W^T)` of bf16: x `[rows, k]`, W `[columns, k]` (GEGLU: twice the columns), y `[rows, columns]`.
+#[derive(Clone, Copy, Debug)]
+pub struct Fused {
     pub x: u64,
     pub w: u64,
     pub y: u64,
     pub rows: usize,
     pub columns: usize,
     pub k: usize,
+    pub after: After,
 }
 
-impl Geglu {
-    /// The kernel.
-    pub const NAME: &str = "geglu_bf16";
-    /// Shared memory of a block: the pieces on their way, and results that wait to be written.
-    pub const SHARED: usize = STAGES * ((ROWS + COLUMNS) * 128 + 16) + ROWS * (COLUMNS / 2 * SIZE + 16);
+/// A kernel of `products.cu`: how its blocks divide the work, as its template has it.
+#[derive(Clone, Copy, Debug)]
+struct Form {
+    name: &'static str,
+    kind: Kind,
+    /// Rows of W in a block's tile.
+    columns: usize,
+    /// Blocks of a cluster: with different rows, which share W, times with different columns, which share x.
+    cluster: [usize; 2],
+    /// Pieces of k on their way, of 128 bytes.
+    stages: usize,
+}
 
-    /// Whether it may be used, and is faster: sizes fit, and few of the rows computed are padding.
-    pub fn suits(&self, lane: &Lane) -> bool {
-        lane.has(Self::NAME)
-            && self.k.is_multiple_of(8)
-            && self.columns.is_multiple_of(COLUMNS / 2)
-            && self.rows.next_multiple_of(ROWS * CLUSTER) * 10 <= self.rows * 11
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    Geglu,
+    Bias,
+    BiasGelu,
+    Add,
+}
+
+const fn form(name: &'static str, kind: Kind, columns: usize, cluster: [usize; 2], stages: usize) -> Form {
+    Form { name, kind, columns, cluster, stages }
+}
+
+const FORMS: [Form; 6] = [
+    form("geglu_bf16", Kind::Geglu, 256, [2, 1], 4),
+    form("bias_112", Kind::Bias, 112, [2, 1], 6),
+    form("bias_160", Kind::Bias, 160, [2, 1], 5),
+    form("bias_gelu_144", Kind::BiasGelu, 144, [2, 2], 6),
+    form("bias_gelu_208", Kind::BiasGelu, 208, [2, 1], 5),
+    form("add_64", Kind::Add, 64, [2, 2], 8),
+];
+
+/// All kernels, with the shared memory of a block.
+pub fn kernels() -> Vec<(&'static str, usize)> {
+    FORMS.iter().map(|form| (form.name, form.shared())).collect()
+}
+
+impl Form {
+    /// Pieces on their way; results that wait to be written, or vectors; counters.
+    fn shared(&self) -> usize {
+        let Self { columns, stages, .. } = *self;
+        let beside = match self.kind {
+            Kind::Geglu => ROWS * (columns / 2 * SIZE + 16),
+            Kind::Bias | Kind::BiasGelu => (columns + ROWS) * 8,
+            Kind::Add => 0,
+        };
+        stages * ((ROWS + columns) * 128 + 16) + beside
+    }
+
+    fn blocks(&self) -> usize {
+        self.cluster.iter().product()
+    }
+
+    /// Rows and columns of y that a cluster has at a time.
+    fn tile(&self) -> [usize; 2] {
+        let wide = if self.kind == Kind::Geglu { self.columns / 2 } else { self.columns };
+        [ROWS * self.cluster[0], wide * self.cluster[1]]
+    }
+
+    /// Tiles of a product, and how many of them are worked on one after the other.
+    fn tiles(&self, rows: usize, columns: usize, processors: usize) -> (usize, usize) {
+        let [high, wide] = self.tile();
+        let tiles = rows.div_ceil(high) * columns.div_ceil(wide);
+        (tiles, (tiles * self.blocks()).div_ceil(processors))
+    }
+}
+
+impl Fused {
+    fn kind(&self) -> Kind {
+        match self.after {
+            After::Geglu => Kind::Geglu,
+            After::Linear { gelu: false, .. } => Kind::Bias,
+            After::Linear { gelu: true, .. } => Kind::BiasGelu,
+            After::Add { .. } => Kind::Add,
+        }
+    }
+
+    /// The kernel of this kind that takes the least time.
+    fn form(&self, processors: usize) -> &'static Form {
+        let time = |form: &Form| form.tiles(self.rows, self.columns, processors).1 * form.columns;
+        let of_kind = FORMS.iter().filter(|form| form.kind == self.kind());
+        of_kind.min_by_key(|form| time(form)).unwrap_or(&FORMS[0]) // invariant: there is one of every kind
+    }
+
+    /// Whether it may be used: there are such kernels, and sizes fit.
+    pub fn fits(&self, lane: &Lane) -> bool {
+        lane.has(FORMS[0].name) && self.k.is_multiple_of(8) && self.columns.is_multiple_of(8)
+    }
+
+    /// Whether it also keeps the GPU busy: at least four fifths of what all its blocks can do in that time is of use.
+    pub fn fills(&self, lane: &Lane) -> bool {
+        let processors = lane.gpu.processors as usize;
+        let form = self.form(processors);
+        let (_, turns) = form.tiles(self.rows, self.columns, processors);
+        let [high, wide] = form.tile();
+        let done = turns * (processors / form.blocks()) * high * wide;
+        self.fits(lane) && self.rows * self.columns * 5 >= done * 4
     }
 
     /// Puts it on the stream.
     pub fn record(&self, lane: &Lane) -> Result<(), EngineError> {
-        let Self { x, w, y, rows, columns, k } = *self;
-        let tiles = rows.div_ceil(ROWS * CLUSTER) * columns.div_ceil(COLUMNS / 2);
-        let clusters = tiles.min(lane.gpu.processors as usize / CLUSTER);
+        let Self { x, w, y, rows, columns, k, after } = *self;
+        let processors = lane.gpu.processors as usize;
+        let form = self.form(processors);
+        let (tiles, _) = form.tiles(rows, columns, processors);
+        let clusters = if form.kind == Kind::Geglu { tiles.min(processors / form.blocks()) } else { tiles };
         let map = |address, rows, box_rows| {
-            Matrix { address, rows, columns: k, size: SIZE, box_rows }.map().map(Arg::Map)
+            Matrix { address, rows, columns: k, size: SIZE, box_rows, box_bytes: 128 }.map().map(Arg::Map)
         };
+        let (bias, norm, next) = match after {
+            After::Geglu => (0, None, None),
+            After::Linear { bias, norm, .. } => (bias, norm, None),
+            After::Add { bias, next } => (bias, None, next),
+        };
+        let nothing = Next { weights: 0, scaled: 0, sums: 0 };
+        let Next { weights, scaled, sums } = next.unwrap_or(nothing);
+        let w_rows = if form.kind == Kind::Geglu { 2 * columns } else { columns };
         let args = [
-            map(x, rows, ROWS)?,
-            map(w, 2 * columns, COLUMNS / 2)?,
+            map(x, rows, ROWS / form.cluster[1])?,
+            map(w, w_rows, form.columns / 2)?,
             rows.into(),
             columns.into(),
             (k * SIZE).div_ceil(128).into(),
             y.into(),
-            0u64.into(),
-            0u64.into(),
-            1.0.into(),
+            bias.into(),
+            norm.map_or(0, |norm| norm.sums).into(),
+            norm.map_or(0, |_| k / SUMMED).into(),
+            (1.0 / k as f32).into(),
+            norm.map_or(0, |norm| norm.of_means).into(),
+            weights.into(),
+            scaled.into(),
+            sums.into(),
         ];
-        let shape = Launch::new([clusters, CLUSTER, 1], THREADS, Self::SHARED).clusters(CLUSTER);
-        lane.launch_shaped(Self::NAME, shape, &args)
+        let shape = Launch::new([clusters, form.blocks(), 1], THREADS, form.shared()).clusters(form.blocks());
+        lane.launch_shaped(form.name, shape, &args)
     }
 }

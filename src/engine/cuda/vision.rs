@@ -2,11 +2,12 @@
 
 use std::fmt::Arguments;
 
-use super::driver::{Buffer, Gpu};
+use super::driver::{Arg, Buffer, Gpu, Launch, Matrix};
 use super::fp8::Product;
 use super::gemm::{Epilogue, Operands, Shape};
-use super::lane::{Lane, VISION_SHARED};
+use super::lane::{Lane, STAGES, VISION_QUERIES, VISION_SHARED, VISION_SHARED_90, compiled};
 use super::load::{Loader, Weight};
+use super::product::{After, Fused, Next, Norm as Folded, SUMMED};
 use crate::engine::EngineError;
 use crate::engine::probe::Tap;
 use crate::model::dims::{Dims, VisionDims};
@@ -29,7 +30,7 @@ pub struct Vision {
     projector: [Buffer; 2],
     patches: Buffer,
     x: Buffer,
-    /// What is to be added to x, where matrices are e4m3; bf16.
+    /// What is to be added to x, where matrices are e4m3; bf16. Where norms are folded, the norms that a tap wants.
     y: Buffer,
     h: Buffer,
     qkv: Buffer,
@@ -37,6 +38,8 @@ pub struct Vision {
     probabilities: Buffer,
     mixed: Buffer,
     hidden: Buffer,
+    /// For norms that are folded into products: see [`Folded::sums`].
+    sums: Buffer,
 }
 
 struct Norm {
@@ -52,6 +55,14 @@ struct Layer {
     norm2: Norm,
     fc1: (Weight, Buffer),
     fc2: (Weight, Buffer),
+    /// Of q, k, v and of fc1 with the norms before them, where they are folded.
+    folds: Option<[Fold; 2]>,
+}
+
+/// A norm's part in the product after it: see [`Folded::of_means`], and the bias with what the norm's own adds to it.
+struct Fold {
+    of_means: Buffer,
+    bias: Buffer,
 }
 
 /// Images as they lie on the GPU.
@@ -113,7 +124,16 @@ impl Vision {
                     load.weight(&one("mlp.fc2", "weight"), &one("mlp.fc2", "bias"), &of("hidden"))?,
                     load.wide(&format!("{at}mlp.fc2.bias"), 0.0)?,
                 ),
+                folds: None,
             });
+        }
+        // Own products in bf16 take and leave norms half done; e4m3's take them whole.
+        let is_fp8 = |layer: &Layer| {
+            [&layer.qkv, &layer.out, &layer.fc1, &layer.fc2].iter().any(|(weight, _)| weight.is_fp8())
+        };
+        let fits = v.width.is_multiple_of(2 * SUMMED) && v.mlp.is_multiple_of(8);
+        if bf16 && gpu.arch == 90 && fits && !layers.iter().any(is_fp8) {
+            fold(gpu, &v, &mut layers)?;
         }
         let pitch = (3 * v.patch * v.patch).next_multiple_of(8);
         let embedding = format!("{VISION}embeddings.patch_embedding.");
@@ -134,6 +154,7 @@ impl Vision {
             probabilities: zeros(v.heads * v.tokens(), size)?,
             mixed: zeros(v.width, size)?,
             hidden: zeros(v.mlp, size)?,
+            sums: zeros(v.width.div_ceil(SUMMED), 8)?,
             dims: v,
             outputs,
             pitch,
@@ -151,7 +172,7 @@ impl Vision {
         out: u64,
         tap: &mut Tap,
     ) -> Result<(), EngineError> {
-        let VisionDims { image, patch, width, mlp, .. } = self.dims;
+        let VisionDims { image, patch, width, .. } = self.dims;
         let rows = slots.len() * self.dims.tokens();
         let kernel = if pixel == Pixel::U8 { "patches_u8" } else { "patches_f32" };
         let sizes = [image.into(), patch.into(), self.pitch.into()];
@@ -168,40 +189,12 @@ impl Vision {
         lane.product(Shape::linear(rows, width, self.pitch).wide().add(), at)?;
         self.report(lane, tap, slots, format_args!("embeddings"), &self.x, width)?;
 
-        // A product in e4m3 does not add to the residual stream: its result waits in y, in bf16, for the next norm.
         let mut waiting = None;
         for (i, layer) in self.layers.iter().enumerate() {
-            let Layer { norm1, qkv, out, norm2, fc1, fc2 } = layer;
-            let (h, mut mixed) = (self.h.address, self.mixed.address);
-            self.norm(lane, norm1, rows, waiting, qkv.0.inverse())?;
-            if !qkv.0.is_fp8() {
-                self.report_narrow(lane, tap, slots, format_args!("layer.{i}.layer_norm1"), &self.h, width)?;
-            }
-            let (columns, y) = (3 * width, self.qkv.address);
-            if qkv.0.is_fp8() {
-                Product { x: h, w: &qkv.0, y, rows, columns, k: width }.finished(lane, false)?;
-            } else {
-                let shape = Shape::linear(rows, columns, width).with(Epilogue::Bias);
-                lane.through(&qkv.0, 0, shape, Operands { bias: qkv.1.address, ..Operands::new(h, 0, y) })?;
-            }
-            if !self.attention(lane, slots.len(), out.0.inverse())? && out.0.is_fp8() {
-                lane.finish([mixed, 0, self.hidden.address], [rows, width], false, out.0.inverse())?;
-                mixed = self.hidden.address;
-            }
-            if !out.0.is_fp8() {
-                let name = format_args!("layer.{i}.attention");
-                self.report_narrow(lane, tap, slots, name, &self.mixed, width)?;
-            }
-            waiting = self.add(lane, out, mixed, rows, width)?;
-            self.norm(lane, norm2, rows, waiting, fc1.0.inverse())?;
-            if !fc1.0.is_fp8() {
-                self.report_narrow(lane, tap, slots, format_args!("layer.{i}.layer_norm2"), &self.h, width)?;
-            }
-            let hidden = self.hidden(lane, fc1, fc2.0.inverse(), rows)?;
-            if !fc2.0.is_fp8() {
-                self.report_narrow(lane, tap, slots, format_args!("layer.{i}.hidden"), &self.hidden, mlp)?;
-            }
-            waiting = self.add(lane, fc2, hidden, rows, mlp)?;
+            waiting = match &layer.folds {
+                Some(folds) => self.folded(lane, i, folds, slots, tap).map(|()| None)?,
+                None => self.layer(lane, i, waiting, slots, tap)?,
+            };
             if waiting.is_none() {
                 self.report(lane, tap, slots, format_args!("layer.{i}.out"), &self.x, width)?;
             }
@@ -225,24 +218,133 @@ impl Vision {
         Ok(())
     }
 
+    /// Layer `i`, norms by kernels of their own. A product in e4m3 does not add to the residual stream: its result waits in
+    /// y, in bf16, for the next norm. `waiting`, and what is returned: see [`Self::add`].
+    fn layer(
+        &self,
+        lane: &mut Lane,
+        i: usize,
+        waiting: Option<u64>,
+        slots: &[usize],
+        tap: &mut Tap,
+    ) -> Result<Option<u64>, EngineError> {
+        let VisionDims { width, mlp, .. } = self.dims;
+        let rows = slots.len() * self.dims.tokens();
+        let Layer { norm1, qkv, out, norm2, fc1, fc2, .. } = &self.layers[i];
+        let (h, mut mixed) = (self.h.address, self.mixed.address);
+        self.norm(lane, norm1, rows, waiting, qkv.0.inverse())?;
+        if !qkv.0.is_fp8() {
+            self.report_narrow(lane, tap, slots, format_args!("layer.{i}.layer_norm1"), &self.h, width)?;
+        }
+        let (columns, y) = (3 * width, self.qkv.address);
+        if qkv.0.is_fp8() {
+            Product { x: h, w: &qkv.0, y, rows, columns, k: width }.finished(lane, false)?;
+        } else {
+            self.biased(lane, qkv, h, y, Shape::linear(rows, columns, width).with(Epilogue::Bias))?;
+        }
+        if !self.attention(lane, slots.len(), out.0.inverse())? && out.0.is_fp8() {
+            lane.finish([mixed, 0, self.hidden.address], [rows, width], false, out.0.inverse())?;
+            mixed = self.hidden.address;
+        }
+        if !out.0.is_fp8() {
+            self.report_narrow(lane, tap, slots, format_args!("layer.{i}.attention"), &self.mixed, width)?;
+        }
+        let waiting = self.add(lane, out, mixed, rows, width)?;
+        self.norm(lane, norm2, rows, waiting, fc1.0.inverse())?;
+        if !fc1.0.is_fp8() {
+            self.report_narrow(lane, tap, slots, format_args!("layer.{i}.layer_norm2"), &self.h, width)?;
+        }
+        let hidden = self.hidden(lane, fc1, fc2.0.inverse(), rows)?;
+        if !fc2.0.is_fp8() {
+            self.report_narrow(lane, tap, slots, format_args!("layer.{i}.hidden"), &self.hidden, mlp)?;
+        }
+        self.add(lane, fc2, hidden, rows, mlp)
+    }
+
+    /// Layer `i` in bf16, norms folded into own products. Where a tap listens, it also gets them whole, from kernels that
+    /// nothing else depends on.
+    fn folded(
+        &self,
+        lane: &mut Lane,
+        i: usize,
+        [first, second]: &[Fold; 2],
+        slots: &[usize],
+        tap: &mut Tap,
+    ) -> Result<(), EngineError> {
+        let VisionDims { width, mlp, .. } = self.dims;
+        let rows = slots.len() * self.dims.tokens();
+        let sums = self.sums.address;
+        let own = |x: &Buffer, w: &Weight, y: &Buffer, columns, k, after| {
+            Fused { x: x.address, w: w.values.address, y: y.address, rows, columns, k, after }
+        };
+        let normed = |fold: &Fold, gelu| {
+            let (bias, of_means) = (fold.bias.address, fold.of_means.address);
+            After::Linear { bias, gelu, norm: Some(Folded { sums, of_means }) }
+        };
+        let added = |bias: &Buffer, next: Option<&Norm>| {
+            let next = next.map(|norm| Next { weights: norm.weight.address, scaled: self.h.address, sums });
+            After::Add { bias: bias.address, next }
+        };
+        let Layer { norm1, qkv, out, norm2, fc1, fc2, .. } = &self.layers[i];
+        let next = self.layers.get(i + 1).map(|layer| &layer.norm1);
+        let fc2_added = own(&self.hidden, &fc2.0, &self.x, width, mlp, added(&fc2.1, next));
+        // The first norm is folded where what comes before it, fc2, is an own product.
+        let is_folded = fc2_added.fills(lane);
+        if is_folded {
+            if i == 0 {
+                let (h, sums) = ((&self.h).into(), (&self.sums).into());
+                let args = [(&self.x).into(), (&norm1.weight).into(), h, sums, width.into()];
+                lane.launch("norm_begins", [rows, 1, 1], 128, 0, &args)?;
+            }
+            self.report_norm(lane, tap, slots, format_args!("layer.{i}.layer_norm1"), norm1)?;
+            own(&self.h, &qkv.0, &self.qkv, 3 * width, width, normed(first, false)).record(lane)?;
+        } else {
+            self.norm(lane, norm1, rows, None, 0.0)?;
+            self.report_narrow(lane, tap, slots, format_args!("layer.{i}.layer_norm1"), &self.h, width)?;
+            let shape = Shape::linear(rows, 3 * width, width).with(Epilogue::Bias);
+            self.biased(lane, qkv, self.h.address, self.qkv.address, shape)?;
+        }
+        self.attention(lane, slots.len(), 0.0)?;
+        self.report_narrow(lane, tap, slots, format_args!("layer.{i}.attention"), &self.mixed, width)?;
+        own(&self.mixed, &out.0, &self.x, width, width, added(&out.1, Some(norm2))).record(lane)?;
+        self.report_norm(lane, tap, slots, format_args!("layer.{i}.layer_norm2"), norm2)?;
+        own(&self.h, &fc1.0, &self.hidden, mlp, width, normed(second, true)).record(lane)?;
+        self.report_narrow(lane, tap, slots, format_args!("layer.{i}.hidden"), &self.hidden, mlp)?;
+        if is_folded {
+            return fc2_added.record(lane);
+        }
+        self.add(lane, fc2, self.hidden.address, rows, mlp).map(drop)
+    }
+
+    /// x through a matrix in bf16 or f32 and what its shape adds, to y.
+    fn biased(
+        &self,
+        lane: &mut Lane,
+        (w, bias): &(Weight, Buffer),
+        x: u64,
+        y: u64,
+        shape: Shape,
+    ) -> Result<(), EngineError> {
+        lane.through(w, 0, shape, Operands { bias: bias.address, ..Operands::new(x, 0, y) })
+    }
+
     /// h through fc1 and GELU: where that is, in e4m3 if there is an `inverse` of its scale.
     fn hidden(
         &self,
         lane: &mut Lane,
-        (w, bias): &(Weight, Buffer),
+        fc1: &(Weight, Buffer),
         inverse: f32,
         rows: usize,
     ) -> Result<u64, EngineError> {
         let (x, y, VisionDims { width, mlp, .. }) = (self.h.address, self.hidden.address, self.dims);
-        if w.is_fp8() {
-            let product = Product { x, w, y, rows, columns: mlp, k: width };
+        if fc1.0.is_fp8() {
+            let product = Product { x, w: &fc1.0, y, rows, columns: mlp, k: width };
             if inverse != 0.0 && product.gelu(lane, inverse)? {
                 return Ok(y);
             }
             product.finished(lane, true)?;
         } else {
-            let at = Operands { bias: bias.address, ..Operands::new(x, 0, y) };
-            lane.through(w, 0, Shape::linear(rows, mlp, width).with(Epilogue::BiasGelu), at)?;
+            self.biased(lane, fc1, x, y, Shape::linear(rows, mlp, width).with(Epilogue::BiasGelu))?;
         }
         if inverse == 0.0 {
             return Ok(y);
@@ -256,18 +358,17 @@ impl Vision {
     fn add(
         &self,
         lane: &mut Lane,
-        (w, bias): &(Weight, Buffer),
+        matrix: &(Weight, Buffer),
         x: u64,
         rows: usize,
         k: usize,
     ) -> Result<Option<u64>, EngineError> {
-        let shape = Shape::linear(rows, self.dims.width, k);
+        let (w, columns) = (&matrix.0, self.dims.width);
         if w.is_fp8() {
-            let (y, columns) = (self.y.address, self.dims.width);
-            return Product { x, w, y, rows, columns, k }.dense(lane).map(Some);
+            return Product { x, w, y: self.y.address, rows, columns, k }.dense(lane).map(Some);
         }
-        let at = Operands { bias: bias.address, ..Operands::new(x, 0, self.x.address) };
-        lane.through(w, 0, shape.wide().add().with(Epilogue::Bias), at).map(|()| None)
+        let shape = Shape::linear(rows, columns, k).wide().add().with(Epilogue::Bias);
+        self.biased(lane, matrix, x, self.x.address, shape).map(|()| None)
     }
 
     /// x to h. `waiting`: what is in y comes to x first, and these biases. `inverse`: of h's scale, if not 0.
@@ -279,6 +380,18 @@ impl Vision {
         waiting: Option<u64>,
         inverse: f32,
     ) -> Result<(), EngineError> {
+        self.norm_to(lane, norm, &self.h, rows, waiting, inverse)
+    }
+
+    fn norm_to(
+        &self,
+        lane: &Lane,
+        norm: &Norm,
+        to: &Buffer,
+        rows: usize,
+        waiting: Option<u64>,
+        inverse: f32,
+    ) -> Result<(), EngineError> {
         if self.dims.width <= 2048 && lane.has("layer_norm_row") {
             let args = [
                 (&self.x).into(),
@@ -286,7 +399,7 @@ impl Vision {
                 waiting.unwrap_or(0).into(),
                 (&norm.weight).into(),
                 (&norm.bias).into(),
-                (&self.h).into(),
+                to.into(),
                 self.dims.width.into(),
                 inverse.into(),
             ];
@@ -296,7 +409,7 @@ impl Vision {
             (&self.x).into(),
             (&norm.weight).into(),
             (&norm.bias).into(),
-            (&self.h).into(),
+            to.into(),
             self.dims.width.into(),
             rows.into(),
         ];
@@ -308,7 +421,23 @@ impl Vision {
         let VisionDims { width, heads, .. } = self.dims;
         let (tokens, dim, size) = (self.dims.tokens(), width / heads, lane.size());
         let scale = 1.0 / (dim as f32).sqrt();
-        if (tokens, dim) == (256, 72) && lane.has("vision_attention") {
+        let is_own = (tokens, dim) == (256, 72);
+        if is_own && lane.has("vision_attention_90") {
+            let map = |box_bytes| {
+                let (address, rows, columns) = (self.qkv.address, images * tokens, 3 * width);
+                Matrix { address, rows, columns, size, box_rows: VISION_QUERIES, box_bytes }
+                    .map()
+                    .map(Arg::Map)
+            };
+            let scale = scale * std::f32::consts::LOG2_E;
+            let to = (&self.mixed).into();
+            let args = [map(128)?, map(16)?, to, width.into(), scale.into(), inverse.into()];
+            let parts = tokens / VISION_QUERIES;
+            let shape = Launch::new([heads, parts, images], 2 * VISION_QUERIES, VISION_SHARED_90);
+            lane.launch_shaped("vision_attention_90", shape.clusters(parts), &args)?;
+            return Ok(true);
+        }
+        if is_own && lane.has("vision_attention") {
             let scale = scale * std::f32::consts::LOG2_E;
             let args = [(&self.qkv).into(), (&self.mixed).into(), width.into(), scale.into(), inverse.into()];
             lane.launch("vision_attention", [tokens / 64, heads, images], 128, VISION_SHARED, &args)?;
@@ -377,6 +506,22 @@ impl Vision {
         Ok(())
     }
 
+    /// A norm of x that is folded into a product, if somebody wants it: through y, which nothing waits in then.
+    fn report_norm(
+        &self,
+        lane: &Lane,
+        tap: &mut Tap,
+        slots: &[usize],
+        name: Arguments<'_>,
+        norm: &Norm,
+    ) -> Result<(), EngineError> {
+        if slots.iter().any(|slot| tap.wants(format_args!("vision.{name}.{slot}"))) {
+            self.norm_to(lane, norm, &self.y, slots.len() * self.dims.tokens(), None, 0.0)?;
+            self.report_narrow(lane, tap, slots, name, &self.y, self.dims.width)?;
+        }
+        Ok(())
+    }
+
     fn report_narrow(
         &self,
         lane: &Lane,
@@ -393,6 +538,31 @@ impl Vision {
         }
         Ok(())
     }
+}
+
+/// Folds the norms before q, k, v and fc1 into them.
+fn fold(gpu: &Gpu, v: &VisionDims, layers: &mut [Layer]) -> Result<(), EngineError> {
+    let kernels = compiled(gpu, STAGES, &["BF16".to_owned()], &[("fold_norm", 0)])?;
+    let fold = |norm: &Norm, (w, bias): &(Weight, Buffer), columns: usize| {
+        let vector = || gpu.zeros(columns * 4);
+        let fold = Fold { of_means: vector()?, bias: vector()? };
+        let args = [
+            (&w.values).into(),
+            bias.into(),
+            (&norm.weight).into(),
+            (&norm.bias).into(),
+            (&fold.of_means).into(),
+            (&fold.bias).into(),
+            v.width.into(),
+        ];
+        gpu.launch(kernels["fold_norm"], Launch::new([columns, 1, 1], 128, 0), false, &args)?;
+        Ok::<_, EngineError>(fold)
+    };
+    for layer in layers {
+        let qkv = fold(&layer.norm1, &layer.qkv, 3 * v.width)?;
+        layer.folds = Some([qkv, fold(&layer.norm2, &layer.fc1, v.mlp)?]);
+    }
+    Ok(())
 }
 
 /// See [`Vision::positions`].

@@ -26,9 +26,11 @@ __device__ __forceinline__ float quad_max(float x) {
     x = fmaxf(x, __shfl_xor_sync(FULL, x, 1));
     return fmaxf(x, __shfl_xor_sync(FULL, x, 2));
 }
-__device__ __forceinline__ float quad_sum(float x) {
-    x += __shfl_xor_sync(FULL, x, 1);
-    return x + __shfl_xor_sync(FULL, x, 2);
+
+__device__ __forceinline__ float power_of_2(float x) {
+    float y;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
 }
 
 // Two floats to elements `at` and the next of `out`: bf16, or e4m3 times `inverse` if that is not 0.
@@ -111,7 +113,7 @@ extern "C" __global__ __launch_bounds__(128) void vision_attention(const u16* qk
             float* t = s[2 * k + half];
 #pragma unroll
             for (int e = 0; e < 4; e++) {
-                t[e] = exp2f(fmaf(t[e], scale, -top[e / 2]));
+                t[e] = power_of_2(fmaf(t[e], scale, -top[e / 2]));
                 sum[e / 2] += t[e];
             }
             p[2 * half] = pack_bf16(t[0], t[1]);
@@ -139,123 +141,266 @@ extern "C" __global__ __launch_bounds__(128) void vision_attention(const u16* qk
     }
 }
 
+#if __CUDA_ARCH__ == 900
+// An operand that is not swizzled: 8 rows of 16 bytes, one after the other; `lead` and `stride` as the canonical layouts
+// have them.
+__device__ __forceinline__ u64 flat(u32 address, u32 lead, u32 stride) {
+    return (u64)((address & 0x3ffff) >> 4) | (u64)(lead >> 4) << 16 | (u64)(stride >> 4) << 32;
+}
+// d [64 x 64] (and [64 x 8]) += a [64 x 16] in registers, b [16 x 64] in shared memory with columns contiguous.
+__device__ __forceinline__ void wgmma_64_ra(float (&d)[32], u32 a0, u32 a1, u32 a2, u32 a3, u64 b, int accumulate) {
+    asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %37, 0;\n"
+                 "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 "
+                 "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
+                 "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31}, "
+                 "{%32, %33, %34, %35}, %36, p, 1, 1, 1;\n}\n"
+                 : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]), "+f"(d[7]),
+                   "+f"(d[8]), "+f"(d[9]), "+f"(d[10]), "+f"(d[11]), "+f"(d[12]), "+f"(d[13]), "+f"(d[14]), "+f"(d[15]),
+                   "+f"(d[16]), "+f"(d[17]), "+f"(d[18]), "+f"(d[19]), "+f"(d[20]), "+f"(d[21]), "+f"(d[22]), "+f"(d[23]),
+                   "+f"(d[24]), "+f"(d[25]), "+f"(d[26]), "+f"(d[27]), "+f"(d[28]), "+f"(d[29]), "+f"(d[30]), "+f"(d[31])
+                 : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "l"(b), "r"(accumulate));
+}
+__device__ __forceinline__ void wgmma_8_ra(float (&d)[4], u32 a0, u32 a1, u32 a2, u32 a3, u64 b, int accumulate) {
+    asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %9, 0;\n"
+                 "wgmma.mma_async.sync.aligned.m64n8k16.f32.bf16.bf16 {%0, %1, %2, %3}, {%4, %5, %6, %7}, %8, p, 1, 1, 1;\n}\n"
+                 : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+                 : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "l"(b), "r"(accumulate));
+}
+#endif
+#if __CUDA_ARCH__ == 900
+#define MAP const __grid_constant__ Map
+#else
+struct Map;
+#define MAP const Map*
+#endif
+
+// The same on Hopper: 64 queries per warpgroup. A head's blocks are a cluster; each brings its part of keys and values to
+// all of them. A row's first 64 columns (`wide`) and its last 8 (`narrow`, rows of 16 bytes) lie apart.
+// grid: (heads, 256 / queries of a block, images), block 128 or 256; both maps are of qkv, in boxes of a block's queries.
+#define SEE_WIDE 64
+#define SEE_NARROW (SEE_DIM - SEE_WIDE)
+extern "C" __global__ __launch_bounds__(256, 1) void vision_attention_90(MAP wide, MAP narrow, void* out, int width, float scale, float inverse) {
+#if __CUDA_ARCH__ == 900
+    extern __shared__ uint4 room[];
+    int queries = blockDim.x / 2;
+    u32 ks = (shared_address(room) + 1023) / 1024 * 1024, vs = ks + SEE * 128, qs = vs + SEE * 128;
+    u32 k_last = qs + queries * 128, v_last = k_last + SEE * 16, q_last = v_last + SEE * 16, zeros = q_last + queries * 16;
+    u32 keys_came = zeros + queries * 16, values_came = keys_came + 8;
+    int group = threadIdx.x / 128, warp = threadIdx.x % 128 / 32, lane = threadIdx.x % 32, g = lane / 4, c = lane % 4;
+    if (threadIdx.x == 0) {
+        gate_init(keys_came, 1);
+        gate_init(values_came, 1);
+        asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+    }
+    // The last step has 8 columns: queries have zeros after them, keys the same 8 again.
+    if ((int)threadIdx.x < queries) asm volatile("st.shared.v4.b32 [%0], {%1, %1, %1, %1};" ::"r"(zeros + threadIdx.x * 16), "r"(0) : "memory");
+    fence_async();
+    __syncthreads();
+    cluster_sync();
+    wait_for_previous();
+    let_next_start();
+    if (threadIdx.x < 32) {
+        if (is_elected()) {
+            u16 mine = 1 << blockIdx.y, all = (1 << gridDim.y) - 1;
+            int row = blockIdx.z * SEE + blockIdx.y * queries, column = blockIdx.x * SEE_DIM;
+            u32 part = blockIdx.y * queries;
+            gate_expect(keys_came, (queries + SEE) * SEE_DIM * 2);
+            fetch(qs, &wide, keys_came, column, row, mine);
+            fetch(q_last, &narrow, keys_came, column + SEE_WIDE, row, mine);
+            fetch(ks + part * 128, &wide, keys_came, width + column, row, all);
+            fetch(k_last + part * 16, &narrow, keys_came, width + column + SEE_WIDE, row, all);
+            gate_expect(values_came, SEE * SEE_DIM * 2);
+            fetch(vs + part * 128, &wide, values_came, 2 * width + column, row, all);
+            fetch(v_last + part * 16, &narrow, values_came, 2 * width + column + SEE_WIDE, row, all);
+        }
+        __syncwarp();
+    }
+    gate_wait(keys_came, 0);
+    float s[SEE / 2], o[SEE_WIDE / 2], last[SEE_NARROW / 2];
+    wgmma_fence();
+#pragma unroll
+    for (int k = 0; k < 4; k++) wgmma_256(s, operand(qs + group * 64 * 128 + k * 32, 16, 1024), operand(ks + k * 32, 16, 1024), k > 0);
+    wgmma_256(s, flat(q_last + group * 64 * 16, queries * 16, 128), flat(k_last, 0, 128), 1);
+    wgmma_commit();
+    wgmma_wait<0>();
+    float top[2] = {-1e30f, -1e30f}, sum[2] = {0.0f, 0.0f};
+#pragma unroll
+    for (int i = 0; i < SEE / 2; i++) top[i / 2 % 2] = fmaxf(top[i / 2 % 2], s[i]);
+#pragma unroll
+    for (int e = 0; e < 2; e++) top[e] = quad_max(top[e]) * scale;
+    gate_wait(values_came, 0);
+    u32 p[SEE / 4];
+#pragma unroll
+    for (int part = 0; part < 4; part++) {
+#pragma unroll
+        for (int i = part * 32; i < part * 32 + 32; i += 2) {
+            float a = power_of_2(fmaf(s[i], scale, -top[i / 2 % 2])), b = power_of_2(fmaf(s[i + 1], scale, -top[i / 2 % 2]));
+            sum[i / 2 % 2] += a + b;
+            p[i / 2] = pack_bf16(a, b);
+        }
+        wgmma_fence();
+#pragma unroll
+        for (int k = part * 4; k < part * 4 + 4; k++) {
+            wgmma_64_ra(o, p[4 * k], p[4 * k + 1], p[4 * k + 2], p[4 * k + 3], operand(vs + k * 16 * 128, 16, 1024), k > 0);
+            wgmma_8_ra(last, p[4 * k], p[4 * k + 1], p[4 * k + 2], p[4 * k + 3], flat(v_last + k * 256, 128, 128), k > 0);
+        }
+        wgmma_commit();
+    }
+    float r0 = 1.0f / quad_sum(sum[0]), r1 = 1.0f / quad_sum(sum[1]);
+    int row = blockIdx.y * queries + group * 64 + warp * 16 + g;
+    size_t to = ((size_t)blockIdx.z * SEE + row) * width + blockIdx.x * SEE_DIM + c * 2;
+    wgmma_wait<0>();
+#pragma unroll
+    for (int n = 0; n < SEE_DIM / 8; n++) {
+        float* t = n < SEE_WIDE / 8 ? o + n * 4 : last;
+        store_two(out, to + n * 8, t[0] * r0, t[1] * r0, inverse);
+        store_two(out, to + (size_t)8 * width + n * 8, t[2] * r1, t[3] * r1, inverse);
+    }
+#endif
+}
+
 // Gemma's prefix: heads of 256 that share keys and values, so that queries are rows [rows, 256] over k, v [keys, 256].
-// Keys from *valid on do not count. A block has 64 rows; its two warpgroups take turns at 64 keys each and add up what
-// they found, so that one multiplies while the other one exponentiates. grid: rows / 64 rounded up, block 256.
-// scale includes log2 e. Hopper only.
+// Keys from *valid on do not count. A block has 64 queries; its two warpgroups take turns at 64 keys each and add up what
+// they found, so that one multiplies while the other one exponentiates. Keys and values would come too slowly for one
+// block: a cluster's two blocks, which have different queries, bring one half each to both. What lies beyond the keys
+// that count is finite. grid: (rows / 128 rounded up, 2), block 384: the last warpgroup only fetches. scale includes log2 e.
+// Hopper only.
 #define TILE 8192 // bytes of 64 rows x 64 columns
-#define PREFIX_SHARED (28 * TILE + 1024)
-extern "C" __global__ __launch_bounds__(256, 1) void prefix_attention(const u16* q, const u16* k, const u16* v, void* out,
-        const int* valid, int rows, float scale, float inverse) {
+extern "C" __global__ __launch_bounds__(384, 1) void prefix_attention(MAP q, MAP k, MAP v, void* out, const int* valid, int rows, float scale,
+        float inverse) {
 #if __CUDA_ARCH__ == 900
     extern __shared__ uint4 room[];
     int group = threadIdx.x / 128, warp = threadIdx.x % 128 / 32, lane = threadIdx.x % 32, g = lane / 4, c = lane % 4;
     // Queries, then each group's two sets of keys and one of values.
-    u32 qs = (shared_address(room) + 1023) / 1024 * 1024, ks = qs + (4 + group * 12) * TILE, vs = ks + 8 * TILE;
-    int first = blockIdx.x * 64;
-    // 64 rows of 256 as four tiles of 64 columns, 16-byte chunks swizzled within their 128-byte rows. What lies beyond
-    // the rows that count is finite.
-    u32 to_even = lane / 8 * TILE + warp * 128 + (lane % 8 ^ warp) * 16, to_odd = lane / 8 * TILE + (warp + 4) * 128 + (lane % 8 ^ warp + 4) * 16;
-    auto fetch = [&](u32 to, const u16* from, int row) {
-        const u16* source = from + (size_t)(row + warp) * 256 + lane * 8;
-#pragma unroll
-        for (int i = 0; i < 16; i++) copy_async(to + (i % 2 ? to_odd : to_even) + i / 2 * 1024, source + i * 1024);
-        copy_commit();
-    };
-    auto group_sync = [&] { asm volatile("bar.sync %0, 128;" ::"r"(group + 1) : "memory"); };
+    u32 qs = (shared_address(room) + 1023) / 1024 * 1024, gates = qs + 28 * TILE;
+    auto keys = [&](int of, int turn) { return qs + (4 + of * 12 + turn * 4) * TILE; };
+    auto values = [&](int of) { return qs + (12 + of * 12) * TILE; };
+    // What has come: queries, keys of a group and turn, values of a group; then what both blocks have done with.
+    auto keys_came = [&](int of, int turn) { return gates + (1 + of * 2 + turn) * 8; };
+    auto values_came = [&](int of) { return gates + (5 + of) * 8; };
+    u32 done = 6 * 8;
+    int first = (blockIdx.x * 2 + blockIdx.y) * 64;
+    if (threadIdx.x == 0) {
+        for (int i = 0; i < 7; i++) gate_init(gates + i * 8, 1);
+        for (int i = 7; i < 13; i++) gate_init(gates + i * 8, 8); // a warp of a group of either block each
+        asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+    }
+    cluster_sync();
     wait_for_previous();
     int end = *valid, tiles = (end + 63) / 64;
-    if (group == 0) fetch(qs, q, first); else copy_commit();
-    if (group < tiles) fetch(ks, k, group * 64); else copy_commit();
-    if (group < tiles) fetch(vs, v, group * 64); else copy_commit();
-    float o[128], top[2] = {-1e30f, -1e30f}, sum[2] = {0.0f, 0.0f};
+    if (group == 2) {
+        asm volatile("setmaxnreg.dec.sync.aligned.u32 40;");
+        if (threadIdx.x < 288 && is_elected()) {
+            auto half = [&](u32 to, const Map* from, u32 gate, int j) {
+                gate_expect(gate, 4 * TILE);
 #pragma unroll
-    for (int i = 0; i < 128; i++) o[i] = 0.0f;
-    copy_wait<2>();
-    fence_async();
-    __syncthreads();
-    for (int j = group, turn = 0; j < tiles; j += 2, turn ^= 1) {
-        u32 kj = ks + turn * 4 * TILE;
-        if (j + 2 < tiles) fetch(ks + (turn ^ 1) * 4 * TILE, k, (j + 2) * 64); else copy_commit();
-        copy_wait<2>();
-        fence_async();
-        group_sync();
-        float s[32];
-        wgmma_fence();
-#pragma unroll
-        for (int i = 0; i < 16; i++) {
-            u32 at = i / 4 * TILE + i % 4 * 32;
-            wgmma_64(s, operand(qs + at, 16, 1024), operand(kj + at, 16, 1024), i > 0);
+                for (int i = 0; i < 2; i++) {
+                    int box = blockIdx.y * 2 + i;
+                    fetch(to + box * TILE, from, gate, box * 64, j * 64, 3);
+                }
+            };
+            gate_expect(gates, 4 * TILE);
+            for (int i = 0; i < 4; i++) fetch(qs + i * TILE, &q, gates, i * 64, first, 1 << blockIdx.y);
+            for (int j = -2; j < tiles; j++) {
+                int ahead = j + 2, of = ahead % 2, turn = ahead / 2 % 2;
+                if (ahead < tiles) {
+                    if (ahead >= 4) gate_wait(keys_came(of, turn) + done, (ahead / 4 - 1) % 2);
+                    half(keys(of, turn), &k, keys_came(of, turn), ahead);
+                }
+                if (j < 0) continue;
+                if (j >= 2) gate_wait(values_came(of) + done, (j / 2 - 1) % 2);
+                half(values(of), &v, values_came(of), j);
+            }
         }
-        wgmma_commit();
-        wgmma_wait<0>();
-        if (j == tiles - 1)
+        __syncwarp();
+    } else {
+        asm volatile("setmaxnreg.inc.sync.aligned.u32 232;");
+        float o[128], top[2] = {-1e30f, -1e30f}, sum[2] = {0.0f, 0.0f};
 #pragma unroll
-            for (int i = 0; i < 32; i++)
-                if (j * 64 + i / 4 * 8 + c * 2 + i % 2 >= end) s[i] = -1e30f;
-        float most[2] = {top[0], top[1]}, shrink[2];
+        for (int i = 0; i < 128; i++) o[i] = 0.0f;
+        gate_wait(gates, 0);
+        for (int j = group, n = 0; j < tiles; j += 2, n++) {
+            u32 ks = keys(group, n % 2), vs = values(group);
+            gate_wait(keys_came(group, n % 2), n / 2 % 2);
+            float s[32];
+            wgmma_fence();
 #pragma unroll
-        for (int i = 0; i < 32; i++) most[i / 2 % 2] = fmaxf(most[i / 2 % 2], s[i] * scale);
+            for (int i = 0; i < 16; i++) {
+                u32 at = i / 4 * TILE + i % 4 * 32;
+                wgmma_64(s, operand(qs + at, 16, 1024), operand(ks + at, 16, 1024), i > 0);
+            }
+            wgmma_commit();
+            wgmma_wait<0>();
+            if (lane < 2) gate_arrive(keys_came(group, n % 2) + done, lane);
+            if (j == tiles - 1)
 #pragma unroll
-        for (int e = 0; e < 2; e++) {
-            most[e] = quad_max(most[e]);
-            shrink[e] = exp2f(top[e] - most[e]);
-            top[e] = most[e];
-            sum[e] *= shrink[e];
+                for (int i = 0; i < 32; i++)
+                    if (j * 64 + i / 4 * 8 + c * 2 + i % 2 >= end) s[i] = -1e30f;
+            float most[2] = {-1e30f, -1e30f}, shrink[2];
+#pragma unroll
+            for (int i = 0; i < 32; i++) most[i / 2 % 2] = fmaxf(most[i / 2 % 2], s[i]);
+#pragma unroll
+            for (int e = 0; e < 2; e++) {
+                most[e] = fmaxf(top[e], quad_max(most[e]) * scale);
+                shrink[e] = power_of_2(top[e] - most[e]);
+                top[e] = most[e];
+                sum[e] *= shrink[e];
+            }
+#pragma unroll
+            for (int i = 0; i < 32; i++) {
+                s[i] = power_of_2(fmaf(s[i], scale, -top[i / 2 % 2]));
+                sum[i / 2 % 2] += s[i];
+            }
+#pragma unroll
+            for (int i = 0; i < 128; i++) o[i] *= shrink[i / 2 % 2];
+            gate_wait(values_came(group), n % 2);
+            wgmma_fence();
+#pragma unroll
+            for (int i = 0; i < 4; i++) {
+                float* t = s + i * 8;
+                wgmma_256_ra(o, pack_bf16(t[0], t[1]), pack_bf16(t[2], t[3]), pack_bf16(t[4], t[5]), pack_bf16(t[6], t[7]),
+                             operand(vs + i * 2048, TILE, 1024), 1);
+            }
+            wgmma_commit();
+            wgmma_wait<0>();
+            if (lane < 2) gate_arrive(values_came(group) + done, lane);
         }
+        let_next_start();
+        // The second group's results through shared memory.
+        auto both_sync = [&] { asm volatile("bar.sync 1, 256;" ::: "memory"); };
+        both_sync();
+        float* given = (float*)((char*)room + (qs - shared_address(room))) + threadIdx.x % 128;
+        if (group == 1) {
 #pragma unroll
-        for (int i = 0; i < 32; i++) {
-            s[i] = exp2f(fmaf(s[i], scale, -top[i / 2 % 2]));
-            sum[i / 2 % 2] += s[i];
+            for (int i = 0; i < 128; i++) given[i * 128] = o[i];
+#pragma unroll
+            for (int e = 0; e < 2; e++) given[(128 + e) * 128] = top[e], given[(130 + e) * 128] = sum[e];
         }
+        both_sync();
+        if (group == 0) {
+            float mine[2], theirs[2];
 #pragma unroll
-        for (int i = 0; i < 128; i++) o[i] *= shrink[i / 2 % 2];
-        copy_wait<1>();
-        fence_async();
-        group_sync();
-        wgmma_fence();
+            for (int e = 0; e < 2; e++) {
+                float other = given[(128 + e) * 128], most = fmaxf(top[e], other);
+                mine[e] = power_of_2(top[e] - most);
+                theirs[e] = power_of_2(other - most);
+                float r = 1.0f / (quad_sum(sum[e]) * mine[e] + quad_sum(given[(130 + e) * 128]) * theirs[e]);
+                mine[e] *= r;
+                theirs[e] *= r;
+            }
+            int row = first + warp * 16 + g;
+            size_t to = (size_t)row * 256 + c * 2;
 #pragma unroll
-        for (int i = 0; i < 4; i++) {
-            float* t = s + i * 8;
-            wgmma_256_ra(o, pack_bf16(t[0], t[1]), pack_bf16(t[2], t[3]), pack_bf16(t[4], t[5]), pack_bf16(t[6], t[7]),
-                         operand(vs + i * 2048, TILE, 1024), 1);
+            for (int n = 0; n < 32; n++) {
+                float t[4];
+#pragma unroll
+                for (int e = 0; e < 4; e++) t[e] = o[n * 4 + e] * mine[e / 2] + given[(n * 4 + e) * 128] * theirs[e / 2];
+                if (row < rows) store_two(out, to + n * 8, t[0], t[1], inverse);
+                if (row + 8 < rows) store_two(out, to + 8 * 256 + n * 8, t[2], t[3], inverse);
+            }
         }
-        wgmma_commit();
-        wgmma_wait<0>();
-        group_sync(); // values and the other keys are free
-        if (j + 2 < tiles) fetch(vs, v, (j + 2) * 64); else copy_commit();
+        __syncwarp();
     }
-    let_next_start();
-    // The second group's results through shared memory.
-    __syncthreads();
-    float* given = (float*)((char*)room + (qs - shared_address(room))) + threadIdx.x % 128;
-    if (group == 1) {
-#pragma unroll
-        for (int i = 0; i < 128; i++) given[i * 128] = o[i];
-#pragma unroll
-        for (int e = 0; e < 2; e++) given[(128 + e) * 128] = top[e], given[(130 + e) * 128] = sum[e];
-    }
-    __syncthreads();
-    if (group == 1) return;
-    float mine[2], theirs[2];
-#pragma unroll
-    for (int e = 0; e < 2; e++) {
-        float other = given[(128 + e) * 128], most = fmaxf(top[e], other);
-        mine[e] = exp2f(top[e] - most);
-        theirs[e] = exp2f(other - most);
-        float r = 1.0f / (quad_sum(sum[e]) * mine[e] + quad_sum(given[(130 + e) * 128]) * theirs[e]);
-        mine[e] *= r;
-        theirs[e] *= r;
-    }
-    int row = first + warp * 16 + g;
-    size_t to = (size_t)row * 256 + c * 2;
-#pragma unroll
-    for (int n = 0; n < 32; n++) {
-        float t[4];
-#pragma unroll
-        for (int e = 0; e < 4; e++) t[e] = o[n * 4 + e] * mine[e / 2] + given[(n * 4 + e) * 128] * theirs[e / 2];
-        if (row < rows) store_two(out, to + n * 8, t[0], t[1], inverse);
-        if (row + 8 < rows) store_two(out, to + 8 * 256 + n * 8, t[2], t[3], inverse);
-    }
+    cluster_sync(); // nobody goes while the other block may still tell or bring it something
 #endif
 }

@@ -7,8 +7,6 @@
 // before, so the first steps' are fetched before it has ended.
 
 #if __CUDA_ARCH__ == 900
-struct __align__(64) Map { u64 words[16]; }; // as the driver encodes it
-
 #define E(i) "+f"(d[8 * i]), "+f"(d[8 * i + 1]), "+f"(d[8 * i + 2]), "+f"(d[8 * i + 3]), "+f"(d[8 * i + 4]), "+f"(d[8 * i + 5]), "+f"(d[8 * i + 6]), "+f"(d[8 * i + 7])
 #define T0 "%0, %1, %2, %3, %4, %5, %6, %7"
 #define T1 "%8, %9, %10, %11, %12, %13, %14, %15"
@@ -44,27 +42,6 @@ PRODUCT(208, 104, T0 ", " T1 ", " T2 ", " T3 ", " T4 ", " T5 ", " T6 ", " T7 ", 
 #define O256 E(0), E(1), E(2), E(3), E(4), E(5), E(6), E(7), E(8), E(9), E(10), E(11), E(12), E(13), E(14), E(15)
 PRODUCT(256, 128, T0 ", " T1 ", " T2 ", " T3 ", " T4 ", " T5 ", " T6 ", " T7 ", " T8 ", " T9 ", " T10 ", " T11 ", " T12 ", " T13 ", " T14 ", " T15, O256, "%128", "%129", "%130")
 
-__device__ __forceinline__ u32 address_of(const void* p) { return (u32)__cvta_generic_to_shared(p); }
-__device__ __forceinline__ void gate_init(u32 gate, int count) { asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(gate), "r"(count) : "memory"); }
-__device__ __forceinline__ void gate_expect(u32 gate, u32 bytes) {
-    asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(gate), "r"(bytes) : "memory");
-}
-__device__ __forceinline__ void gate_wait(u32 gate, u32 parity) {
-    asm volatile("{\n.reg .pred p;\nagain:\nmbarrier.try_wait.parity.shared::cta.b64 p, [%0], %1;\n@p bra.uni done;\nbra.uni again;\ndone:\n}\n" ::"r"(gate), "r"(parity) : "memory");
-}
-// Arrives at the same gate of another block of the cluster.
-__device__ __forceinline__ void gate_arrive(u32 gate, u32 block) {
-    asm volatile("{\n.reg .b32 there;\nmapa.shared::cluster.u32 there, %0, %1;\nmbarrier.arrive.shared::cluster.b64 _, [there];\n}\n" ::"r"(gate), "r"(block) : "memory");
-}
-__device__ __forceinline__ void cluster_sync() {
-    asm volatile("barrier.cluster.arrive.relaxed.aligned;\nbarrier.cluster.wait.aligned;" ::: "memory");
-}
-// A box at column x, row y of a matrix to the same place in all blocks of `blocks`.
-__device__ __forceinline__ void fetch(u32 to, const Map* map, u32 gate, int x, int y, u16 blocks) {
-    asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster [%0], [%1, {%3, %4}], [%2], %5;" ::"r"(to),
-                 "l"(map), "r"(gate), "r"(x), "r"(y), "h"(blocks)
-                 : "memory");
-}
 template <int N> __device__ __forceinline__ void warpgroup_sync(int group) { asm volatile("bar.sync %0, %1;" ::"r"(group + 1), "n"(N) : "memory"); }
 __device__ __forceinline__ void put(u32 at, u32 x) { asm volatile("st.shared.b32 [%0], %1;" ::"r"(at), "r"(x) : "memory"); }
 __device__ __forceinline__ void put_half(u32 at, u16 x) { asm volatile("st.shared.b16 [%0], %1;" ::"r"(at), "h"(x) : "memory"); }

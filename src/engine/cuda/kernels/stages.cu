@@ -134,6 +134,41 @@ extern "C" __global__ __launch_bounds__(128) void layer_norm_row(float* x, const
                       v[j].w * r * w[j].w + b[j].w, inverse);
     }
 }
+// What a product that adds to the residual stream leaves for a LayerNorm (kernels/products.cu), where no such product came
+// before: x times the norm's weights, and sums and sums of squares of 64 columns each, [width / 64][rows]. Width: a
+// multiple of 64. grid: rows, block: 128.
+extern "C" __global__ __launch_bounds__(128) void norm_begins(const float* x, const float* weights, u16* scaled, float2* sums, int width) {
+    int row = blockIdx.x;
+    wait_for_previous();
+    let_next_start();
+    for (int i = threadIdx.x; i < (width / 4 + 15) / 16 * 16; i += 128) {
+        bool is_in = i < width / 4;
+        float4 v = make_float4(0.0f, 0.0f, 0.0f, 0.0f), w = v;
+        if (is_in) v = ((const float4*)(x + (size_t)row * width))[i], w = ((const float4*)weights)[i];
+        if (is_in) store4(scaled + (size_t)row * width + i * 4, v.x * w.x, v.y * w.y, v.z * w.z, v.w * w.w);
+        float sum = (v.x + v.y) + (v.z + v.w), squares = (v.x * v.x + v.y * v.y) + (v.z * v.z + v.w * v.w);
+        u32 half = 0xffffu << threadIdx.x % WARP / 16 * 16;
+#pragma unroll
+        for (int d = 8; d > 0; d >>= 1) {
+            sum += __shfl_xor_sync(half, sum, d);
+            squares += __shfl_xor_sync(half, squares, d);
+        }
+        if (is_in && i % 16 == 0) sums[(size_t)(i / 16) * gridDim.x + row] = make_float2(sum, squares);
+    }
+}
+// A norm's part of a product's constants: of_means = W weights, shifted = bias + W shift. grid: rows of W, block: 128.
+extern "C" __global__ __launch_bounds__(128) void fold_norm(const T* w, const T* bias, const float* weights, const float* shift,
+                                                            float* of_means, float* shifted, int k) {
+    float means = 0.0f, shifts = 0.0f;
+    for (int i = threadIdx.x; i < k; i += 128) {
+        float value = load(w[(size_t)blockIdx.x * k + i]);
+        means += value * weights[i];
+        shifts += value * shift[i];
+    }
+    means = block_sum(means);
+    shifts = block_sum(shifts);
+    if (threadIdx.x == 0) of_means[blockIdx.x] = means, shifted[blockIdx.x] = load(bias[blockIdx.x]) + shifts;
+}
 extern "C" __global__ __launch_bounds__(128) void rms_norm_row(float* x, const u16* y, const float* plus, const float* scale, void* out, int width, float inverse) {
     __shared__ float parts[4];
     int quads = width / 4;
