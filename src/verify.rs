@@ -446,7 +446,7 @@ impl Arithmetic {
     fn of(engine: &Engine) -> Self {
         match (engine, engine.precision()) {
             (_, Precision::Bf16) => Self::Bf16,
-            (Engine::Cuda(_) | Engine::TensorRt(_), Precision::F32) => Self::GpuF32,
+            (Engine::Cuda(_), Precision::F32) => Self::GpuF32,
             (Engine::Cpu(_), Precision::F32) => Self::Reference,
         }
     }

@@ -9,13 +9,14 @@ use std::path::Path;
 use super::choices::*;
 use super::error::{ConfigError, LISTED_MAX, Violation, shortened};
 use super::parameters::{
-    CAMERAS_MAX, DefaultValue, JOINTS_MAX, Kind, Parameter, ROS_OWN, SLOT, TABLE, Value, camera_slot, find,
-    nearest,
+    CAMERAS_MAX, DefaultValue, JOINTS_MAX, Kind, Parameter, ROS_OWN, Range, SLOT, TABLE, Value, camera_slot,
+    find, nearest,
 };
 use super::ros_file::{self, Raw};
 use super::urdf;
 use super::{Camera, Config, Control, Joints, Observe, Policy, Recorder, Replay, Rtc, Sampler, builtin_yaml};
 use crate::control::limits::{LIMIT_MAX, LIMIT_MIN};
+use crate::engine::backend::BackendError;
 use crate::model::sampler::rtc::PrefixSchedule;
 use crate::model::sampler::{Schedule, Solver};
 
@@ -178,7 +179,7 @@ fn value(parameter: &Parameter, raw: &Raw) -> Option<Value> {
 }
 
 fn is_choice(parameter: &Parameter) -> bool {
-    matches!(parameter.range, super::parameters::Range::OneOf(_))
+    matches!(parameter.range, Range::OneOf(_))
 }
 
 /// What to do about a value that is not taken.
@@ -195,6 +196,10 @@ fn advice(parameter: &Parameter, raw: &Raw) -> String {
         Raw::Bool(_) | Raw::Integer(_) | Raw::Double(_) if parameter.kind == Kind::String => {
             "put it in quotes".to_owned()
         }
+        Raw::Text(text) if parameter.range == Range::Backend => match text.parse::<Backend>() {
+            Err(reason @ (BackendError::Twice(_) | BackendError::Without(_))) => reason.to_string(),
+            _ => "correct it or leave it out".to_owned(),
+        },
         _ => "correct it or leave it out".to_owned(),
     }
 }
@@ -250,7 +255,7 @@ impl Layers<'_> {
         let joints = self.joints();
         Config {
             checkpoint: self.text("checkpoint"),
-            backend: self.choice("backend", Backend::from_name, Backend::Auto),
+            backend: self.choice("backend", |text| text.parse().ok(), Backend::Auto),
             dtype: self.choice("dtype", DtypeChoice::from_name, DtypeChoice::Auto),
             robot: self.choice("robot", RobotKind::from_name, RobotKind::Aloha),
             prompt: self.text("prompt"),

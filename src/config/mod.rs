@@ -227,8 +227,8 @@ impl Config {
     pub fn engine(&self) -> Choice {
         match (self.backend, self.dtype) {
             (Backend::Cpu, _) => Choice::Cpu,
-            (Backend::TensorRt, DtypeChoice::Fp8) => Choice::TensorRt(Format::Fp8),
-            (Backend::TensorRt, _) => Choice::TensorRt(Format::Bf16),
+            (Backend::TensorRt(stages), DtypeChoice::Fp8) => Choice::TensorRt(stages, Format::Fp8),
+            (Backend::TensorRt(stages), _) => Choice::TensorRt(stages, Format::Bf16),
             (Backend::Auto, DtypeChoice::Auto | DtypeChoice::Fp8) => Choice::Auto,
             (Backend::Auto, DtypeChoice::F32) => Choice::Auto.in_f32(),
             (Backend::Auto, DtypeChoice::Bf16) => Choice::Cuda(Precision::Bf16),

@@ -7,11 +7,12 @@
 //! | denoise | K/V, noise `[horizon, action_dim]`, sampler | actions `[horizon, action_dim]`, model space |
 //!
 //! Features and K/V live where the engine keeps them; callers only carry them from stage to stage.
-//! [`cpu`] is the readable reference, in f32; [`cuda`] is the fast one; [`tensorrt`] runs engines that were built from
-//! a checkpoint. [`Engine`] is any of them.
+//! [`cpu`] is the readable reference, in f32; [`cuda`] is the fast one, of which [`tensorrt`] can compute any stage, on
+//! the same stream and memory. [`Engine`] is one of the two.
 
 #![allow(unsafe_code)] // the one place; every block says why it is sound
 
+pub mod backend;
 pub mod cpu;
 pub mod cuda;
 pub mod probe;
@@ -26,11 +27,11 @@ use crate::model::Pixels;
 use crate::model::dims::Dims;
 use crate::model::sampler::Sampler;
 use crate::model::sampler::rtc::Rtc;
+use backend::{Backend, Stages};
 use cpu::CpuEngine;
 use cuda::CudaEngine;
 use probe::Tap;
 use tensorrt::error::TensorRtError;
-use tensorrt::staged::TensorRtEngine;
 use tensorrt::stages::Format;
 use weights::Weights;
 
@@ -53,8 +54,8 @@ pub enum Choice {
     Cpu,
     /// CUDA kernels.
     Cuda(Precision),
-    /// TensorRT engines of this format.
-    TensorRt(Format),
+    /// TensorRT engines of these stages, in this format; CUDA kernels of the others, in bf16.
+    TensorRt(Stages, Format),
 }
 
 /// A network ready to run. One inference at a time.
@@ -63,8 +64,6 @@ pub enum Engine {
     Cpu(Box<CpuEngine>),
     /// On a GPU.
     Cuda(Box<CudaEngine>),
-    /// On a GPU, by TensorRT.
-    TensorRt(Box<TensorRtEngine>),
 }
 
 /// Image tokens of all present cameras.
@@ -73,8 +72,6 @@ pub enum Features {
     Cpu(cpu::Features),
     /// On the GPU: the last ones made.
     Cuda(cuda::Features),
-    /// Where TensorRT's stages run: the last ones made.
-    TensorRt(tensorrt::staged::Features),
 }
 
 /// Keys and values of every prefix layer.
@@ -83,8 +80,6 @@ pub enum KvCache {
     Cpu(cpu::KvCache),
     /// On the GPU: the last ones made.
     Cuda(cuda::KvCache),
-    /// Where TensorRT's stages run: the last ones made.
-    TensorRt(tensorrt::staged::KvCache),
 }
 
 impl Choice {
@@ -112,7 +107,7 @@ impl Engine {
     pub fn new(weights: &Weights, dims: Dims, choice: Choice, cameras: usize) -> Result<Self, EngineError> {
         match choice.resolved() {
             Choice::Cuda(precision) => {
-                let engine = CudaEngine::new(weights, dims, precision == Precision::Bf16, cameras)?;
+                let engine = CudaEngine::new(weights, dims, precision == Precision::Bf16, cameras, None)?;
                 Ok(Engine::Cuda(Box::new(engine)))
             }
             Choice::Cpu | Choice::Auto => {
@@ -120,11 +115,12 @@ impl Engine {
                 Ok(Engine::Cpu(Box::new(engine.map_err(|e| EngineError::Missing(e.name().to_owned()))?)))
             }
             #[cfg(feature = "tensorrt")]
-            Choice::TensorRt(format) => {
-                Ok(Engine::TensorRt(Box::new(tensorrt::run::open(weights, dims, format)?)))
+            Choice::TensorRt(stages, format) => {
+                let foreign = tensorrt::run::open(weights, &dims, stages, format)?;
+                Ok(Engine::Cuda(Box::new(CudaEngine::new(weights, dims, true, cameras, Some(foreign))?)))
             }
             #[cfg(not(feature = "tensorrt"))]
-            Choice::TensorRt(_) => Err(TensorRtError::NotBuilt.into()),
+            Choice::TensorRt(..) => Err(TensorRtError::NotBuilt.into()),
         }
     }
 
@@ -133,16 +129,14 @@ impl Engine {
         match self {
             Engine::Cpu(engine) => engine.dims(),
             Engine::Cuda(engine) => engine.dims(),
-            Engine::TensorRt(engine) => engine.dims(),
         }
     }
 
-    /// `cpu`, `cuda` or `tensorrt`.
-    pub fn backend(&self) -> &'static str {
+    /// Which engine computes which stage.
+    pub fn backend(&self) -> Backend {
         match self {
-            Engine::Cpu(_) => "cpu",
-            Engine::Cuda(_) => "cuda",
-            Engine::TensorRt(_) => "tensorrt",
+            Engine::Cpu(_) => Backend::Cpu,
+            Engine::Cuda(engine) => engine.foreign().map_or(Backend::Cuda, Backend::TensorRt),
         }
     }
 
@@ -150,7 +144,6 @@ impl Engine {
     pub fn precision(&self) -> Precision {
         match self {
             Engine::Cuda(engine) if engine.is_bf16() => Precision::Bf16,
-            Engine::TensorRt(_) => Precision::Bf16,
             Engine::Cpu(_) | Engine::Cuda(_) => Precision::F32,
         }
     }
@@ -169,7 +162,7 @@ impl Engine {
         sampler: &Sampler,
     ) -> Result<(), EngineError> {
         match self {
-            Engine::Cpu(_) | Engine::TensorRt(_) => Ok(()),
+            Engine::Cpu(_) => Ok(()),
             Engine::Cuda(engine) => engine.prepare(images, horizon, sampler),
         }
     }
@@ -179,7 +172,6 @@ impl Engine {
         match self {
             Engine::Cpu(engine) => engine.vision(images, tap).map(Features::Cpu),
             Engine::Cuda(engine) => engine.vision(images, tap).map(Features::Cuda),
-            Engine::TensorRt(engine) => engine.vision(images, tap).map(Features::TensorRt),
         }
     }
 
@@ -198,9 +190,6 @@ impl Engine {
             (Engine::Cuda(engine), Features::Cuda(features)) => {
                 engine.prefix(features, tokens, tap).map(KvCache::Cuda)
             }
-            (Engine::TensorRt(engine), Features::TensorRt(features)) => {
-                engine.prefix(features, tokens, tap).map(KvCache::TensorRt)
-            }
             (engine, _) => Err(engine.anothers("features")),
         }
     }
@@ -217,7 +206,6 @@ impl Engine {
         match (self, kv) {
             (Engine::Cpu(engine), KvCache::Cpu(kv)) => engine.denoise(kv, noise, sampler, rtc, tap),
             (Engine::Cuda(engine), KvCache::Cuda(kv)) => engine.denoise(kv, noise, sampler, rtc, tap),
-            (Engine::TensorRt(engine), KvCache::TensorRt(kv)) => engine.denoise(kv, noise, sampler, rtc, tap),
             (engine, _) => Err(engine.anothers("keys and values")),
         }
     }

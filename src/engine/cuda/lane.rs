@@ -41,7 +41,7 @@ pub const VISION_SHARED: usize = 2 * 256 * 72 * 2;
 pub const PREFIX_SHARED: usize = 28 * 8192 + 1024;
 
 /// Kernels of `stages.cu`.
-const STAGE_KERNELS: [&str; 14] = [
+const STAGE_KERNELS: [&str; 16] = [
     "patches_u8",
     "patches_f32",
     "layer_norm",
@@ -56,6 +56,8 @@ const STAGE_KERNELS: [&str; 14] = [
     "gelu",
     "action_in",
     "action_out",
+    "mask_and_positions",
+    "transpose_values",
 ];
 
 /// Kernels by name.
@@ -70,9 +72,10 @@ pub struct Lane {
     pub bf16: bool,
     /// Kernels put on the stream so far.
     pub launched: Cell<usize>,
-    /// Where evaluations begin, while somebody wants to know, and whether a graph that tells is being captured.
+    /// Where evaluations begin, while somebody wants to know; and while a chunk that tells is put on the stream, whether
+    /// into a graph.
     pub steps: Vec<Event>,
-    pub marks_steps: Cell<bool>,
+    pub marks_steps: Cell<Option<bool>>,
 }
 
 /// Kernels that were compiled together, by name.
@@ -113,7 +116,7 @@ impl Lane {
             bf16,
             launched: Cell::new(0),
             steps: Vec::new(),
-            marks_steps: Cell::new(false),
+            marks_steps: Cell::new(None),
         })
     }
 
@@ -168,9 +171,9 @@ impl Lane {
 
     /// An evaluation of the velocity begins.
     pub fn mark_step(&self, evaluation: usize) -> Result<(), EngineError> {
-        match self.steps.get(evaluation).filter(|_| self.marks_steps.get()) {
-            Some(event) => self.gpu.mark(event, true),
-            None => Ok(()),
+        match (self.steps.get(evaluation), self.marks_steps.get()) {
+            (Some(event), Some(captured)) => self.gpu.mark(event, captured),
+            _ => Ok(()),
         }
     }
 

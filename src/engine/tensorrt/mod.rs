@@ -8,18 +8,18 @@
 //! | file | holds |
 //! |---|---|
 //! | `graph`, `stages` | networks as data: operations with types and shapes; the three stages |
-//! | `calibration`, `feed` | ranges for e4m3; what inputs are filled with |
+//! | `calibration` | ranges for e4m3 |
 //! | `manifest` | what an engine was built for |
 //! | `shim/`, `sys`, `result`, `safe` | TensorRT in three levels behind a C interface of our own |
 //! | `emit`, `plan` | a graph handed to TensorRT; built, with its manifest |
-//! | `staged`, `run` | the stages as an engine; on a GPU |
+//! | `boundary`, `run` | stages on streams and in memory of [`cuda`](super::cuda)'s engine; TensorRT's |
 //! | `interpret`, `truth` (tests) | the same graphs computed in f32, against the recordings |
 
+pub mod boundary;
 pub mod calibration;
 #[cfg(feature = "tensorrt")]
 mod emit;
 pub mod error;
-pub mod feed;
 pub mod graph;
 #[cfg(test)]
 mod interpret;
@@ -32,7 +32,6 @@ mod result;
 pub mod run;
 #[cfg(feature = "tensorrt")]
 pub mod safe;
-pub mod staged;
 pub mod stages;
 #[cfg(feature = "tensorrt")]
 mod sys;

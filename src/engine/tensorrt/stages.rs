@@ -3,12 +3,12 @@
 //! | stage | in | out |
 //! |---|---|---|
 //! | vision | `pixels` f32 `[cameras, side, side, 3]` in [-1, 1] | `features` f32 `[cameras * tokens, width]` |
-//! | prefix | `features`; `prompt` f32 `[prompt, width]`: embeddings × √width; `cos`, `sin` f32 `[prefix, head_dim / 2]`; `mask` f32 `[1, prefix]`: 0 or [`MASKED`] | `k.{i}`, `v.{i}` `[prefix, head_dim]` in the engine's type, keys after RoPE |
+//! | prefix | `embs` f32 `[prefix, width]`: features, then the prompt's embeddings × √width; `cos`, `sin` f32 `[prefix, head_dim / 2]`; `mask` f32 `[1, prefix]`: 0 or [`MASKED`] | `k.{i}`, `v.{i}` `[prefix, head_dim]` in the engine's type, keys after RoPE |
 //! | denoise | `x` f32 `[horizon, action_dim]`; `modulation` f32 `[norms, 3, width]`: 1 + scale, shift, gate at one time; `cos`, `sin`, `mask` as above, the tables of the action tokens; `k.{i}`, `v.{i}` | `velocity` f32 `[horizon, action_dim]` |
 //!
-//! Shapes are fixed: TensorRT then chooses kernels for exactly these, and a run can be captured in a CUDA graph. The
-//! price is that absent cameras and unused prompt slots are computed and masked: build for the robot's cameras and the
-//! longest prompt that it has ([`Sizes`]).
+//! Shapes are fixed: TensorRT then chooses kernels for exactly these, and a run can be captured in a CUDA graph. Rows lie
+//! as in the CUDA engine: present cameras, then the prompt, then whatever was there before, finite and masked. The price
+//! is that masked rows are computed: build for the robot's cameras and the longest prompt that it has ([`Sizes`]).
 //!
 //! Weights and operands of products are in the engine's type; norms, softmax, RoPE, the residual stream, the patch
 //! embedding and the action projections are f32 (spec §10). With e4m3, the matrices of SigLIP and the prefix and what
@@ -46,6 +46,11 @@ choices! {
         /// e4m3 where it pays, else bfloat16.
         Fp8 = "fp8",
     }
+}
+
+impl Stage {
+    /// In their order.
+    pub const ALL: [Self; 3] = [Stage::Vision, Stage::Prefix, Stage::Denoise];
 }
 
 /// What a masked slot's logits get: its weight then underflows to exactly 0.
@@ -196,9 +201,7 @@ impl Stages<'_> {
 
     fn prefix(&mut self, dims: &Dims, sizes: &Sizes) -> Defined<()> {
         let (lm, rows) = (&dims.language, sizes.prefix(dims));
-        let features = self.g.input("features", Type::F32, &[rows - sizes.prompt, lm.width]);
-        let prompt = self.g.input("prompt", Type::F32, &[sizes.prompt, lm.width]);
-        let mut x = self.g.concat(&[features, prompt], 0)?;
+        let mut x = self.g.input("embs", Type::F32, &[rows, lm.width]);
         let attention = self.attention(lm, rows, rows)?;
         for i in 0..lm.layers {
             let at = format!("{LANGUAGE}layers.{i}.");
