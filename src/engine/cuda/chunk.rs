@@ -245,7 +245,9 @@ impl CudaEngine {
         let began = Instant::now();
         let most = self.dims.max_tokens.min(self.room.most_tokens());
         let slots = if self.prefix.is_foreign() { 2 } else { 1 };
-        for (tokens, slot) in (1..=most).step_by(BUCKET).flat_map(|tokens| (0..slots).map(move |s| (tokens, s))) {
+        for (tokens, slot) in
+            (1..=most).step_by(BUCKET).flat_map(|tokens| (0..slots).map(move |s| (tokens, s)))
+        {
             self.capture_actions(self.layout(self.graphs.rows[0], tokens), slot, horizon, sampler)?;
         }
         let (count, seconds) = (self.graphs.actions.len(), began.elapsed().as_secs_f64());

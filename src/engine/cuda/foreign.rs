@@ -50,7 +50,12 @@ struct Bound {
 }
 
 impl Bound {
-    fn new(stage: Stage, engine: Box<dyn StageEngine>, dims: &Dims, room: &Room) -> Result<Self, EngineError> {
+    fn new(
+        stage: Stage,
+        engine: Box<dyn StageEngine>,
+        dims: &Dims,
+        room: &Room,
+    ) -> Result<Self, EngineError> {
         let sizes = fixed(room)?;
         let places = room.places(stage, dims, &sizes);
         agree(stage, &engine.ports()?, &places)?;

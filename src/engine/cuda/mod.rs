@@ -31,7 +31,7 @@ mod nvtx;
 mod prefix;
 mod product;
 mod programs;
-mod room;
+pub(super) mod room;
 mod vision;
 
 use std::collections::HashSet;
@@ -151,7 +151,8 @@ impl CudaEngine {
             }
             None => Part::Own(Box::new(Prefix::new(&gpu, &mut load, &dims, rows, size)?)),
         };
-        let act_for_us = act_for_us.map(|engine| ForeignExpert::new(engine, &dims, &room, &gpu)).transpose()?;
+        let act_for_us =
+            act_for_us.map(|engine| ForeignExpert::new(engine, &dims, &room, &gpu)).transpose()?;
         let expert = Expert::new(&gpu, &mut load, weights, &dims, keys, bf16, act_for_us)?;
         let loaded = load.bytes;
         drop(load);

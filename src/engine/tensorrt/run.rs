@@ -28,12 +28,7 @@ pub fn folder() -> PathBuf {
 }
 
 /// Engines of these stages, from [`folder`]; each must be for these weights, this GPU and this library.
-pub fn open(
-    weights: &Weights,
-    dims: &Dims,
-    stages: Stages,
-    format: Format,
-) -> Result<Foreign, EngineError> {
+pub fn open(weights: &Weights, dims: &Dims, stages: Stages, format: Format) -> Result<Foreign, EngineError> {
     let gpu = Gpu::open()?;
     let library = Library::open()?;
     let here = Here {
@@ -55,7 +50,8 @@ pub fn open(
         }
         let engine = load(&library, &path)?;
         compare(&path, &manifest, &engine)?;
-        engines[stage as usize] = Some(Box::new(OnGpu { engine, _gpu: gpu.another_stream()? }) as Box<dyn StageEngine>);
+        engines[stage as usize] =
+            Some(Box::new(OnGpu { engine, _gpu: gpu.another_stream()? }) as Box<dyn StageEngine>);
     }
     match sizes {
         Some(sizes) => Ok(Foreign { engines, sizes }),

@@ -5,18 +5,17 @@ use std::path::{Path, PathBuf};
 
 use super::calibration::Calibration;
 use super::graph::{Graph, Op, Value};
-use super::interpret::{Rounding, interpret, watch};
-use super::staged::{Device, TensorRtEngine};
+use super::interpret::{Rounding, watch};
+use super::on_host::OnHost;
 use super::stages::{Format, Sizes, Stage, define};
-use crate::engine::probe::{Probe, Tap};
+use crate::engine::backend::Stages;
 use crate::engine::weights::Weights;
-use crate::engine::{Engine, EngineError};
 use crate::model::ModelInput;
 use crate::model::dims::{Dims, DimsHints};
 use crate::model::sampler::rtc::Rtc;
 use crate::model::sampler::{Sampler, TimeRounding};
 use crate::model::tensors::TensorTable;
-use crate::pipeline::{Model, infer};
+use crate::pipeline::Model;
 use crate::policy::checkpoint::safetensors::read_case;
 use crate::verify::Case;
 
@@ -66,70 +65,27 @@ impl Tiny {
         input: &ModelInput,
         noise: &[f32],
         sampler: &Sampler,
+        computed: (Format, Rounding),
+        calibration: Option<&Calibration>,
+    ) -> Run {
+        self.run_mixed(Stages::ALL, input, noise, sampler, computed, calibration)
+    }
+
+    /// One inference, some stages of it through their graphs.
+    fn run_mixed(
+        &self,
+        stages: Stages,
+        input: &ModelInput,
+        noise: &[f32],
+        sampler: &Sampler,
         (format, rounding): (Format, Rounding),
         calibration: Option<&Calibration>,
     ) -> Run {
-        let stages = [Stage::Vision, Stage::Prefix, Stage::Denoise];
-        let device = Interpreted {
-            graphs: stages.map(|stage| self.graph(stage, format, calibration)),
-            weights: Weights::map(&self.table).unwrap(),
-            rounding,
-            values: HashMap::new(),
-        };
-        let engine = TensorRtEngine::new(&self.weights, self.dims, self.sizes(), Box::new(device)).unwrap();
-        let mut engine = Engine::TensorRt(Box::new(engine));
-        let mut seen = Seen::default();
-        let (actions, _) =
-            infer(&mut engine, input, noise, sampler, &Rtc::Off, &mut Tap::new(&mut seen)).unwrap();
-        Run { seen: seen.0, actions }
-    }
-}
-
-/// Stages computed by [`interpret`].
-struct Interpreted {
-    graphs: [Graph; 3],
-    weights: Weights,
-    rounding: Rounding,
-    values: HashMap<String, Vec<f32>>,
-}
-
-impl Device for Interpreted {
-    fn put(&mut self, stage: Stage, name: &str, values: &[f32]) -> Result<(), EngineError> {
-        let ports = self.graphs[stage as usize].input_ports();
-        let port = ports.iter().find(|port| port.name == name).unwrap();
-        assert_eq!(port.shape.iter().product::<usize>(), values.len(), "{stage} {name}");
-        self.values.insert(name.to_owned(), values.to_vec());
-        Ok(())
-    }
-
-    fn run(&mut self, stage: Stage) -> Result<(), EngineError> {
-        let graph = &self.graphs[stage as usize];
-        let inputs = graph.input_ports().into_iter();
-        let missing = graph.input_ports().into_iter().find(|port| !self.values.contains_key(&port.name));
-        // Where no camera is present vision does not run: the buffer holds whatever is there.
-        if let Some(port) = missing {
-            assert_eq!(port.name, "features");
-            self.values.insert(port.name, vec![0.0; port.shape.iter().product()]);
-        }
-        let inputs = inputs.map(|port| (port.name.clone(), self.values[&port.name].clone())).collect();
-        self.values.extend(interpret(graph, &self.weights, &inputs, self.rounding));
-        Ok(())
-    }
-
-    fn get(&mut self, _: Stage, name: &str) -> Result<Vec<f32>, EngineError> {
-        Ok(self.values[name].clone())
-    }
-}
-
-#[derive(Default)]
-struct Seen(HashMap<String, Vec<f32>>);
-
-impl Probe for Seen {
-    fn wants(&self, _: &str) -> bool {
-        true
-    }
-    fn record(&mut self, name: &str, data: &[f32]) {
-        self.0.insert(name.to_owned(), data.to_vec());
+        let graphs = Stage::ALL.map(|stage| self.graph(stage, format, calibration));
+        let (dims, sizes, weights) = (self.dims, self.sizes(), &self.weights);
+        let host = OnHost { dims, weights, sizes, graphs, stages, rounding };
+        let (actions, seen) = host.run(input, noise, sampler, &Rtc::Off);
+        Run { seen, actions }
     }
 }
 
@@ -193,29 +149,33 @@ fn each_case(check: impl Fn(&Tiny, &Recorded, ModelInput, Vec<f32>, Sampler)) {
 }
 
 #[test]
-fn the_definitions_in_f32_are_the_reference() {
+fn in_f32_they_are_the_reference_whichever_stages_they_compute() {
     each_case(|tiny, recorded, input, noise, sampler| {
-        let run = tiny.run(&input, &noise, &sampler, (Format::Bf16, Rounding::Never), None);
-        let valid = recorded.values("prefix.pad_mask");
-        let kv: Vec<_> = run.seen.iter().filter(|(name, _)| name.starts_with("prefix.kv.")).collect();
-        assert_eq!(kv.len(), 2 * tiny.dims.language.layers);
-        let mut compared = 0;
-        for (name, values) in kv {
-            let Some(all) = recorded.get(name) else { continue }; // not every case has every layer
-            let rows = all.chunks_exact(tiny.dims.language.head_dim).zip(&valid).filter(|(_, v)| **v != 0.0);
-            let rows: Vec<f32> = rows.flat_map(|(row, _)| row.to_vec()).collect();
-            let difference = difference(values, &rows);
-            assert!(difference <= 2e-5, "{name}: {difference}");
-            compared += 1;
+        for stages in (1..8).filter_map(|mask: usize| Stages::of(|stage| mask >> stage as usize & 1 == 1)) {
+            let exact = (Format::Bf16, Rounding::Never);
+            let run = tiny.run_mixed(stages, &input, &noise, &sampler, exact, None);
+            let valid = recorded.values("prefix.pad_mask");
+            let kv: Vec<_> = run.seen.iter().filter(|(name, _)| name.starts_with("prefix.kv.")).collect();
+            assert_eq!(kv.len(), 2 * tiny.dims.language.layers);
+            let mut compared = 0;
+            for (name, values) in kv {
+                let Some(all) = recorded.get(name) else { continue }; // not every case has every layer
+                let rows =
+                    all.chunks_exact(tiny.dims.language.head_dim).zip(&valid).filter(|(_, v)| **v != 0.0);
+                let rows: Vec<f32> = rows.flat_map(|(row, _)| row.to_vec()).collect();
+                let difference = difference(values, &rows);
+                assert!(difference <= 2e-5, "{name}: {difference}");
+                compared += 1;
+            }
+            assert!(compared >= 4, "{compared}");
+            for step in 0..sampler.steps {
+                let name = format!("step.{step}.v_t");
+                let velocity = difference(&run.seen[&name], &recorded.values(&name));
+                assert!(velocity <= 2e-5, "{name}: {velocity}");
+            }
+            let actions = difference(&run.actions, &recorded.values("actions"));
+            assert!(actions <= 5e-5, "{stages}: actions: {actions}");
         }
-        assert!(compared >= 4, "{compared}");
-        for step in 0..sampler.steps {
-            let name = format!("step.{step}.v_t");
-            let velocity = difference(&run.seen[&name], &recorded.values(&name));
-            assert!(velocity <= 2e-5, "{name}: {velocity}");
-        }
-        let actions = difference(&run.actions, &recorded.values("actions"));
-        assert!(actions <= 5e-5, "actions: {actions}");
     });
 }
 
