@@ -67,6 +67,8 @@ pub struct KvCache {
 /// For tests that put another's stage before or behind one of these.
 #[cfg(test)]
 mod of {
+    #![allow(missing_docs)]
+
     use super::{Features, KvCache, LayerKv};
 
     impl Features {

@@ -206,7 +206,7 @@ impl Expert {
             return Err(super::driver::failed("denoise", "this schedule was not prepared"));
         };
         if let Form::Foreign(foreign) = &self.form {
-            foreign.begin(lane, cache)?;
+            foreign.begin(lane, cache, rtc.clean_rows())?;
         }
         let mut steps = Steps {
             expert: self,
@@ -256,7 +256,10 @@ impl Expert {
                 let ends = Ends { action: x, velocity, pending: scale, out };
                 return fused.record(lane, cache, pass, &self.x, ends, tap);
             }
-            Form::Foreign(foreign) => return foreign.record(lane, x, pass.modulation, out),
+            Form::Foreign(foreign) => {
+                let clean = pass.modulation + (pass.to_clean * 4) as u64;
+                return foreign.record(lane, x, [pass.modulation, clean], out);
+            }
         };
         let [w, b] = action_in;
         let args = [

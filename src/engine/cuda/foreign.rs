@@ -10,7 +10,7 @@
 //! | `k.{i}`, `v.{i}` | the cache; rows of the prefix that do not count are masked |
 //! | `cos`, `sin` of the prefix | the cache's tables |
 //! | `x`, `velocity`, `modulation` | the sampler's vectors, the schedule's modulations |
-//! | `mask`, and `cos`, `sin` of the action tokens | buffers that one kernel fills from the request |
+//! | `mask`, `clean`, and `cos`, `sin` of the action tokens | buffers that one kernel fills from the request |
 //!
 //! One more kernel follows where the fused expert wants values transposed.
 
@@ -29,6 +29,9 @@ use crate::model::tensors::TOKEN_EMBEDDING;
 
 /// What TensorRT asks of addresses, in bytes.
 const ALIGNMENT: u64 = 256;
+
+/// The input of denoise stages that were built for clean actions.
+const CLEAN: &str = "clean";
 
 /// A stage by kernels of ours, or not.
 pub enum Part<T, F> {
@@ -56,15 +59,19 @@ impl Bound {
         dims: &Dims,
         room: &Room,
     ) -> Result<Self, EngineError> {
-        let sizes = fixed(room)?;
-        let places = room.places(stage, dims, &sizes);
-        agree(stage, &engine.ports()?, &places)?;
+        let (sizes, ports) = (fixed(room)?, engine.ports()?);
+        let trained = ports.iter().any(|(_, port)| port.name == CLEAN);
+        let places = room.places(stage, dims, &sizes, trained);
+        agree(stage, &ports, &places)?;
         Ok(Self { stage, engine, places })
     }
 
+    fn has(&self, name: &str) -> bool {
+        self.places.iter().any(|place| place.port.name == name)
+    }
+
     fn bind(&self, name: &str, address: u64) -> Result<(), EngineError> {
-        let known = self.places.iter().any(|place| place.port.name == name);
-        if !known || address == 0 || !address.is_multiple_of(ALIGNMENT) {
+        if !self.has(name) || address == 0 || !address.is_multiple_of(ALIGNMENT) {
             return Err(failed("bind", format!("{} tensor {name}: not at {address:#x}", self.stage)));
         }
         // SAFETY: `agree` compared the tensor's bytes with what `Room` allocates for this place, which lives as long as
@@ -181,7 +188,7 @@ impl ForeignPrefix {
             lane.launch("prefix_start", [rows - image_rows, 1, 1], 256, 0, &args)?;
         }
         lane.record_wide(tap, format_args!("prefix.embs"), embs, valid * self.width)?;
-        tell(lane, cache, [self.mask.address, 0, 0], [self.rows, 0, self.head_dim / 2])?;
+        tell(lane, cache, [self.mask.address, 0, 0, 0], [self.rows, 0, self.head_dim / 2, 0])?;
         self.bound.bind("embs", embs)?;
         self.bound.enqueue(&lane.gpu)?;
         for (v, vt) in cache.v.iter().zip(&cache.vt) {
@@ -204,6 +211,8 @@ pub struct ForeignExpert {
     mask: Buffer,
     cos: Buffer,
     sin: Buffer,
+    /// 1 for rows that are clean actions.
+    clean: Buffer,
     half: usize,
     /// Of the engine.
     rows: usize,
@@ -223,35 +232,48 @@ impl ForeignExpert {
         let rows = sizes.prefix(dims);
         let table = || gpu.zeros(ACTIONS * half * 4);
         let (mask, cos, sin) = (gpu.zeros(rows * 4)?, table()?, table()?);
-        for (name, buffer) in [("mask", &mask), ("cos", &cos), ("sin", &sin)] {
-            bound.bind(name, buffer.address)?;
+        let clean = gpu.zeros(ACTIONS * 4)?;
+        for (name, buffer) in [("mask", &mask), ("cos", &cos), ("sin", &sin), (CLEAN, &clean)] {
+            if name != CLEAN || bound.has(CLEAN) {
+                bound.bind(name, buffer.address)?;
+            }
         }
-        Ok(Self { bound, mask, cos, sin, half, rows, horizon: sizes.horizon })
+        Ok(Self { bound, mask, cos, sin, clean, half, rows, horizon: sizes.horizon })
     }
 
     pub fn bind_cache(&self, cache: &Cache) -> Result<(), EngineError> {
         self.bound.bind_cache(cache)
     }
 
-    /// What all evaluations of a chunk are told: which keys count, and where the action tokens stand.
-    pub fn begin(&self, lane: &Lane, cache: &Cache) -> Result<(), EngineError> {
-        let to = [self.mask.address, self.cos.address, self.sin.address];
-        tell(lane, cache, to, [self.rows, self.horizon, self.half])
+    /// Whether it was built for actions that are clean.
+    pub fn takes_clean(&self) -> bool {
+        self.bound.has(CLEAN)
     }
 
-    /// The velocity of the actions at `x`, with the `modulation` of its time, to `out`.
-    pub fn record(&self, lane: &Lane, x: u64, modulation: u64, out: u64) -> Result<(), EngineError> {
+    /// What all evaluations of a chunk are told: which keys count, where the action tokens stand, and how many of them
+    /// come first as clean actions.
+    pub fn begin(&self, lane: &Lane, cache: &Cache, clean: usize) -> Result<(), EngineError> {
+        let to = [&self.mask, &self.cos, &self.sin, &self.clean].map(|buffer| buffer.address);
+        tell(lane, cache, to, [self.rows, self.horizon, self.half, clean])
+    }
+
+    /// The velocity of the actions at `x` to `out`. `modulations`: of the evaluation's time, and of clean actions'.
+    pub fn record(&self, lane: &Lane, x: u64, modulations: [u64; 2], out: u64) -> Result<(), EngineError> {
         self.bound.bind("x", x)?;
-        self.bound.bind("modulation", modulation)?;
+        self.bound.bind("modulation", modulations[0])?;
+        if self.takes_clean() {
+            self.bound.bind("modulation.clean", modulations[1])?;
+        }
         self.bound.bind("velocity", out)?;
         self.bound.enqueue(&lane.gpu)
     }
 }
 
-/// From the cache's request: the mask of `rows` keys, and the tables of `tokens` positions behind those that count.
-fn tell(lane: &Lane, cache: &Cache, to: [u64; 3], sizes: [usize; 3]) -> Result<(), EngineError> {
-    let [rows, tokens, half] = sizes;
+/// From the cache's request: the mask of `rows` keys, the tables of `tokens` positions behind those that count, and
+/// which of these tokens are clean.
+fn tell(lane: &Lane, cache: &Cache, to: [u64; 4], sizes: [usize; 4]) -> Result<(), EngineError> {
+    let [rows, tokens, half, _] = sizes;
     let from = [(&cache.request).into(), (&cache.cos).into(), (&cache.sin).into()];
-    let args = [from, to.map(Into::into), sizes.map(Into::into)].concat();
+    let args = [&from[..], &to.map(Into::into), &sizes.map(Into::into)].concat();
     lane.launch("mask_and_positions", [rows.max(tokens * half).div_ceil(256), 1, 1], 256, 0, &args)
 }

@@ -281,11 +281,11 @@ impl CudaEngine {
         let horizon = self.horizon(noise)?;
         let shape = [horizon, self.dims.action_dim];
         check_leftover(rtc, shape)?;
-        if rtc.clean_rows() > 0 && self.expert.foreign().is_some() {
+        if rtc.clean_rows() > 0 && self.expert.foreign().is_some_and(|foreign| !foreign.takes_clean()) {
             return Err(EngineError::Input {
                 what: "execution",
-                expected: "another mode, or denoise=cuda".into(),
-                found: "rtc_trained on TensorRT's denoise stage".into(),
+                expected: "a denoise stage built with --rtc-trained, or denoise=cuda".into(),
+                found: "rtc_trained on one of TensorRT that was built without".into(),
             });
         }
         self.expert.prepare(&self.act, sampler, rtc, horizon, tap)?;

@@ -13,7 +13,7 @@
 //! | `shim/`, `sys`, `result`, `safe` | TensorRT in three levels behind a C interface of our own |
 //! | `emit`, `plan` | a graph handed to TensorRT; built, with its manifest |
 //! | `boundary`, `run` | stages on streams and in memory of [`cuda`](super::cuda)'s engine; TensorRT's |
-//! | `interpret`, `on_host`, `truth` (tests) | the same graphs computed in f32, any of them among the reference's stages, against the recordings |
+//! | `interpret`, `on_host`, `on_gpu`, `truth` (tests) | the same graphs computed in f32, any of them among the reference's stages, against the recordings |
 
 pub mod boundary;
 pub mod calibration;
@@ -24,6 +24,8 @@ pub mod graph;
 #[cfg(test)]
 mod interpret;
 pub mod manifest;
+#[cfg(test)]
+mod on_gpu;
 #[cfg(test)]
 mod on_host;
 #[cfg(feature = "tensorrt")]

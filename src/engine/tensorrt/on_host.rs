@@ -63,8 +63,10 @@ impl OnHost<'_> {
         let dims = &self.dims;
         let room = Room::new(dims, self.sizes.cameras, Some(self.sizes));
         for stage in Stage::ALL {
-            let places = room.places(stage, dims, &self.sizes);
-            agree(stage, &ports(&self.graphs[stage as usize]), &places).unwrap();
+            let ports = ports(&self.graphs[stage as usize]);
+            let trained = ports.iter().any(|(_, port)| port.name == "clean");
+            let places = room.places(stage, dims, &self.sizes, trained);
+            agree(stage, &ports, &places).unwrap();
         }
         let (width, head_dim) = (dims.language.width, dims.language.head_dim);
         let mut seen = Seen::default();
@@ -133,7 +135,12 @@ impl OnHost<'_> {
             let mut inputs = self.tables(valid, self.sizes.horizon, valid);
             let rows = self.sizes.prefix(dims) * head_dim;
             inputs.extend(cache.iter().map(|(name, values)| (name.clone(), values[..rows].to_vec())));
-            let modulations = time.modulations(&sampler.times(), &mut Tap::none());
+            let clean = rtc.clean_rows();
+            let is_clean = (0..self.sizes.horizon).map(|row| if row < clean { 1.0 } else { 0.0 });
+            inputs.insert("clean".to_owned(), is_clean.collect());
+            let mut times = sampler.times();
+            times.push(0.0);
+            let modulations = time.modulations(&times, &mut Tap::none());
             let mut x = rtc.start(noise);
             let mut field = Field { host: self, inputs, modulations: &modulations, seen: &mut seen };
             sampler.run(&mut field, &rtc.steering(), &mut x).unwrap();
@@ -184,6 +191,8 @@ impl HostField for Field<'_, '_> {
         let mut inputs = self.inputs.clone();
         inputs.insert("x".to_owned(), x.to_vec());
         inputs.insert("modulation".to_owned(), self.modulations[evaluation].values().to_vec());
+        let clean = &self.modulations[self.modulations.len() - 1];
+        inputs.insert("modulation.clean".to_owned(), clean.values().to_vec());
         let v = self.host.compute(Stage::Denoise, inputs).remove("velocity").unwrap();
         self.seen.record(&format!("step.{evaluation}.v_t"), &v);
         Ok(v)

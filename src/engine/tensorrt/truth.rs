@@ -9,12 +9,13 @@ use super::interpret::{Rounding, watch};
 use super::on_host::OnHost;
 use super::stages::{Format, Sizes, Stage, define};
 use crate::engine::backend::Stages;
+use crate::engine::cpu::CpuEngine;
+use crate::engine::probe::Tap;
 use crate::engine::weights::Weights;
 use crate::model::ModelInput;
 use crate::model::dims::{Dims, DimsHints};
-use crate::model::sampler::rtc::Rtc;
+use crate::model::sampler::rtc::{Leftover, MAX_GUIDANCE_WEIGHT, PrefixSchedule, Rtc};
 use crate::model::sampler::{Sampler, TimeRounding};
-use crate::model::tensors::TensorTable;
 use crate::pipeline::Model;
 use crate::policy::checkpoint::safetensors::read_case;
 use crate::verify::Case;
@@ -25,7 +26,6 @@ fn fixture(name: &str) -> PathBuf {
 
 struct Tiny {
     dims: Dims,
-    table: TensorTable,
     weights: Weights,
 }
 
@@ -48,7 +48,7 @@ impl Tiny {
             action_dim: checkpoint.hints.action_dim,
         };
         let dims = Dims::from_tensors(&checkpoint.tensors, &hints).unwrap();
-        Self { dims, weights: Weights::map(&checkpoint.tensors).unwrap(), table: checkpoint.tensors }
+        Self { dims, weights: Weights::map(&checkpoint.tensors).unwrap() }
     }
 
     fn sizes(&self) -> Sizes {
@@ -56,7 +56,7 @@ impl Tiny {
     }
 
     fn graph(&self, stage: Stage, format: Format, calibration: Option<&Calibration>) -> Graph {
-        define(stage, &self.dims, &self.sizes(), format, calibration).unwrap()
+        define(stage, &self.dims, &self.sizes(), format, calibration, true).unwrap()
     }
 
     /// One inference through the three graphs.
@@ -68,7 +68,7 @@ impl Tiny {
         computed: (Format, Rounding),
         calibration: Option<&Calibration>,
     ) -> Run {
-        self.run_mixed(Stages::ALL, input, noise, sampler, computed, calibration)
+        self.run_mixed(Stages::ALL, input, noise, sampler, &Rtc::Off, computed, calibration)
     }
 
     /// One inference, some stages of it through their graphs.
@@ -78,13 +78,14 @@ impl Tiny {
         input: &ModelInput,
         noise: &[f32],
         sampler: &Sampler,
+        rtc: &Rtc,
         (format, rounding): (Format, Rounding),
         calibration: Option<&Calibration>,
     ) -> Run {
         let graphs = Stage::ALL.map(|stage| self.graph(stage, format, calibration));
         let (dims, sizes, weights) = (self.dims, self.sizes(), &self.weights);
         let host = OnHost { dims, weights, sizes, graphs, stages, rounding };
-        let (actions, seen) = host.run(input, noise, sampler, &Rtc::Off);
+        let (actions, seen) = host.run(input, noise, sampler, rtc);
         Run { seen, actions }
     }
 }
@@ -153,7 +154,7 @@ fn in_f32_they_are_the_reference_whichever_stages_they_compute() {
     each_case(|tiny, recorded, input, noise, sampler| {
         for stages in (1..8).filter_map(|mask: usize| Stages::of(|stage| mask >> stage as usize & 1 == 1)) {
             let exact = (Format::Bf16, Rounding::Never);
-            let run = tiny.run_mixed(stages, &input, &noise, &sampler, exact, None);
+            let run = tiny.run_mixed(stages, &input, &noise, &sampler, &Rtc::Off, exact, None);
             let valid = recorded.values("prefix.pad_mask");
             let kv: Vec<_> = run.seen.iter().filter(|(name, _)| name.starts_with("prefix.kv.")).collect();
             assert_eq!(kv.len(), 2 * tiny.dims.language.layers);
@@ -175,6 +176,38 @@ fn in_f32_they_are_the_reference_whichever_stages_they_compute() {
             }
             let actions = difference(&run.actions, &recorded.values("actions"));
             assert!(actions <= 5e-5, "{stages}: actions: {actions}");
+        }
+    });
+}
+
+/// Guided and trained real-time chunking, whichever stages are TensorRT's.
+#[test]
+fn steered_chunks_are_the_references_too() {
+    each_case(|tiny, _, input, noise, sampler| {
+        let rows = tiny.dims.horizon / 2;
+        let values: Vec<f32> =
+            noise.iter().rev().take(rows * tiny.dims.action_dim).map(|x| x / 2.0).collect();
+        let leftover = Leftover { values: &values, dims: tiny.dims.action_dim };
+        let shape = [tiny.dims.horizon, tiny.dims.action_dim];
+        let linear = PrefixSchedule::Linear;
+        let guided = Rtc::guided(leftover, linear, 2, rows, MAX_GUIDANCE_WEIGHT, shape).unwrap();
+        let trained = Rtc::trained(leftover, 3, shape).unwrap();
+        for rtc in [guided, trained] {
+            let exact = (Format::Bf16, Rounding::Never);
+            let run = |stages| tiny.run_mixed(stages, &input, &noise, &sampler, &rtc, exact, None);
+            let reference = {
+                let mut cpu = CpuEngine::new(&tiny.weights, tiny.dims).unwrap();
+                let nobody = &mut Tap::none();
+                let features = cpu.vision(&input.images, nobody).unwrap();
+                let kv = cpu.prefix(&features, &input.tokens, nobody).unwrap();
+                cpu.denoise(&kv, &noise, &sampler, &rtc, nobody).unwrap()
+            };
+            for stages in [Stages::ALL, Stages::of(|stage| stage == Stage::Denoise).unwrap()] {
+                let actions = difference(&run(stages).actions, &reference);
+                assert!(actions <= 5e-5, "{stages}: actions: {actions}");
+            }
+            let unsteered = tiny.run(&input, &noise, &sampler, exact, None).actions;
+            assert!(difference(&unsteered, &reference) > 1e-2);
         }
     });
 }
@@ -204,7 +237,7 @@ fn e4m3_with_calibrated_ranges_stays_within_its_tolerance() {
 fn e4m3_needs_the_range_of_every_product_and_leaves_the_expert_alone() {
     let tiny = Tiny::open();
     let define = |stage, calibration: Option<&Calibration>| {
-        define(stage, &tiny.dims, &tiny.sizes(), Format::Fp8, calibration)
+        define(stage, &tiny.dims, &tiny.sizes(), Format::Fp8, calibration, false)
     };
     let said = define(Stage::Vision, None).unwrap_err().to_string();
     assert!(said.contains("pi05 calibrate"), "{said}");
