@@ -310,7 +310,7 @@ impl CudaEngine {
         let is_new = !self.warm.contains(&Warm::Denoise(layout, horizon));
         if is_new || !self.graphs.uncaptured.actions {
             self.act.gpu.upload_to(self.cache.request.address, &request(layout, 0, &[]))?;
-            self.warm_prefix(layout)?;
+            self.warm_prefix(layout, slot)?;
             if self.warm.insert(Warm::Denoise(layout, horizon)) {
                 self.put_denoise(layout, horizon, sampler, &Rtc::Off, &mut Tap::none())?;
             }

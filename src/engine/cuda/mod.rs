@@ -259,7 +259,7 @@ impl CudaEngine {
         let layout = self.layout(features.rows, tokens.len());
         self.act.gpu.upload_to(self.cache.request.address, &request(layout, 0, tokens))?;
         let valid = layout.image_rows + tokens.len();
-        self.warm_prefix(layout)?;
+        self.warm_prefix(layout, 0)?;
         self.put_prefix(layout, 0, valid, tap)?;
         self.act.gpu.synchronize()?;
         self.act.keep();
@@ -299,9 +299,10 @@ impl CudaEngine {
         Ok(actions)
     }
 
-    fn warm_prefix(&mut self, layout: Layout) -> Result<(), EngineError> {
+    /// In the slot that the caller is about to read: vision of another observation may be writing to the other.
+    fn warm_prefix(&mut self, layout: Layout, slot: usize) -> Result<(), EngineError> {
         if self.warm.insert(Warm::Prefix(layout)) {
-            self.put_prefix(layout, 0, 0, &mut Tap::none())?;
+            self.put_prefix(layout, slot, 0, &mut Tap::none())?;
         }
         Ok(())
     }
