@@ -63,6 +63,13 @@ impl Bound {
         let trained = ports.iter().any(|(_, port)| port.name == CLEAN);
         let places = room.places(stage, dims, &sizes, trained);
         agree(stage, &ports, &places)?;
+        // Slots of features and modulations of times lie one behind the other, in rows of these widths.
+        let widths = [dims.language.width, dims.expert.width];
+        if let Some(width) = widths.into_iter().find(|width| width * 4 % ALIGNMENT as usize != 0) {
+            let reason =
+                format!("{stage}: a width of {width}: TensorRT's tensors begin at multiples of 256 bytes");
+            return Err(failed("bind", reason + "; use --backend cuda"));
+        }
         Ok(Self { stage, engine, places })
     }
 

@@ -55,8 +55,8 @@ impl Tiny {
         Sizes { cameras: 3, prompt: self.dims.max_tokens, horizon: self.dims.horizon }
     }
 
-    fn graph(&self, stage: Stage, format: Format, calibration: Option<&Calibration>) -> Graph {
-        define(stage, &self.dims, &self.sizes(), format, calibration, true).unwrap()
+    fn graph(&self, stage: Stage, format: Format, calibration: Option<&Calibration>, trained: bool) -> Graph {
+        define(stage, &self.dims, &self.sizes(), format, calibration, trained).unwrap()
     }
 
     /// One inference through the three graphs.
@@ -82,7 +82,8 @@ impl Tiny {
         (format, rounding): (Format, Rounding),
         calibration: Option<&Calibration>,
     ) -> Run {
-        let graphs = Stage::ALL.map(|stage| self.graph(stage, format, calibration));
+        let trained = rtc.clean_rows() > 0;
+        let graphs = Stage::ALL.map(|stage| self.graph(stage, format, calibration, trained));
         let (dims, sizes, weights) = (self.dims, self.sizes(), &self.weights);
         let host = OnHost { dims, weights, sizes, graphs, stages, rounding };
         let (actions, seen) = host.run(input, noise, sampler, rtc);
@@ -255,8 +256,8 @@ fn e4m3_needs_the_range_of_every_product_and_leaves_the_expert_alone() {
 #[test]
 fn every_value_is_made_before_it_is_read() {
     let tiny = Tiny::open();
-    for stage in [Stage::Vision, Stage::Prefix, Stage::Denoise] {
-        let graph = tiny.graph(stage, Format::Bf16, None);
+    for (stage, trained) in Stage::ALL.into_iter().flat_map(|stage| [(stage, false), (stage, true)]) {
+        let graph = tiny.graph(stage, Format::Bf16, None, trained);
         let before = |i: usize, v: &Value| v.0 < i;
         for (i, node) in graph.nodes().iter().enumerate() {
             let ok = match &node.op {
