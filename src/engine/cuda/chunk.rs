@@ -163,10 +163,10 @@ impl CudaEngine {
         self.graphs.rows[slot] = images.slots.len() * self.dims.vision.tokens();
         if !images.slots.is_empty() {
             let key = (images.slots.clone(), images.pixel, slot);
-            if !self.graphs.vision.contains_key(&key) {
-                if let Some(graph) = self.capture_vision(&images, slot)? {
-                    self.graphs.vision.insert(key.clone(), graph);
-                }
+            if !self.graphs.vision.contains_key(&key)
+                && let Some(graph) = self.capture_vision(&images, slot)?
+            {
+                self.graphs.vision.insert(key.clone(), graph);
             }
             self.graphs.seen[slot][1].wait()?;
             let bytes = self.graphs.stage_images(slot, &images)?;

@@ -126,6 +126,9 @@ mod tests {
     use crate::engine::tensorrt::graph::Port;
     use crate::engine::tensorrt::stages::{Format, define};
 
+    /// What is wrong with tensors.
+    type Change<'a> = dyn Fn(&mut Vec<(bool, Port)>) + 'a;
+
     const SIZES: Sizes = Sizes { cameras: 2, prompt: 37, horizon: 50 };
 
     fn ports(stage: Stage, dims: &Dims, sizes: &Sizes, trained: bool) -> Vec<(bool, Port)> {
@@ -153,7 +156,7 @@ mod tests {
     fn what_would_not_fit_its_place_is_refused_in_one_line() {
         let dims = Dims::TINY;
         let room = Room::new(&dims, 3, Some(SIZES));
-        let said = |stage: Stage, change: &dyn Fn(&mut Vec<(bool, Port)>)| {
+        let said = |stage: Stage, change: &Change<'_>| {
             let mut ports = ports(stage, &dims, &SIZES, false);
             change(&mut ports);
             let said =
@@ -163,7 +166,7 @@ mod tests {
         };
         for stage in Stage::ALL {
             for i in 0..ports(stage, &dims, &SIZES, false).len() {
-                let changes: [(&str, &dyn Fn(&mut Vec<(bool, Port)>)); 5] = [
+                let changes: [(&str, &Change<'_>); 5] = [
                     ("found none", &|ports| drop(ports.remove(i))),
                     ("put", &|ports| ports[i].0 = !ports[i].0),
                     ("fp16", &|ports| ports[i].1.dtype = Type::F16),

@@ -147,12 +147,12 @@ fn whichever_stages_are_not_ours_the_actions_are_the_same() {
             mixed.start_actions(i % 2, &input(i).tokens, &start(i), &sampler).unwrap();
         };
         mixed.start_vision(0, &input(0).images).unwrap();
-        for i in 0..3 {
+        for (i, once) in once.iter().enumerate() {
             act(mixed, i);
             if i < 2 {
                 mixed.start_vision((i + 1) % 2, &input(i + 1).images).unwrap();
             }
-            assert_eq!(mixed.finish().unwrap().0, once[i], "{stages}, input {i} beside the next");
+            assert_eq!(mixed.finish().unwrap().0, *once, "{stages}, input {i} beside the next");
         }
         // What the engines were not built for.
         let many = ModelInput { images: vec![input(0).images[0].clone(); 3], tokens: vec![1] };

@@ -68,17 +68,16 @@ impl Tiny {
         computed: (Format, Rounding),
         calibration: Option<&Calibration>,
     ) -> Run {
-        self.run_mixed(Stages::ALL, input, noise, sampler, &Rtc::Off, computed, calibration)
+        self.run_mixed((Stages::ALL, &Rtc::Off), input, noise, sampler, computed, calibration)
     }
 
     /// One inference, some stages of it through their graphs.
     fn run_mixed(
         &self,
-        stages: Stages,
+        (stages, rtc): (Stages, &Rtc),
         input: &ModelInput,
         noise: &[f32],
         sampler: &Sampler,
-        rtc: &Rtc,
         (format, rounding): (Format, Rounding),
         calibration: Option<&Calibration>,
     ) -> Run {
@@ -155,7 +154,7 @@ fn in_f32_they_are_the_reference_whichever_stages_they_compute() {
     each_case(|tiny, recorded, input, noise, sampler| {
         for stages in (1..8).filter_map(|mask: usize| Stages::of(|stage| mask >> stage as usize & 1 == 1)) {
             let exact = (Format::Bf16, Rounding::Never);
-            let run = tiny.run_mixed(stages, &input, &noise, &sampler, &Rtc::Off, exact, None);
+            let run = tiny.run_mixed((stages, &Rtc::Off), &input, &noise, &sampler, exact, None);
             let valid = recorded.values("prefix.pad_mask");
             let kv: Vec<_> = run.seen.iter().filter(|(name, _)| name.starts_with("prefix.kv.")).collect();
             assert_eq!(kv.len(), 2 * tiny.dims.language.layers);
@@ -195,7 +194,7 @@ fn steered_chunks_are_the_references_too() {
         let trained = Rtc::trained(leftover, 3, shape).unwrap();
         for rtc in [guided, trained] {
             let exact = (Format::Bf16, Rounding::Never);
-            let run = |stages| tiny.run_mixed(stages, &input, &noise, &sampler, &rtc, exact, None);
+            let run = |stages| tiny.run_mixed((stages, &rtc), &input, &noise, &sampler, exact, None);
             let reference = {
                 let mut cpu = CpuEngine::new(&tiny.weights, tiny.dims).unwrap();
                 let nobody = &mut Tap::none();
