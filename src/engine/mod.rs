@@ -140,6 +140,14 @@ impl Engine {
         }
     }
 
+    /// That chunks may begin with clean actions, as trained real-time chunking has them.
+    pub fn check_takes_clean(&self) -> Result<(), EngineError> {
+        match self {
+            Engine::Cpu(_) => Ok(()),
+            Engine::Cuda(engine) => engine.check_takes_clean(),
+        }
+    }
+
     /// Its number format.
     pub fn precision(&self) -> Precision {
         match self {

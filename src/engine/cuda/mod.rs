@@ -281,12 +281,8 @@ impl CudaEngine {
         let horizon = self.horizon(noise)?;
         let shape = [horizon, self.dims.action_dim];
         check_leftover(rtc, shape)?;
-        if rtc.clean_rows() > 0 && self.expert.foreign().is_some_and(|foreign| !foreign.takes_clean()) {
-            return Err(EngineError::Input {
-                what: "execution",
-                expected: "a denoise stage built with --rtc-trained, or denoise=cuda".into(),
-                found: "rtc_trained on one of TensorRT that was built without".into(),
-            });
+        if rtc.clean_rows() > 0 {
+            self.check_takes_clean()?;
         }
         self.expert.prepare(&self.act, sampler, rtc, horizon, tap)?;
         if self.warm.insert(Warm::Denoise(kv.layout, horizon)) {
@@ -297,6 +293,18 @@ impl CudaEngine {
         let actions = self.act.gpu.download(self.expert.action.address, noise.len())?;
         self.act.keep();
         Ok(actions)
+    }
+
+    /// That chunks may begin with clean actions, as trained real-time chunking has them.
+    pub fn check_takes_clean(&self) -> Result<(), EngineError> {
+        match self.expert.foreign().filter(|foreign| !foreign.takes_clean()) {
+            None => Ok(()),
+            Some(_) => Err(EngineError::Input {
+                what: "control.execution",
+                expected: "a denoise stage built with --rtc-trained, or denoise=cuda".into(),
+                found: "rtc_trained on one of TensorRT that was built without".into(),
+            }),
+        }
     }
 
     /// In the slot that the caller is about to read: vision of another observation may be writing to the other.
