@@ -22,7 +22,7 @@ ARGUMENTS = [
     ("params_file", str(SHARE / "config" / "aloha.yaml"), "ROS 2 parameter file of the robot"),
     ("namespace", "", "namespace of the node and of its relative topics"),
     ("checkpoint", "", "folder of a checkpoint, synth:tiny or synth:full; empty: as the parameter file says"),
-    ("backend", "", "auto, cpu, cuda or tensorrt; empty: as the parameter file says"),
+    ("backend", "", "auto, cpu, cuda, tensorrt, or one for each stage (docs/tensorrt.md); empty: as the parameter file says"),
     ("autostart", "true", "configure and activate by itself; false: wait for a lifecycle manager"),
     ("log_level", "info", "debug, info, warn, error or fatal"),
     ("use_sim_time", "", "true: take the time from /clock; empty: as the parameter file says"),

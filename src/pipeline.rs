@@ -185,10 +185,10 @@ impl Model {
         // Before anything that takes long.
         match (choice, CudaEngine::missing()) {
             (Choice::Cuda(_), Some(reason)) => return Err(EngineError::NoGpu(reason).into()),
-            (Choice::TensorRt(_), _) if cfg!(not(feature = "tensorrt")) => {
+            (Choice::TensorRt(..), _) if cfg!(not(feature = "tensorrt")) => {
                 return Err(EngineError::from(TensorRtError::NotBuilt).into());
             }
-            (Choice::TensorRt(_), Some(reason)) => {
+            (Choice::TensorRt(..), Some(reason)) => {
                 return Err(EngineError::from(TensorRtError::NoGpu(reason)).into());
             }
             _ => {}

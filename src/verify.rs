@@ -458,7 +458,7 @@ impl Arithmetic {
         match (engine, engine.precision()) {
             (_, Precision::Bf16) => Self::Bf16,
             (_, Precision::Fp8) => Self::Fp8,
-            (Engine::Cuda(_) | Engine::TensorRt(_), Precision::F32) => Self::GpuF32,
+            (Engine::Cuda(_), Precision::F32) => Self::GpuF32,
             (Engine::Cpu(_), Precision::F32) => Self::Reference,
         }
     }

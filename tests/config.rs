@@ -247,21 +247,44 @@ fn of_the_limits_of_a_urdf_and_of_the_parameters_the_tighter_ones_hold() {
 
 #[test]
 fn what_this_version_does_not_have_is_known_and_refused_in_one_line() {
-    if cfg!(not(feature = "tensorrt")) {
-        let text = refusal("backend: tensorrt");
-        assert!(
-            text.ends_with("this one runs only auto or cpu or cuda") && text.lines().count() == 1,
-            "{text}"
-        );
+    #[cfg(not(feature = "tensorrt"))]
+    for backend in ["tensorrt", "vision=tensorrt,prefix=cuda,denoise=cuda"] {
+        let text = refusal(&format!("backend: {backend}"));
+        assert!(text.contains("--features tensorrt") && text.lines().count() == 1, "{text}");
+        assert!(text.ends_with("this one runs only auto or cpu or cuda"), "{text}");
     }
+    #[cfg(feature = "tensorrt")]
+    for backend in ["tensorrt", "vision=cuda,prefix=cuda,denoise=tensorrt"] {
+        let text = refusal(&format!("backend: {backend}\ndtype: f32"));
+        assert!(text.contains("dtype: expected auto, bf16 or fp8") && text.lines().count() == 1, "{text}");
+    }
+    let config = parse("backend: vision=cuda,prefix=cuda,denoise=cuda\ndtype: f32").unwrap();
+    assert_eq!(config.backend, Backend::Cuda);
     let config =
         parse("backend: cpu\ndtype: f32\npolicy.adapt_to_pi: true\ncontrol.command: joint_trajectory")
             .unwrap();
     assert_eq!(config.backend, Backend::Cpu);
+    #[cfg(feature = "tensorrt")]
+    for backend in ["tensorrt", "vision=tensorrt,prefix=cuda,denoise=tensorrt"] {
+        assert_eq!(parse(&format!("backend: {backend}")).unwrap().backend.to_string(), backend);
+    }
     assert_eq!(config.policy.adapt_to_pi, AutoBool::True);
     assert_eq!(config.control.command, CommandType::JointTrajectory);
     assert_eq!(config.control.execution, Execution::Latest);
     assert_eq!(parse("sampler.seed: -1").unwrap().sampler.seed, None);
+}
+
+#[test]
+fn a_backend_that_is_not_understood_is_refused_with_what_it_lacks() {
+    for (backend, says) in [
+        ("vision=tensorrt,prefix=tensorrt", "found no denoise; add denoise=cuda or denoise=tensorrt"),
+        ("vision=cuda,vision=cuda,denoise=cuda", "found vision twice"),
+        ("vision=cpu,prefix=cuda,denoise=cuda", "expected auto, cpu, cuda, tensorrt or a list like vision="),
+        ("gpu", "expected auto, cpu, cuda, tensorrt or a list like vision="),
+    ] {
+        let text = refusal(&format!("backend: {backend}"));
+        assert!(text.contains(says) && text.lines().count() == 1, "{text}");
+    }
 }
 
 #[test]
@@ -357,7 +380,7 @@ fn the_table_agrees_with_itself() {
             Range::Double(min, max) | Range::Above(min, max) => {
                 matches!(parameter.kind, Kind::Double | Kind::DoubleArray) && min < max
             }
-            Range::OneOf(_) | Range::Topic => parameter.kind == Kind::String,
+            Range::OneOf(_) | Range::Backend | Range::Topic => parameter.kind == Kind::String,
             Range::NotEmpty => parameter.kind == Kind::StringArray,
         };
         assert!(fits, "{name}: range of the kind");

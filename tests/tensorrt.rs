@@ -114,7 +114,7 @@ mod with_the_feature {
 
     use super::*;
     use pi05_thor::engine::calibration::Calibration;
-    use pi05_thor::engine::tensorrt::manifest::{Manifest, fingerprint};
+    use pi05_thor::engine::tensorrt::manifest::Manifest;
     use pi05_thor::engine::tensorrt::plan::{Builder, Request};
     use pi05_thor::engine::tensorrt::safe::Library;
     use pi05_thor::engine::tensorrt::stages::{Format, Sizes, Stage};
@@ -160,7 +160,7 @@ mod with_the_feature {
     }
 
     /// Builds every stage. What TensorRT says of every layer's type and shape is compared on the way.
-    fn build(builder: &Builder, dims: Dims, sizes: Sizes, dtype: Dtype, formats: &[Format]) {
+    fn build(builder: &Builder, dims: Dims, sizes: Sizes, dtype: Dtype, formats: &[Format], trained: bool) {
         let weights = Weights::synthetic(&dims, dtype, |_| {}).unwrap();
         let folder = tempfile::tempdir().unwrap();
         let calibration = ranges(&dims);
@@ -168,11 +168,12 @@ mod with_the_feature {
             for stage in STAGES {
                 let request = Request {
                     checkpoint: "procedural",
-                    checkpoint_sha256: &fingerprint(&weights, &dims).unwrap(),
+                    checkpoint_sha256: &weights.fingerprint(&dims).unwrap(),
                     weights: &weights,
                     dims: &dims,
                     sizes,
                     format,
+                    trained,
                     calibration: Some(&calibration),
                     out: folder.path(),
                 };
@@ -183,7 +184,6 @@ mod with_the_feature {
                 manifest.plan_is_whole(&path, true).unwrap();
                 assert_eq!(manifest.compute_capability, "12.0");
                 let (inputs, outputs) = (shapes(&manifest.inputs), shapes(&manifest.outputs));
-                let half = if format == Format::Fp16 { "fp16" } else { "bf16" };
                 let prefix = sizes.prefix(&dims);
                 let kv = [prefix, dims.language.head_dim];
                 match stage {
@@ -193,13 +193,14 @@ mod with_the_feature {
                         assert_eq!(outputs, [format!("features f32 {:?}", [rows, dims.language.width])]);
                     }
                     Stage::Prefix => {
-                        assert_eq!(inputs.len(), 5, "{inputs:?}");
+                        assert_eq!(inputs.len(), 4, "{inputs:?}");
                         assert_eq!(outputs.len(), 2 * dims.language.layers);
-                        assert_eq!(outputs[0], format!("k.0 {half} {kv:?}"));
+                        assert_eq!(outputs[0], format!("k.0 bf16 {kv:?}"));
                     }
                     Stage::Denoise => {
-                        assert_eq!(inputs.len(), 5 + 2 * dims.expert.layers, "{inputs:?}");
-                        assert!(inputs.contains(&format!("v.0 {half} {kv:?}")), "{inputs:?}");
+                        let more = if trained { 2 } else { 0 };
+                        assert_eq!(inputs.len(), 5 + more + 2 * dims.expert.layers, "{inputs:?}");
+                        assert!(inputs.contains(&format!("v.0 bf16 {kv:?}")), "{inputs:?}");
                         assert_eq!(outputs, [format!("velocity f32 {:?}", [sizes.horizon, dims.action_dim])]);
                     }
                 }
@@ -211,7 +212,7 @@ mod with_the_feature {
     fn the_tiny_networks_build() {
         let Some(builder) = builder() else { return };
         let sizes = Sizes { cameras: 3, prompt: 200, horizon: 50 };
-        build(&builder, Dims::TINY, sizes, Dtype::F32, &[Format::Bf16, Format::Fp16, Format::Fp8]);
+        build(&builder, Dims::TINY, sizes, Dtype::F32, &[Format::Bf16, Format::Fp16, Format::Fp8], true);
     }
 
     #[test]
@@ -226,7 +227,7 @@ mod with_the_feature {
             ..Dims::FULL
         };
         let sizes = Sizes { cameras: 3, prompt: 200, horizon: 50 };
-        build(&builder, dims, sizes, Dtype::BF16, &[Format::Bf16, Format::Fp8]);
+        build(&builder, dims, sizes, Dtype::BF16, &[Format::Bf16, Format::Fp8], false);
     }
 
     #[test]

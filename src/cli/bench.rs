@@ -11,7 +11,8 @@ use serde::Serialize;
 use super::bench_gpu::{self, GpuResults};
 #[cfg(feature = "ros")]
 use super::bench_ros;
-use super::{BackendArg, DtypeArg, Failure, Verdict, bench_control, bench_trace, engine_choice, progress};
+use super::{DtypeArg, Failure, Verdict, bench_control, bench_trace, engine_choice, progress};
+use crate::engine::backend::Backend;
 use crate::engine::cpu::peak_flops;
 use crate::engine::probe::Tap;
 use crate::engine::{Choice, Engine, EngineError, Precision};
@@ -35,9 +36,9 @@ use crate::replay::summary::percentile;
 pub struct Args {
     #[command(subcommand)]
     what: Option<What>,
-    /// Engine
-    #[arg(long, value_enum, default_value = "auto", value_name = "B")]
-    backend: BackendArg,
+    /// Engine: auto, cpu, cuda, tensorrt, or each stage's, as vision=tensorrt,prefix=tensorrt,denoise=cuda
+    #[arg(long, default_value = "auto", value_name = "B")]
+    backend: Backend,
     /// What one inference works on
     #[arg(long, value_enum, ignore_case = true, default_value = "B", value_name = "A|B")]
     workload: Workload,
@@ -98,7 +99,7 @@ pub(super) const STEPS: usize = 10;
 
 #[derive(Serialize)]
 struct Results {
-    backend: &'static str,
+    backend: String,
     dtype: String,
     checkpoint: String,
     workload: Workload,
@@ -161,9 +162,10 @@ pub fn run(args: Args) -> Result<Verdict, Failure> {
         None => {}
     }
     let choice = engine_choice(args.backend, args.dtype)?.resolved();
-    if !matches!(choice, Choice::Cuda(_)) && (args.streams != Streams::Sequential || args.trace.is_some()) {
+    let on_cpu = matches!(choice, Choice::Cpu | Choice::CpuFp8);
+    if on_cpu && (args.streams != Streams::Sequential || args.trace.is_some()) {
         let option = if args.trace.is_some() { "--trace" } else { "--streams" };
-        return Err(format!("{option}: only the cuda engine has streams; use --backend cuda").into());
+        return Err(format!("{option}: only a GPU has streams; use --backend cuda").into());
     }
     let model = Model::open_network(&args.checkpoint)?;
     let dims = model.dims()?;
@@ -190,10 +192,6 @@ pub fn run(args: Args) -> Result<Verdict, Failure> {
     let work = Work { cameras, tokens: tokens as usize, horizon, steps: STEPS };
     let (times, peak, gpu) = match &mut engine {
         Engine::Cpu(_) => (sequential(&mut engine, &chunk, args.runs.unwrap_or(3), 1)?, peak_flops(), None),
-        // Nothing here measures what TensorRT's GPU could do.
-        Engine::TensorRt(_) => {
-            (sequential(&mut engine, &chunk, args.runs.unwrap_or(200), 20)?, f64::NAN, None)
-        }
         Engine::Cuda(_) => {
             let runs = args.runs.unwrap_or(200);
             let (times, peak, gpu) = bench_gpu::measure(&mut engine, &chunk, args.streams, runs)?;
@@ -223,7 +221,7 @@ pub fn run(args: Args) -> Result<Verdict, Failure> {
     }
     let roofline_ms = roofline_stages_ms.iter().sum();
     let results = Results {
-        backend: engine.backend(),
+        backend: engine.backend().to_string(),
         dtype: engine.precision().to_string(),
         checkpoint: args.checkpoint,
         workload: args.workload,

@@ -4,13 +4,13 @@ use std::io::{self, Write};
 use std::path::PathBuf;
 
 use super::frames::{FrameArgs, Frames};
-use super::{BackendArg, Failure, Verdict, engine_choice, progress};
-use crate::engine::Engine;
-use crate::engine::EngineError;
+use super::{Failure, Verdict, engine_choice, progress};
+use crate::engine::backend::Backend;
 use crate::engine::calibration::{Calibration, Means, Ranges};
 use crate::engine::cpu::CpuEngine;
 use crate::engine::probe::{Probe, Tap};
 use crate::engine::weights::Weights;
+use crate::engine::{Choice, Engine, EngineError};
 use crate::model::ModelInput;
 use crate::model::dims::Dims;
 use crate::model::names;
@@ -32,9 +32,9 @@ pub struct Args {
     /// Share of a tensor's magnitudes that its range covers, in per cent
     #[arg(long, value_name = "P", default_value_t = PERCENTILE, value_parser = parse_percentile)]
     percentile: f64,
-    /// Engine
-    #[arg(long, value_enum, default_value = "auto", value_name = "B")]
-    backend: BackendArg,
+    /// Engine: auto, cpu or cuda
+    #[arg(long, default_value = "auto", value_name = "B")]
+    backend: Backend,
     /// Say what becomes of the layers by this recipe: balanced, fast, exact, or a file
     #[arg(long, value_name = "R", default_value = recipe::DEFAULT)]
     recipe: String,
@@ -52,7 +52,7 @@ fn parse_percentile(text: &str) -> Result<f64, String> {
 }
 
 pub fn run(args: Args) -> Result<Verdict, Failure> {
-    let choice = engine_choice(args.backend, None)?;
+    let choice = measured_choice(args.backend)?;
     let recipe = Recipe::open(&args.recipe)?;
     let Frames { model, inputs, source, .. } = args.frames.read()?;
     let dims = model.dims()?;
@@ -88,6 +88,15 @@ pub fn run(args: Args) -> Result<Verdict, Failure> {
         kept.join(", ")
     )?;
     Ok(Verdict::Ok)
+}
+
+/// An engine that can be looked into.
+pub(super) fn measured_choice(backend: Backend) -> Result<Choice, Failure> {
+    if let Backend::TensorRt(_) = backend {
+        let reason = "expected auto, cpu or cuda: TensorRT does not show what is inside of a stage";
+        return Err(format!("--backend {backend}: {reason}").into());
+    }
+    engine_choice(backend, None)
 }
 
 /// Ranges and means of all that fp8 could round.

@@ -59,6 +59,9 @@ struct Build {
     /// Actions of a chunk [default: the checkpoint's]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1024))]
     horizon: Option<u32>,
+    /// Let the denoise stage take clean actions: for `control.execution: rtc_trained`
+    #[arg(long)]
+    rtc_trained: bool,
     /// With TensorRT-RTX: build for this compute capability, such as 12.0, GPU or not
     #[arg(long, value_name = "X.Y", value_parser = capability)]
     compute_capability: Option<i32>,
@@ -178,6 +181,7 @@ fn build(args: Build) -> Result<Verdict, Failure> {
         dims: &dims,
         sizes,
         format,
+        trained: args.rtc_trained,
         calibration: calibration.as_ref(),
         out: &args.out,
     };

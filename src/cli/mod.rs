@@ -31,7 +31,8 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand, ValueEnum};
 use tracing_subscriber::EnvFilter;
 
-use crate::config::{Backend, DtypeChoice};
+use crate::config::DtypeChoice;
+use crate::engine::backend::Backend;
 use crate::engine::cuda::CudaEngine;
 use crate::engine::tensorrt::error::TensorRtError;
 use crate::engine::tensorrt::stages::Format;
@@ -82,31 +83,6 @@ enum Verdict {
 
 /// Any error that ends a command; printed as one line.
 type Failure = Box<dyn Error + Send + Sync>;
-
-/// Engines to run on.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum BackendArg {
-    /// The best there is.
-    Auto,
-    /// The f32 reference.
-    Cpu,
-    /// CUDA kernels.
-    Cuda,
-    /// TensorRT engines.
-    Tensorrt,
-}
-
-impl BackendArg {
-    /// The parameter's value; `None` leaves it to the parameter file.
-    fn chosen(self) -> Option<Backend> {
-        match self {
-            BackendArg::Auto => None,
-            BackendArg::Cpu => Some(Backend::Cpu),
-            BackendArg::Cuda => Some(Backend::Cuda),
-            BackendArg::Tensorrt => Some(Backend::TensorRt),
-        }
-    }
-}
 
 impl From<DtypeArg> for DtypeChoice {
     fn from(dtype: DtypeArg) -> Self {
@@ -177,8 +153,8 @@ fn is_broken_pipe(failure: &(dyn Error + 'static)) -> bool {
 }
 
 /// The engine that the command line asks for; what there is not is refused in one line.
-fn engine_choice(backend: BackendArg, dtype: Option<DtypeArg>) -> Result<Choice, Failure> {
-    use {BackendArg as B, DtypeArg as D};
+fn engine_choice(backend: Backend, dtype: Option<DtypeArg>) -> Result<Choice, Failure> {
+    use {Backend as B, DtypeArg as D};
     let on_gpu = |option: &str, choice| match CudaEngine::missing() {
         Some(reason) => Err(format!(
             "{option}: expected an NVIDIA GPU, found none: {reason}; --backend cpu computes in f32 without one"
@@ -186,12 +162,14 @@ fn engine_choice(backend: BackendArg, dtype: Option<DtypeArg>) -> Result<Choice,
         None => Ok(choice),
     };
     let choice = match (backend, dtype) {
-        (B::Tensorrt, _) if cfg!(not(feature = "tensorrt")) => Err(TensorRtError::NotBuilt.to_string()),
-        (B::Tensorrt, Some(D::F32)) => {
+        (B::TensorRt(_), _) if cfg!(not(feature = "tensorrt")) => Err(TensorRtError::NotBuilt.to_string()),
+        (B::TensorRt(_), Some(D::F32)) => {
             Err("--dtype f32: TensorRT's engines compute in bf16 or fp8; use one of them".into())
         }
-        (B::Tensorrt, Some(D::Fp8)) => on_gpu("--backend tensorrt", Choice::TensorRt(Format::Fp8)),
-        (B::Tensorrt, _) => on_gpu("--backend tensorrt", Choice::TensorRt(Format::Bf16)),
+        (B::TensorRt(stages), dtype) => {
+            let format = if dtype == Some(D::Fp8) { Format::Fp8 } else { Format::Bf16 };
+            on_gpu(&format!("--backend {backend}"), Choice::TensorRt(stages, format))
+        }
         (B::Cpu, Some(D::Fp8)) => Ok(Choice::CpuFp8),
         (B::Auto, Some(D::Fp8)) => on_gpu("--dtype fp8", Choice::Cuda(Precision::Fp8)),
         (B::Cuda, Some(D::Fp8)) => on_gpu("--backend cuda", Choice::Cuda(Precision::Fp8)),

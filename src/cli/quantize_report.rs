@@ -3,9 +3,10 @@
 use std::io::{self, Write};
 
 use super::bench::{Chunk, Latency, STEPS, sequential};
-use super::calibrate::{PERCENTILE, errors, ranges};
+use super::calibrate::{PERCENTILE, errors, measured_choice, ranges};
 use super::frames::{FrameArgs, Frames};
-use super::{BackendArg, Failure, Verdict, engine_choice, progress};
+use super::{Failure, Verdict, progress};
+use crate::engine::backend::Backend;
 use crate::engine::calibration::Calibration;
 use crate::engine::cpu::{CpuEngine, Features};
 use crate::engine::probe::{Probe, Tap};
@@ -36,9 +37,9 @@ pub struct Args {
     /// What fp8 rounds: balanced, fast, exact, or a recipe's file
     #[arg(long, value_name = "R", default_value = recipe::DEFAULT)]
     recipe: String,
-    /// Engine whose times count
-    #[arg(long, value_enum, default_value = "auto", value_name = "B")]
-    backend: BackendArg,
+    /// Engine whose times count: auto, cpu or cuda
+    #[arg(long, default_value = "auto", value_name = "B")]
+    backend: Backend,
 }
 
 /// Inferences that a stage's time is the median of.
@@ -53,7 +54,7 @@ struct Times {
 }
 
 pub fn run(args: Args) -> Result<Verdict, Failure> {
-    let choice = engine_choice(args.backend, None)?.resolved();
+    let choice = measured_choice(args.backend)?.resolved();
     let recipe = Recipe::open(&args.recipe)?;
     let Frames { model, inputs, noise, source } = args.frames.read()?;
     let dims = model.dims()?;

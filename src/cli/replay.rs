@@ -4,8 +4,8 @@ use std::fs;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
-use super::{BackendArg, DtypeArg, Failure, Verdict, engine_choice, progress};
-use crate::config::{Config, RobotKind};
+use super::{DtypeArg, Failure, Verdict, engine_choice, progress};
+use crate::config::{Backend, Config, DtypeChoice, RobotKind};
 use crate::pipeline::setup::Setup;
 use crate::replay::bag::Bag;
 use crate::replay::commands::write_commands;
@@ -33,9 +33,9 @@ pub struct Args {
     /// Checkpoint folder, synth:tiny or synth:full [default: parameter `checkpoint`]
     #[arg(long, value_name = "D")]
     checkpoint: Option<String>,
-    /// Engine
-    #[arg(long, value_enum, default_value = "auto", value_name = "B")]
-    backend: BackendArg,
+    /// Engine: auto, cpu, cuda, tensorrt, or each stage's, as vision=tensorrt,prefix=tensorrt,denoise=cuda
+    #[arg(long, default_value = "auto", value_name = "B")]
+    backend: Backend,
     /// Number format of the engine [default: bf16 on cuda, f32 on cpu]
     #[arg(long, value_enum, value_name = "D")]
     dtype: Option<DtypeArg>,
@@ -72,11 +72,15 @@ pub(super) fn load_config(file: Option<&Path>, checkpoint: Option<String>) -> Re
 pub fn run(args: Args) -> Result<Verdict, Failure> {
     let mut config = load_config(args.config.as_deref(), args.checkpoint)?;
     engine_choice(args.backend, args.dtype)?;
-    if let Some(backend) = args.backend.chosen() {
-        config.backend = backend;
+    if args.backend != Backend::Auto {
+        config.backend = args.backend;
     }
     if let Some(dtype) = args.dtype {
         config.dtype = dtype.into();
+    }
+    // The one may be the file's, the other the command line's.
+    if let (Backend::TensorRt(_), DtypeChoice::F32) = (config.backend, config.dtype) {
+        engine_choice(config.backend, Some(DtypeArg::F32))?;
     }
     let bag = Bag::open(&args.bag)?;
     fs::create_dir_all(&args.out).map_err(|e| format!("{}: cannot be made: {e}", args.out.display()))?;

@@ -7,7 +7,7 @@ use clap::ArgGroup;
 use serde::Serialize;
 
 use super::replay::load_config;
-use super::{BackendArg, Failure, Verdict, progress};
+use super::{Failure, Verdict, progress};
 use crate::config::{Backend, Config, DtypeChoice};
 use crate::engine::{self, Engine};
 use crate::model::sampler::{Schedule, Solver, TimeRounding, noise};
@@ -59,9 +59,9 @@ pub struct Args {
     /// Most steps of the fine solution, which are doubled from 25 until that changes it by less than 1e-3 (rms)
     #[arg(long, value_name = "N", default_value_t = 800, value_parser = clap::value_parser!(u32).range(2..=10_000))]
     fine: u32,
-    /// Engine
-    #[arg(long, value_enum, default_value = "auto", value_name = "B")]
-    backend: BackendArg,
+    /// Engine: auto, cpu, cuda, tensorrt, or each stage's, as vision=tensorrt,prefix=tensorrt,denoise=cuda
+    #[arg(long, default_value = "auto", value_name = "B")]
+    backend: Backend,
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -99,7 +99,7 @@ struct Results<'a> {
 }
 
 pub fn run(args: Args) -> Result<Verdict, Failure> {
-    if !matches!(args.backend, BackendArg::Auto | BackendArg::Cpu) {
+    if !matches!(args.backend, Backend::Auto | Backend::Cpu) {
         return Err("--backend: steps are compared on the cpu engine only; use --backend cpu".into());
     }
     let config = load_config(args.config.as_deref(), args.checkpoint.clone())?;

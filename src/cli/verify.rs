@@ -3,8 +3,9 @@
 use std::io::{self, Write};
 use std::path::PathBuf;
 
-use super::{BackendArg, DtypeArg, Failure, Verdict, engine_choice, progress};
+use super::{DtypeArg, Failure, Verdict, engine_choice, progress};
 use crate::engine::Precision;
+use crate::engine::backend::Backend;
 use crate::pipeline::{Model, StageTimes, recipe};
 use crate::verify::{Case, Likeness};
 
@@ -21,9 +22,9 @@ pub struct Args {
     /// Recorded cases
     #[arg(required = true, value_name = "CASE.safetensors")]
     cases: Vec<PathBuf>,
-    /// Engine
-    #[arg(long, value_enum, default_value = "auto", value_name = "B")]
-    backend: BackendArg,
+    /// Engine: auto, cpu, cuda, tensorrt, or each stage's, as vision=tensorrt,prefix=tensorrt,denoise=cuda
+    #[arg(long, default_value = "auto", value_name = "B")]
+    backend: Backend,
     /// Number format of the engine [default: bf16 on cuda, f32 on cpu]
     #[arg(long, value_enum, value_name = "D")]
     dtype: Option<DtypeArg>,

@@ -1,9 +1,10 @@
 //! Parameters that are one of a few words, as enums. Each enum knows its words; the table takes them from here.
 //! The first word is the default. Those of the sampler are in [`crate::model::sampler`], those of control in
-//! [`crate::control::splice`].
+//! [`crate::control::splice`]; [`Backend`] is more than a word.
 
 use crate::choices::choices;
 pub use crate::control::splice::Execution;
+pub use crate::engine::backend::Backend;
 
 choices! {
     /// Which robot adapter surrounds the network.
@@ -17,21 +18,6 @@ choices! {
         Libero = "libero",
         /// Whatever the parameters say.
         Generic = "generic",
-    }
-}
-
-choices! {
-    /// Which engine computes the model.
-    Backend {
-        /// CUDA if it can, else CPU.
-        #[default]
-        Auto = "auto",
-        /// The f32 reference.
-        Cpu = "cpu",
-        /// CUDA kernels.
-        Cuda = "cuda",
-        /// TensorRT engines.
-        TensorRt = "tensorrt",
     }
 }
 

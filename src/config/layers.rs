@@ -1,7 +1,7 @@
 //! From names and raw values to a [`Config`]: the file over its robot's built-in file over the table.
 //!
-//! Promises: every value in the result was checked against the table, and the values fit together. What is known but
-//! not yet there in this version is refused in [`NOT_YET`] alone.
+//! Promises: every value in the result was checked against the table, and the values fit together; an engine that this
+//! build does not have is refused.
 
 use std::collections::{BTreeMap, HashSet};
 use std::path::Path;
@@ -9,21 +9,16 @@ use std::path::Path;
 use super::choices::*;
 use super::error::{ConfigError, LISTED_MAX, Violation, shortened};
 use super::parameters::{
-    CAMERAS_MAX, DefaultValue, JOINTS_MAX, Kind, Parameter, ROS_OWN, SLOT, TABLE, Value, camera_slot, find,
-    nearest,
+    CAMERAS_MAX, DefaultValue, JOINTS_MAX, Kind, Parameter, ROS_OWN, Range, SLOT, TABLE, Value, camera_slot,
+    find, nearest,
 };
 use super::ros_file::{self, Raw};
 use super::urdf;
 use super::{Camera, Config, Control, Joints, Observe, Policy, Recorder, Replay, Rtc, Sampler, builtin_yaml};
 use crate::control::limits::{LIMIT_MAX, LIMIT_MIN};
+use crate::engine::backend::BackendError;
 use crate::model::sampler::rtc::PrefixSchedule;
 use crate::model::sampler::{Schedule, Solver};
-
-/// Words that are known, with those that this version runs. A later version shortens this list, and nothing else.
-const NOT_YET: &[(&str, &[&str])] = &[
-    #[cfg(not(feature = "tensorrt"))]
-    ("backend", &["auto", "cpu", "cuda"]),
-];
 
 /// Naming one of these means another robot than the built-in one: none of the lists is taken from there.
 const NAMES_THE_ROBOT: [&str; 2] = ["joints.names", "joints.action_names"];
@@ -65,7 +60,7 @@ pub(super) fn resolve(
     }
     let mut layers = Layers { origin, file, builtin, violations: Vec::new() };
     let config = layers.config();
-    layers.check_versions();
+    layers.check_engine(&config);
     if layers.violations.is_empty() {
         Ok((config, layers.values()))
     } else {
@@ -177,7 +172,7 @@ fn value(parameter: &Parameter, raw: &Raw) -> Option<Value> {
 }
 
 fn is_choice(parameter: &Parameter) -> bool {
-    matches!(parameter.range, super::parameters::Range::OneOf(_))
+    matches!(parameter.range, Range::OneOf(_))
 }
 
 /// What to do about a value that is not taken.
@@ -194,6 +189,10 @@ fn advice(parameter: &Parameter, raw: &Raw) -> String {
         Raw::Bool(_) | Raw::Integer(_) | Raw::Double(_) if parameter.kind == Kind::String => {
             "put it in quotes".to_owned()
         }
+        Raw::Text(text) if parameter.range == Range::Backend => match text.parse::<Backend>() {
+            Err(reason @ (BackendError::Twice(_) | BackendError::Without(_))) => reason.to_string(),
+            _ => "correct it or leave it out".to_owned(),
+        },
         _ => "correct it or leave it out".to_owned(),
     }
 }
@@ -249,7 +248,7 @@ impl Layers<'_> {
         let joints = self.joints();
         Config {
             checkpoint: self.text("checkpoint"),
-            backend: self.choice("backend", Backend::from_name, Backend::Auto),
+            backend: self.choice("backend", |text| text.parse().ok(), Backend::Auto),
             dtype: self.choice("dtype", DtypeChoice::from_name, DtypeChoice::Auto),
             recipe: self.text("recipe"),
             robot: self.choice("robot", RobotKind::from_name, RobotKind::Aloha),
@@ -480,15 +479,16 @@ impl Layers<'_> {
         }
     }
 
-    /// Refuses what is known but does not run yet.
-    fn check_versions(&mut self) {
-        for (name, runs) in NOT_YET {
-            let Some(Value::String(word)) = self.layered(name) else { continue };
-            if !runs.contains(&word.as_str()) {
-                let expected = runs.join(" or ");
-                let advice = format!("{word} is for a later version, this one runs only {expected}");
-                self.refuse(name, expected, format!("\"{word}\""), &advice);
-            }
+    /// Refuses engines that this build does not have, and number formats that they do not compute in.
+    fn check_engine(&mut self, config: &Config) {
+        let Backend::TensorRt(_) = config.backend else { return };
+        if cfg!(not(feature = "tensorrt")) {
+            let (runs, found) = ("auto or cpu or cuda", format!("\"{}\"", config.backend));
+            let advice = format!("TensorRT is in builds with --features tensorrt, this one runs only {runs}");
+            self.refuse("backend", runs.to_owned(), found, &advice);
+        } else if config.dtype == DtypeChoice::F32 {
+            let (expected, advice) = ("auto, bf16 or fp8", "TensorRT's engines compute in no other");
+            self.refuse("dtype", expected.to_owned(), "\"f32\"".to_owned(), advice);
         }
     }
 

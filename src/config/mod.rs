@@ -229,8 +229,8 @@ impl Config {
         match (self.backend, self.dtype) {
             (Backend::Cpu, DtypeChoice::Fp8) => Choice::CpuFp8,
             (Backend::Cpu, _) => Choice::Cpu,
-            (Backend::TensorRt, DtypeChoice::Fp8) => Choice::TensorRt(Format::Fp8),
-            (Backend::TensorRt, _) => Choice::TensorRt(Format::Bf16),
+            (Backend::TensorRt(stages), DtypeChoice::Fp8) => Choice::TensorRt(stages, Format::Fp8),
+            (Backend::TensorRt(stages), _) => Choice::TensorRt(stages, Format::Bf16),
             (Backend::Auto | Backend::Cuda, DtypeChoice::Fp8) => Choice::Cuda(Precision::Fp8),
             (Backend::Auto, DtypeChoice::Auto) => Choice::Auto,
             (Backend::Auto, DtypeChoice::F32) => Choice::Auto.in_f32(),

@@ -77,6 +77,8 @@ pub enum Range {
     Above(f64, f64),
     /// One of these words.
     OneOf(&'static [&'static str]),
+    /// A [`Backend`].
+    Backend,
     /// The name of a ROS 2 topic.
     Topic,
     /// A text that is not empty.
@@ -144,8 +146,8 @@ const AGE_MAX_MS: i64 = 60_000;
 pub static TABLE: &[Parameter] = &[
     parameter("checkpoint", text("synth:tiny"), "", Structural,
         "Folder of a checkpoint (openpi's or LeRobot's layout), or a built-in one: synth:tiny, synth:full."),
-    parameter("backend", one_of("auto", Backend::NAMES), "", Structural,
-        "Engine that computes the model; auto takes cuda if it can, else cpu."),
+    parameter("backend", (Kind::String, DefaultValue::Text("auto"), Range::Backend), "", Structural,
+        "Engine that computes the model, or each of its stages; auto takes cuda if it can, else cpu."),
     parameter("dtype", one_of("auto", DtypeChoice::NAMES), "", Structural,
         "Number format in the engine; auto is f32 on cpu, bf16 on cuda. fp8 needs `pi05 calibrate` and a Hopper GPU; on the cpu it is emulated."),
     parameter("recipe", (Kind::String, DefaultValue::Text("balanced"), Range::NotEmpty), "", Structural,
@@ -316,6 +318,7 @@ impl Parameter {
         };
         let range = match self.range {
             Range::OneOf(names) => return format!("one of {}", names.join(", ")),
+            Range::Backend => return Backend::EXPECTED.to_owned(),
             Range::Topic => return "a ROS 2 topic name".to_owned(),
             Range::NotEmpty => ", none empty".to_owned(),
             Range::Any | Range::Integer(i64::MIN, i64::MAX) => String::new(),
@@ -331,6 +334,7 @@ impl Parameter {
     pub fn comment(&self) -> String {
         match (self.range, self.unit) {
             (Range::OneOf(names), _) => format!("{}\n{}", self.doc, names.join(" | ")),
+            (Range::Backend, _) => format!("{}\n{}", self.doc, Backend::EXPECTED),
             (_, "") => self.doc.to_owned(),
             (_, unit) => format!("{} [{unit}]", self.doc),
         }
@@ -365,6 +369,7 @@ impl Parameter {
         !value.contains('\0')
             && match self.range {
                 Range::OneOf(names) => names.contains(&value),
+                Range::Backend => value.parse::<Backend>().is_ok(),
                 Range::NotEmpty => !value.trim().is_empty(),
                 // An empty camera topic is how a launch argument leaves a camera out.
                 Range::Topic => is_topic(value) || (value.is_empty() && self.name.starts_with("cameras.")),

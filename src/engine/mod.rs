@@ -7,11 +7,12 @@
 //! | denoise | K/V, noise `[horizon, action_dim]`, sampler | actions `[horizon, action_dim]`, model space |
 //!
 //! Features and K/V live where the engine keeps them; callers only carry them from stage to stage.
-//! [`cpu`] is the readable reference, in f32; [`cuda`] is the fast one; [`tensorrt`] runs engines that were built from
-//! a checkpoint. [`Engine`] is any of them.
+//! [`cpu`] is the readable reference, in f32; [`cuda`] is the fast one, of which [`tensorrt`] can compute any stage, on
+//! the same stream and memory. [`Engine`] is one of the two.
 
 #![allow(unsafe_code)] // the one place; every block says why it is sound
 
+pub mod backend;
 pub mod calibration;
 pub mod cpu;
 pub mod cuda;
@@ -27,12 +28,12 @@ use crate::model::Pixels;
 use crate::model::dims::Dims;
 use crate::model::sampler::Sampler;
 use crate::model::sampler::rtc::Rtc;
+use backend::{Backend, Stages};
 use calibration::{Calibration, Uncalibrated};
 use cpu::CpuEngine;
 use cuda::CudaEngine;
 use probe::Tap;
 use tensorrt::error::TensorRtError;
-use tensorrt::staged::TensorRtEngine;
 use tensorrt::stages::Format;
 use weights::Weights;
 
@@ -59,8 +60,8 @@ pub enum Choice {
     CpuFp8,
     /// CUDA kernels.
     Cuda(Precision),
-    /// TensorRT engines of this format.
-    TensorRt(Format),
+    /// TensorRT engines of these stages, in this format; CUDA kernels of the others, in bf16.
+    TensorRt(Stages, Format),
 }
 
 /// A network ready to run. One inference at a time.
@@ -69,8 +70,6 @@ pub enum Engine {
     Cpu(Box<CpuEngine>),
     /// On a GPU.
     Cuda(Box<CudaEngine>),
-    /// On a GPU, by TensorRT.
-    TensorRt(Box<TensorRtEngine>),
 }
 
 /// Image tokens of all present cameras.
@@ -79,8 +78,6 @@ pub enum Features {
     Cpu(cpu::Features),
     /// On the GPU: the last ones made.
     Cuda(cuda::Features),
-    /// Where TensorRT's stages run: the last ones made.
-    TensorRt(tensorrt::staged::Features),
 }
 
 /// Keys and values of every prefix layer.
@@ -89,8 +86,6 @@ pub enum KvCache {
     Cpu(cpu::KvCache),
     /// On the GPU: the last ones made.
     Cuda(cuda::KvCache),
-    /// Where TensorRT's stages run: the last ones made.
-    TensorRt(tensorrt::staged::KvCache),
 }
 
 impl Choice {
@@ -131,8 +126,8 @@ impl Engine {
         match choice.resolved() {
             Choice::Cuda(precision) => {
                 let calibration = calibration.filter(|_| precision == Precision::Fp8);
-                let engine =
-                    CudaEngine::new(weights, dims, precision != Precision::F32, calibration, cameras)?;
+                let bf16 = precision != Precision::F32;
+                let engine = CudaEngine::new(weights, dims, bf16, calibration, cameras, None)?;
                 Ok(Engine::Cuda(Box::new(engine)))
             }
             choice @ (Choice::Cpu | Choice::CpuFp8 | Choice::Auto) => {
@@ -141,11 +136,13 @@ impl Engine {
                 Ok(Engine::Cpu(Box::new(engine.map_err(|e| EngineError::Missing(e.name().to_owned()))?)))
             }
             #[cfg(feature = "tensorrt")]
-            Choice::TensorRt(format) => {
-                Ok(Engine::TensorRt(Box::new(tensorrt::run::open(weights, dims, format)?)))
+            Choice::TensorRt(stages, format) => {
+                let foreign = tensorrt::run::open(weights, &dims, stages, format)?;
+                let engine = CudaEngine::new(weights, dims, true, None, cameras, Some(foreign))?;
+                Ok(Engine::Cuda(Box::new(engine)))
             }
             #[cfg(not(feature = "tensorrt"))]
-            Choice::TensorRt(_) => Err(TensorRtError::NotBuilt.into()),
+            Choice::TensorRt(..) => Err(TensorRtError::NotBuilt.into()),
         }
     }
 
@@ -154,16 +151,22 @@ impl Engine {
         match self {
             Engine::Cpu(engine) => engine.dims(),
             Engine::Cuda(engine) => engine.dims(),
-            Engine::TensorRt(engine) => engine.dims(),
         }
     }
 
-    /// `cpu`, `cuda` or `tensorrt`.
-    pub fn backend(&self) -> &'static str {
+    /// Which engine computes which stage.
+    pub fn backend(&self) -> Backend {
         match self {
-            Engine::Cpu(_) => "cpu",
-            Engine::Cuda(_) => "cuda",
-            Engine::TensorRt(_) => "tensorrt",
+            Engine::Cpu(_) => Backend::Cpu,
+            Engine::Cuda(engine) => engine.foreign().map_or(Backend::Cuda, Backend::TensorRt),
+        }
+    }
+
+    /// That chunks may begin with clean actions, as trained real-time chunking has them.
+    pub fn check_takes_clean(&self) -> Result<(), EngineError> {
+        match self {
+            Engine::Cpu(_) => Ok(()),
+            Engine::Cuda(engine) => engine.check_takes_clean(),
         }
     }
 
@@ -173,7 +176,6 @@ impl Engine {
             Engine::Cuda(engine) if engine.is_fp8() => Precision::Fp8,
             Engine::Cpu(engine) if engine.rounds() => Precision::Fp8,
             Engine::Cuda(engine) if engine.is_bf16() => Precision::Bf16,
-            Engine::TensorRt(_) => Precision::Bf16,
             Engine::Cpu(_) | Engine::Cuda(_) => Precision::F32,
         }
     }
@@ -192,7 +194,7 @@ impl Engine {
         sampler: &Sampler,
     ) -> Result<(), EngineError> {
         match self {
-            Engine::Cpu(_) | Engine::TensorRt(_) => Ok(()),
+            Engine::Cpu(_) => Ok(()),
             Engine::Cuda(engine) => engine.prepare(images, horizon, sampler),
         }
     }
@@ -202,7 +204,6 @@ impl Engine {
         match self {
             Engine::Cpu(engine) => engine.vision(images, tap).map(Features::Cpu),
             Engine::Cuda(engine) => engine.vision(images, tap).map(Features::Cuda),
-            Engine::TensorRt(engine) => engine.vision(images, tap).map(Features::TensorRt),
         }
     }
 
@@ -221,9 +222,6 @@ impl Engine {
             (Engine::Cuda(engine), Features::Cuda(features)) => {
                 engine.prefix(features, tokens, tap).map(KvCache::Cuda)
             }
-            (Engine::TensorRt(engine), Features::TensorRt(features)) => {
-                engine.prefix(features, tokens, tap).map(KvCache::TensorRt)
-            }
             (engine, _) => Err(engine.anothers("features")),
         }
     }
@@ -240,7 +238,6 @@ impl Engine {
         match (self, kv) {
             (Engine::Cpu(engine), KvCache::Cpu(kv)) => engine.denoise(kv, noise, sampler, rtc, tap),
             (Engine::Cuda(engine), KvCache::Cuda(kv)) => engine.denoise(kv, noise, sampler, rtc, tap),
-            (Engine::TensorRt(engine), KvCache::TensorRt(kv)) => engine.denoise(kv, noise, sampler, rtc, tap),
             (engine, _) => Err(engine.anothers("keys and values")),
         }
     }

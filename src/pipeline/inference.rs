@@ -181,7 +181,7 @@ impl Inference {
                 }
                 Some(free)
             }
-            (Engine::Cuda(_) | Engine::Cpu(_) | Engine::TensorRt(_), _) => None,
+            (Engine::Cuda(_) | Engine::Cpu(_), _) => None,
         };
         Ok(Begun { encoded, noise, rtc, slot, encode_ms })
     }

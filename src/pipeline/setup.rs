@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use super::inference::Inference;
 use super::{LoadError, Model};
-use crate::config::Config;
+use crate::config::{Config, Execution};
 use crate::policy::cameras::CameraSlots;
 use crate::policy::{NetworkShape, Policy};
 
@@ -40,6 +40,9 @@ impl Setup {
     /// Loads the weights. `progress` hears of (parameters made, parameters in all) where they are made.
     pub fn load(&self, config: &Config, progress: impl FnMut(usize, usize)) -> Result<Inference, LoadError> {
         let engine = self.model.load_by(&config.recipe, config.engine(), progress)?;
+        if config.control.execution == Execution::RtcTrained {
+            engine.check_takes_clean().map_err(LoadError::Engine)?;
+        }
         let sampler = config.sampler.of(self.model.time_rounding());
         let seed = config.sampler.seed.unwrap_or_else(fresh_seed);
         Ok(Inference::new(engine, Arc::clone(&self.policy), sampler, seed))

@@ -66,6 +66,31 @@ pub struct KvCache {
     tokens: usize,
 }
 
+/// For tests that put another's stage before or behind one of these.
+#[cfg(test)]
+mod of {
+    #![allow(missing_docs)]
+
+    use super::{Features, KvCache, LayerKv};
+
+    impl Features {
+        pub fn of(values: Vec<f32>) -> Self {
+            Self(values)
+        }
+
+        pub fn values(&self) -> &[f32] {
+            &self.0
+        }
+    }
+
+    impl KvCache {
+        /// Of each layer K and V, `[tokens, head_dim]`.
+        pub fn of(layers: impl Iterator<Item = [Vec<f32>; 2]>, tokens: usize) -> Self {
+            Self { layers: layers.map(|[k, v]| LayerKv { k, v }).collect(), tokens }
+        }
+    }
+}
+
 /// A tensor that the engine needs is not among the weights.
 #[derive(Debug, Error)]
 #[error("tensor {0}: missing")]

@@ -1,7 +1,7 @@
 //! Whole chunks as two graphs: vision on its stream; prefix, all denoise steps and the sampler on the other.
 //!
 //! Features lie in two slots, so that the vision of the next observation may run beside the actions of this one. The
-//! result does not depend on that.
+//! result does not depend on that. A stage of TensorRT that cannot be captured is put on the stream anew every time.
 
 use std::collections::HashMap;
 use std::time::Instant;
@@ -43,6 +43,8 @@ pub struct Graphs {
     pub(super) seen: [[Event; 2]; 2],
     /// Before the prefix, after it, after the last step.
     pub(super) marks: [Event; 3],
+    /// Whether stages that are not ours would not be captured.
+    uncaptured: Uncaptured,
     /// Image rows of each slot.
     rows: [usize; 2],
     /// Values of the chunk under way, and its slot.
@@ -51,6 +53,13 @@ pub struct Graphs {
     pub(super) kernels: Kernels,
     /// What a timeline's times are since.
     pub(super) origin: Event,
+}
+
+/// What runs without a graph, because it could not be captured.
+#[derive(Clone, Copy, Debug, Default)]
+struct Uncaptured {
+    vision: bool,
+    actions: bool,
 }
 
 /// Kernels that each stage launches, of the graphs captured last.
@@ -67,6 +76,8 @@ pub struct Kernels {
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Key {
     layout: Layout,
+    /// Of the features, where the prefix is not ours; else 0: ours takes it from the request.
+    slot: usize,
     horizon: usize,
     solver: &'static str,
     times: Vec<u32>,
@@ -84,6 +95,7 @@ impl Graphs {
             out: Pinned::new(actions * 4)?,
             seen: [pair()?, pair()?],
             marks: [Event::new()?, Event::new()?, Event::new()?],
+            uncaptured: Uncaptured::default(),
             rows: [0; 2],
             under_way: None,
             kernels: Kernels::default(),
@@ -151,14 +163,18 @@ impl CudaEngine {
         self.graphs.rows[slot] = images.slots.len() * self.dims.vision.tokens();
         if !images.slots.is_empty() {
             let key = (images.slots.clone(), images.pixel, slot);
-            if !self.graphs.vision.contains_key(&key) {
-                let graph = self.capture_vision(&images, slot)?;
+            if !self.graphs.vision.contains_key(&key)
+                && let Some(graph) = self.capture_vision(&images, slot)?
+            {
                 self.graphs.vision.insert(key.clone(), graph);
             }
             self.graphs.seen[slot][1].wait()?;
-            self.graphs.stage_images(slot, &images)?;
+            let bytes = self.graphs.stage_images(slot, &images)?;
             self.see.gpu.mark(&self.graphs.seen[slot][0], false)?;
-            self.see.gpu.start(&self.graphs.vision[&key])?;
+            match self.graphs.vision.get(&key) {
+                Some(graph) => self.see.gpu.start(graph)?,
+                None => self.put_images(slot, bytes, images.pixel, &images.slots)?,
+            }
         } else {
             self.see.gpu.mark(&self.graphs.seen[slot][0], false)?;
         }
@@ -180,17 +196,19 @@ impl CudaEngine {
         }
         let horizon = self.horizon(noise)?;
         self.check_prompt(self.graphs.rows[slot], tokens)?;
-        let layout = Layout::new(self.graphs.rows[slot], tokens.len(), self.room.tokens);
-        let key = self.capture_actions(layout, horizon, sampler)?;
+        let layout = self.layout(self.graphs.rows[slot], tokens.len());
+        let key = self.capture_actions(layout, slot, horizon, sampler)?;
         self.generation += 1;
         let values = request(layout, slot, tokens);
         self.graphs.request.bytes()[..values.len() * 4].copy_from_slice(bytemuck::cast_slice(&values));
         self.graphs.noise.bytes()[..noise.len() * 4].copy_from_slice(bytemuck::cast_slice(noise));
-        let gpu = &self.act.gpu;
-        gpu.wait_for(&self.graphs.seen[slot][1])?;
-        gpu.mark(&self.graphs.marks[0], false)?;
-        gpu.start(&self.graphs.actions[&key])?;
-        gpu.mark(&self.graphs.marks[2], false)?;
+        self.act.gpu.wait_for(&self.graphs.seen[slot][1])?;
+        self.act.gpu.mark(&self.graphs.marks[0], false)?;
+        match self.graphs.actions.get(&key) {
+            Some(graph) => self.act.gpu.start(graph)?,
+            None => self.put_chunk(layout, slot, horizon, sampler, false)?,
+        }
+        self.act.gpu.mark(&self.graphs.marks[2], false)?;
         self.graphs.under_way = Some((noise.len(), slot));
         Ok(())
     }
@@ -225,49 +243,62 @@ impl CudaEngine {
         self.see.gpu.synchronize()?;
         self.act.gpu.bind()?;
         let began = Instant::now();
-        let most = self.dims.max_tokens.min(self.room.tokens);
-        for tokens in (1..=most).step_by(BUCKET) {
-            self.capture_actions(
-                Layout::new(self.graphs.rows[0], tokens, self.room.tokens),
-                horizon,
-                sampler,
-            )?;
+        let most = self.dims.max_tokens.min(self.room.most_tokens());
+        let slots = if self.prefix.is_foreign() { 2 } else { 1 };
+        for (tokens, slot) in
+            (1..=most).step_by(BUCKET).flat_map(|tokens| (0..slots).map(move |s| (tokens, s)))
+        {
+            self.capture_actions(self.layout(self.graphs.rows[0], tokens), slot, horizon, sampler)?;
         }
         let (count, seconds) = (self.graphs.actions.len(), began.elapsed().as_secs_f64());
         tracing::info!("graphs of {count} prompt lengths are ready after {seconds:.1} s");
         Ok(())
     }
 
-    fn capture_vision(&mut self, images: &Images<'_>, slot: usize) -> Result<Graph, EngineError> {
-        let Self { vision, see, features, graphs, dims, room, .. } = self;
-        let out =
-            features.address + (slot * room.cameras * dims.vision.tokens() * dims.language.width * 4) as u64;
-        let at = self.images[slot].address;
+    /// Nothing if it cannot be captured.
+    fn capture_vision(&mut self, images: &Images<'_>, slot: usize) -> Result<Option<Graph>, EngineError> {
         if self.warm.insert(Warm::Vision(images.slots.len())) {
-            vision.record(see, at, images.pixel, &images.slots, out, &mut Tap::none())?;
-            see.gpu.synchronize()?;
-            see.keep();
+            self.put_vision(slot, images.pixel, &images.slots, &mut Tap::none())?;
+            self.see.gpu.synchronize()?;
+            self.see.keep();
         }
-        let side = dims.vision.image;
+        if self.graphs.uncaptured.vision {
+            return Ok(None);
+        }
+        let side = self.dims.vision.image;
         let bytes = images.slots.len() * side * side * 3 * if images.pixel == Pixel::U8 { 1 } else { 4 };
-        let before = see.launched.get();
-        let capture = see.gpu.begin_capture()?;
-        let work = see.gpu.upload_later(at, &graphs.images[slot], bytes);
-        let work =
-            work.and_then(|()| vision.record(see, at, images.pixel, &images.slots, out, &mut Tap::none()));
-        graphs.kernels.vision = see.launched.get() - before;
-        see.gpu.end_capture(capture, work)
+        let before = self.see.launched.get();
+        let capture = self.see.gpu.begin_capture()?;
+        let work = self.put_images(slot, bytes, images.pixel, &images.slots);
+        self.graphs.kernels.vision = self.see.launched.get() - before;
+        let graph = self.see.gpu.end_capture(capture, work);
+        unless_foreign(self.vision.is_foreign(), graph, "vision", &mut self.graphs.uncaptured.vision)
     }
 
+    /// Staged images to their slot's features.
+    fn put_images(
+        &mut self,
+        slot: usize,
+        bytes: usize,
+        pixel: Pixel,
+        slots: &[usize],
+    ) -> Result<(), EngineError> {
+        self.graphs.upload_images(&self.see.gpu, slot, &self.images[slot], bytes)?;
+        self.put_vision(slot, pixel, slots, &mut Tap::none())
+    }
+
+    /// The graph is there afterwards, unless it cannot be captured.
     fn capture_actions(
         &mut self,
         layout: Layout,
+        slot: usize,
         horizon: usize,
         sampler: &Sampler,
     ) -> Result<Key, EngineError> {
         let times = sampler.times().iter().map(|t| t.to_bits()).collect();
         let solver = if sampler.solver == Solver::Ddim { Solver::Euler } else { sampler.solver };
-        let key = Key { layout, horizon, solver: solver.name(), times };
+        let slot = if self.prefix.is_foreign() { slot } else { 0 };
+        let key = Key { layout, slot, horizon, solver: solver.name(), times };
         if self.graphs.actions.contains_key(&key) {
             return Ok(key);
         }
@@ -276,35 +307,71 @@ impl CudaEngine {
         }
         self.expert.prepare(&self.act, sampler, &Rtc::Off, horizon, &mut Tap::none())?;
         // Algorithms are measured before the capture, on a prompt of zeros.
-        self.act.gpu.upload_to(self.cache.request.address, &request(layout, 0, &[]))?;
-        self.warm_prefix(layout)?;
-        if self.warm.insert(Warm::Denoise(layout, horizon)) {
-            self.put_denoise(layout, horizon, sampler, &Rtc::Off, &mut Tap::none())?;
+        let is_new = !self.warm.contains(&Warm::Denoise(layout, horizon));
+        if is_new || !self.graphs.uncaptured.actions {
+            self.act.gpu.upload_to(self.cache.request.address, &request(layout, 0, &[]))?;
+            self.warm_prefix(layout, slot)?;
+            if self.warm.insert(Warm::Denoise(layout, horizon)) {
+                self.put_denoise(layout, horizon, sampler, &Rtc::Off, &mut Tap::none())?;
+            }
+            self.act.gpu.synchronize()?;
+            self.act.keep();
         }
-        self.act.gpu.synchronize()?;
-        self.act.keep();
+        if self.graphs.uncaptured.actions {
+            return Ok(key);
+        }
         let capture = self.act.gpu.begin_capture()?;
-        let work = self.put_chunk(layout, horizon, sampler);
-        let graph = self.act.gpu.end_capture(capture, work)?;
-        self.graphs.actions.insert(key.clone(), graph);
+        let work = self.put_chunk(layout, slot, horizon, sampler, true);
+        let graph = self.act.gpu.end_capture(capture, work);
+        let is_foreign = self.prefix.is_foreign() || self.expert.foreign().is_some();
+        let uncaptured = &mut self.graphs.uncaptured.actions;
+        if let Some(graph) = unless_foreign(is_foreign, graph, "prefix and denoise", uncaptured)? {
+            self.graphs.actions.insert(key.clone(), graph);
+        }
         Ok(key)
     }
 
-    fn put_chunk(&mut self, layout: Layout, horizon: usize, sampler: &Sampler) -> Result<(), EngineError> {
+    /// `captured`: into a graph.
+    fn put_chunk(
+        &mut self,
+        layout: Layout,
+        slot: usize,
+        horizon: usize,
+        sampler: &Sampler,
+        captured: bool,
+    ) -> Result<(), EngineError> {
         let (tap, count) = (&mut Tap::none(), horizon * self.dims.action_dim * 4);
         let request = (2 + layout.rows - layout.image_rows) * 4;
         self.act.gpu.upload_later(self.cache.request.address, &self.graphs.request, request)?;
         self.act.gpu.upload_later(self.expert.action.address, &self.graphs.noise, count)?;
         let before = self.act.launched.get();
-        self.put_prefix(layout, 0, tap)?;
+        self.put_prefix(layout, slot, 0, tap)?;
         let between = self.act.launched.get();
-        self.act.gpu.mark(&self.graphs.marks[1], true)?;
-        self.act.marks_steps.set(true);
+        self.act.gpu.mark(&self.graphs.marks[1], captured)?;
+        self.act.marks_steps.set(Some(captured));
         let put = self.put_denoise(layout, horizon, sampler, &Rtc::Off, tap);
-        self.act.marks_steps.set(false);
+        self.act.marks_steps.set(None);
         put?;
         let kernels = &mut self.graphs.kernels;
         (kernels.prefix, kernels.denoise) = (between - before, self.act.launched.get() - between);
         self.act.gpu.download_later(&self.graphs.out, self.expert.action.address, count)
+    }
+}
+
+/// A graph; if stages that are not ours would not be captured, said once, none, now and later.
+fn unless_foreign(
+    is_foreign: bool,
+    graph: Result<Graph, EngineError>,
+    what: &str,
+    uncaptured: &mut bool,
+) -> Result<Option<Graph>, EngineError> {
+    match graph {
+        Ok(graph) => Ok(Some(graph)),
+        Err(reason) if is_foreign => {
+            tracing::warn!("{what}: TensorRT's run cannot be captured, so it runs without a graph: {reason}");
+            *uncaptured = true;
+            Ok(None)
+        }
+        Err(reason) => Err(reason),
     }
 }

@@ -6,6 +6,7 @@
 use std::collections::HashMap;
 
 use super::driver::{Buffer, Gpu};
+use super::foreign::ForeignExpert;
 use super::fused::{Ends, Fused};
 use super::gemm::{Operands, Shape};
 use super::lane::Lane;
@@ -50,6 +51,43 @@ struct Schedule {
 enum Form {
     Plain(Box<Plain>),
     Fused(Box<Fused>),
+    /// TensorRT's.
+    Foreign(Box<ForeignExpert>),
+}
+
+impl Form {
+    fn own(
+        gpu: &Gpu,
+        load: &mut Loader<'_>,
+        dims: &Dims,
+        keys: usize,
+        bf16: bool,
+    ) -> Result<Self, EngineError> {
+        let (expert, action_dim) = (dims.expert, dims.action_dim);
+        let wide = |load: &mut Loader<'_>, name: &str| {
+            Ok::<_, EngineError>([
+                load.wide(&format!("{name}.weight"), 0.0)?,
+                load.wide(&format!("{name}.bias"), 0.0)?,
+            ])
+        };
+        let [action_in, action_out] = [wide(load, "action_in_proj")?, wide(load, "action_out_proj")?];
+        let mut transposed = vec![0.0; expert.width * action_dim];
+        let weight = load.tensor("action_in_proj.weight")?.to_vec();
+        for (i, value) in weight.into_iter().enumerate() {
+            transposed[i % action_dim * expert.width + i / action_dim] = value;
+        }
+        let blocks = (0..expert.layers).map(|i| Block::new(load, &format!("{EXPERT}layers.{i}.")));
+        if bf16 && Fused::can(gpu, &expert, action_dim, keys) {
+            let [_, bias] = action_in;
+            let begin = [gpu.buffer(&transposed)?, bias];
+            let fused = Fused::new(gpu, &expert, blocks, begin, action_out, action_dim)?;
+            Ok(Form::Fused(Box::new(fused)))
+        } else {
+            let activations = Activations::new(gpu, &expert, ACTIONS, keys, if bf16 { 2 } else { 4 })?;
+            let blocks = blocks.collect::<Result<_, _>>()?;
+            Ok(Form::Plain(Box::new(Plain { blocks, activations, action_in, action_out })))
+        }
+    }
 }
 
 /// Everything by the library and the kernels of `stages.cu`.
@@ -83,7 +121,7 @@ impl Pass {
 }
 
 impl Expert {
-    /// `keys`: most keys that attention sees.
+    /// `keys`: most keys that attention sees. `foreign`: what computes velocities instead of kernels of ours.
     pub fn new(
         gpu: &Gpu,
         load: &mut Loader<'_>,
@@ -91,29 +129,12 @@ impl Expert {
         dims: &Dims,
         keys: usize,
         bf16: bool,
+        foreign: Option<ForeignExpert>,
     ) -> Result<Self, EngineError> {
         let (expert, action_dim) = (dims.expert, dims.action_dim);
-        let wide = |load: &mut Loader<'_>, name: &str| {
-            Ok::<_, EngineError>([
-                load.wide(&format!("{name}.weight"), 0.0)?,
-                load.wide(&format!("{name}.bias"), 0.0)?,
-            ])
-        };
-        let [action_in, action_out] = [wide(load, "action_in_proj")?, wide(load, "action_out_proj")?];
-        let mut transposed = vec![0.0; expert.width * action_dim];
-        let weight = load.tensor("action_in_proj.weight")?.to_vec();
-        for (i, value) in weight.into_iter().enumerate() {
-            transposed[i % action_dim * expert.width + i / action_dim] = value;
-        }
-        let blocks = (0..expert.layers).map(|i| Block::new(load, &format!("{EXPERT}layers.{i}.")));
-        let form = if bf16 && Fused::can(gpu, &expert, action_dim, keys) {
-            let [_, bias] = action_in;
-            let begin = [gpu.buffer(&transposed)?, bias];
-            Form::Fused(Box::new(Fused::new(gpu, &expert, blocks, begin, action_out, action_dim)?))
-        } else {
-            let activations = Activations::new(gpu, &expert, ACTIONS, keys, if bf16 { 2 } else { 4 })?;
-            let blocks = blocks.collect::<Result<_, _>>()?;
-            Form::Plain(Box::new(Plain { blocks, activations, action_in, action_out }))
+        let form = match foreign {
+            Some(foreign) => Form::Foreign(Box::new(foreign)),
+            None => Form::own(gpu, load, dims, keys, bf16)?,
         };
         Ok(Self {
             time: TimeConditioning::new(weights, &expert)
@@ -133,6 +154,11 @@ impl Expert {
         matches!(&self.form, Form::Fused(fused) if !fused.is_hopper())
     }
 
+    /// The stage that is not ours, if it is not.
+    pub fn foreign(&self) -> Option<&ForeignExpert> {
+        if let Form::Foreign(foreign) = &self.form { Some(foreign) } else { None }
+    }
+
     /// What must be there before a schedule is put on the stream: modulations, vectors, kernels.
     pub fn prepare(
         &mut self,
@@ -149,7 +175,7 @@ impl Expert {
             let values: Vec<f32> = modulations.iter().flat_map(|m| m.values()).copied().collect();
             let shifts = match &mut self.form {
                 Form::Fused(fused) => Some(fused.shifts(lane, &modulations)?),
-                Form::Plain(_) => None,
+                Form::Plain(_) | Form::Foreign(_) => None,
             };
             self.schedules.insert(key, Schedule { modulations: lane.gpu.buffer(&values)?, shifts });
         }
@@ -179,6 +205,9 @@ impl Expert {
         let Some(schedule) = self.schedules.get(&key) else {
             return Err(super::driver::failed("denoise", "this schedule was not prepared"));
         };
+        if let Form::Foreign(foreign) = &self.form {
+            foreign.begin(lane, cache, rtc.clean_rows())?;
+        }
         let mut steps = Steps {
             expert: self,
             lane,
@@ -226,6 +255,10 @@ impl Expert {
             Form::Fused(fused) => {
                 let ends = Ends { action: x, velocity, pending: scale, out };
                 return fused.record(lane, cache, pass, &self.x, ends, tap);
+            }
+            Form::Foreign(foreign) => {
+                let clean = pass.modulation + (pass.to_clean * 4) as u64;
+                return foreign.record(lane, x, [pass.modulation, clean], out);
             }
         };
         let [w, b] = action_in;
@@ -421,8 +454,9 @@ impl Denoiser for Steps<'_, '_> {
             self.flush();
             self.lane.record_wide(self.tap, format_args!("step.{evaluation}.x_t"), *x, self.count())?;
         }
+        let takes_pending = !matches!(self.expert.form, Form::Foreign(_));
         let pending = match self.pending {
-            Some((of, scale, v)) if of == *x => {
+            Some((of, scale, v)) if of == *x && takes_pending => {
                 self.pending = None;
                 (scale, v)
             }

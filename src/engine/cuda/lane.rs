@@ -57,7 +57,7 @@ pub const VISION_SHARED_90: usize = 1024 + (2 * 256 + VISION_QUERIES) * 72 * 2 +
 pub const PREFIX_SHARED: usize = 28 * 8192 + 1024 + 128;
 
 /// Kernels of `stages.cu`.
-const STAGE_KERNELS: [&str; 14] = [
+const STAGE_KERNELS: [&str; 16] = [
     "patches_u8",
     "patches_f32",
     "layer_norm",
@@ -72,6 +72,8 @@ const STAGE_KERNELS: [&str; 14] = [
     "gelu",
     "action_in",
     "action_out",
+    "mask_and_positions",
+    "transpose_values",
 ];
 
 /// Kernels by name.
@@ -86,9 +88,10 @@ pub struct Lane {
     pub bf16: bool,
     /// Kernels put on the stream so far.
     pub launched: Cell<usize>,
-    /// Where evaluations begin, while somebody wants to know, and whether a graph that tells is being captured.
+    /// Where evaluations begin, while somebody wants to know; and while a chunk that tells is put on the stream, whether
+    /// into a graph.
     pub steps: Vec<Event>,
-    pub marks_steps: Cell<bool>,
+    pub marks_steps: Cell<Option<bool>>,
 }
 
 /// Kernels that were compiled together, by name.
@@ -135,7 +138,7 @@ impl Lane {
             bf16,
             launched: Cell::new(0),
             steps: Vec::new(),
-            marks_steps: Cell::new(false),
+            marks_steps: Cell::new(None),
         })
     }
 
@@ -190,9 +193,9 @@ impl Lane {
 
     /// An evaluation of the velocity begins.
     pub fn mark_step(&self, evaluation: usize) -> Result<(), EngineError> {
-        match self.steps.get(evaluation).filter(|_| self.marks_steps.get()) {
-            Some(event) => self.gpu.mark(event, true),
-            None => Ok(()),
+        match (self.steps.get(evaluation), self.marks_steps.get()) {
+            (Some(event), Some(captured)) => self.gpu.mark(event, captured),
+            _ => Ok(()),
         }
     }
 

@@ -1,4 +1,4 @@
-//! The CUDA engine: the three stages on one GPU, in bf16 or f32.
+//! The CUDA engine: the three stages on one GPU, in bf16, e4m3 or f32.
 //!
 //! Promises: the same numbers for the same input whatever ran before, whether stage by stage, as graphs, or with the
 //! next observation's vision beside; a failing call of the driver or its libraries is an error that names it. Called
@@ -10,6 +10,7 @@
 //! | `lane`, `load` | a stream with its kernels; weights onto the GPU |
 //! | `product`, `fp8` | own matrix products, in bf16 and e4m3, fused with what follows them |
 //! | `vision`, `prefix`, `expert`, `fused` | the stages: what each puts on its stream |
+//! | `room`, `foreign` | what is allocated; stages that TensorRT computes, on these streams and in this memory |
 //! | `chunk` | graphs of them, and two chunks in flight |
 //! | `programs` | all kernels, for checks without a GPU |
 //! | `measure`, `nvtx` | what benchmarks and profilers want to know |
@@ -20,6 +21,7 @@ mod chunk;
 mod compile;
 pub(super) mod driver;
 mod expert;
+mod foreign;
 mod fp8;
 mod fused;
 mod gemm;
@@ -30,6 +32,7 @@ mod nvtx;
 mod prefix;
 mod product;
 mod programs;
+pub(super) mod room;
 mod vision;
 
 use std::collections::HashSet;
@@ -38,26 +41,26 @@ use chunk::Graphs;
 pub use chunk::{Kernels, Measured};
 use driver::{Buffer, Gpu};
 use expert::{ACTIONS, Expert};
+use foreign::{ForeignExpert, ForeignPrefix, ForeignVision, Part};
 use lane::Lane;
 use load::Loader;
 pub use measure::Spans;
 use prefix::{Cache, Layout, Prefix};
 pub use programs::{Program, has_compiler, programs};
+use room::Room;
 use vision::{Pixel, Vision};
 
+use super::backend::Stages;
 use super::calibration::Calibration;
 use super::probe::Tap;
+use super::tensorrt::boundary::Foreign;
+use super::tensorrt::stages::Stage;
 use super::weights::Weights;
 use super::{EngineError, check_latest, check_leftover};
 use crate::model::Pixels;
 use crate::model::dims::Dims;
 use crate::model::sampler::Sampler;
 use crate::model::sampler::rtc::Rtc;
-
-/// Cameras that there is always room for.
-const CAMERAS: usize = 3;
-/// Prompt tokens that there is always room for.
-const TOKENS: usize = 200;
 
 /// Widest rows that norms write in e4m3.
 const FP8_WIDTH: usize = 2048;
@@ -67,11 +70,11 @@ pub struct CudaEngine {
     dims: Dims,
     room: Room,
     graphs: Graphs,
-    vision: Vision,
-    prefix: Prefix,
+    vision: Part<Vision, ForeignVision>,
+    prefix: Part<Prefix, ForeignPrefix>,
     expert: Expert,
     cache: Cache,
-    /// f32 `[2, cameras * tokens, width]`
+    /// f32 `[2, cameras * tokens + prompt, width]`: the prompt's rows are there for prefixes that are not ours.
     features: Buffer,
     /// Images as they came, by slot of features.
     images: [Buffer; 2],
@@ -86,13 +89,6 @@ pub struct CudaEngine {
     /// Last, since everything else is on their GPU.
     see: Lane,
     act: Lane,
-}
-
-/// What was allocated for.
-#[derive(Clone, Copy)]
-struct Room {
-    cameras: usize,
-    tokens: usize,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
@@ -136,13 +132,15 @@ impl CudaEngine {
     }
 
     /// Puts the tensors that `dims` implies on the first GPU, as bf16 or f32. `cameras`: how many the model has.
-    /// `calibration`: with one, vision's and the prefix's matrices are e4m3.
+    /// `calibration`: with one, vision's and the prefix's matrices are e4m3. `foreign`: stages that are not ours, in bf16
+    /// only; their weights stay where they are.
     pub fn new(
         weights: &Weights,
         dims: Dims,
         bf16: bool,
         calibration: Option<&Calibration>,
         cameras: usize,
+        foreign: Option<Foreign>,
     ) -> Result<Self, EngineError> {
         let gpu = Gpu::open()?;
         let fp8 = calibration.is_some();
@@ -158,22 +156,36 @@ impl CudaEngine {
             });
         }
         let (free, _) = gpu.memory()?;
-        let room =
-            Room { cameras: cameras.max(CAMERAS), tokens: dims.max_tokens.next_multiple_of(8).max(TOKENS) };
-        let slot_rows = room.cameras * dims.vision.tokens();
-        let rows = slot_rows + room.tokens;
-        let keys = rows + ACTIONS;
+        let room = Room::new(&dims, cameras, foreign.as_ref().map(|foreign| foreign.sizes));
+        let (rows, keys) = (room.rows(&dims), room.keys(&dims));
         let size = if bf16 { 2 } else { 4 };
+        let [see_for_us, read_for_us, act_for_us] = foreign.map_or([None, None, None], |f| f.engines);
         let mut load = Loader::new(&gpu, weights, bf16, calibration)?;
-        let vision = Vision::new(&gpu, &mut load, &dims, room.cameras, bf16)?;
-        let prefix = Prefix::new(&gpu, &mut load, &dims, rows, size)?;
-        let expert = Expert::new(&gpu, &mut load, weights, &dims, keys, bf16)?;
+        let vision = match see_for_us {
+            Some(engine) => Part::Foreign(Box::new(ForeignVision::new(engine, &dims, &room)?)),
+            None => Part::Own(Box::new(Vision::new(&gpu, &mut load, &dims, room.cameras, bf16)?)),
+        };
+        let prefix = match read_for_us {
+            Some(engine) => {
+                Part::Foreign(Box::new(ForeignPrefix::new(&mut load, engine, &dims, &room, &gpu)?))
+            }
+            None => Part::Own(Box::new(Prefix::new(&gpu, &mut load, &dims, rows, size)?)),
+        };
+        let act_for_us =
+            act_for_us.map(|engine| ForeignExpert::new(engine, &dims, &room, &gpu)).transpose()?;
+        let expert = Expert::new(&gpu, &mut load, weights, &dims, keys, bf16, act_for_us)?;
         let loaded = load.bytes;
         drop(load);
         let cache = Cache::new(&gpu, &dims, keys, expert.needs_transposed_values(), size)?;
-        let pixels = room.cameras * dims.vision.image * dims.vision.image * 3;
+        if let Part::Foreign(prefix) = &prefix {
+            prefix.bind_cache(&cache)?;
+        }
+        if let Some(expert) = expert.foreign() {
+            expert.bind_cache(&cache)?;
+        }
+        let pixels = room.pixels(&dims);
         let images = [gpu.zeros(pixels * 4)?, gpu.zeros(pixels * 4)?];
-        let features = gpu.zeros(2 * slot_rows * dims.language.width * 4)?;
+        let features = gpu.zeros(2 * rows * dims.language.width * 4)?;
         let graphs = Graphs::new(pixels, cache.capacity, ACTIONS * dims.action_dim)?;
         let see = Lane::new(gpu.another_stream()?, bf16, fp8)?;
         let act = Lane::new(gpu, bf16, fp8)?;
@@ -215,6 +227,15 @@ impl CudaEngine {
         self.fp8
     }
 
+    /// The stages that TensorRT computes, if it does any.
+    pub fn foreign(&self) -> Option<Stages> {
+        Stages::of(|stage| match stage {
+            Stage::Vision => self.vision.is_foreign(),
+            Stage::Prefix => self.prefix.is_foreign(),
+            Stage::Denoise => self.expert.foreign().is_some(),
+        })
+    }
+
     /// What weights and activations took of the GPU's memory, bytes.
     pub fn memory(&self) -> usize {
         self.memory
@@ -241,18 +262,10 @@ impl CudaEngine {
         if rows > 0 {
             let bytes = self.graphs.stage_images(0, &images)?;
             self.graphs.upload_images(&self.see.gpu, 0, &self.images[0], bytes)?;
-            let (at, features) = (self.images[0].address, self.features.address);
             if self.warm.insert(Warm::Vision(images.slots.len())) {
-                self.vision.record(
-                    &mut self.see,
-                    at,
-                    images.pixel,
-                    &images.slots,
-                    features,
-                    &mut Tap::none(),
-                )?;
+                self.put_vision(0, images.pixel, &images.slots, &mut Tap::none())?;
             }
-            self.vision.record(&mut self.see, at, images.pixel, &images.slots, features, tap)?;
+            self.put_vision(0, images.pixel, &images.slots, tap)?;
             self.see.gpu.synchronize()?;
             self.see.keep();
         }
@@ -269,11 +282,11 @@ impl CudaEngine {
         self.act.gpu.bind()?;
         check_latest("features", features.generation, self.generation)?;
         self.check_prompt(features.rows, tokens)?;
-        let layout = Layout::new(features.rows, tokens.len(), self.room.tokens);
+        let layout = self.layout(features.rows, tokens.len());
         self.act.gpu.upload_to(self.cache.request.address, &request(layout, 0, tokens))?;
         let valid = layout.image_rows + tokens.len();
-        self.warm_prefix(layout)?;
-        self.put_prefix(layout, valid, tap)?;
+        self.warm_prefix(layout, 0)?;
+        self.put_prefix(layout, 0, valid, tap)?;
         self.act.gpu.synchronize()?;
         self.act.keep();
         self.generation += 1;
@@ -294,6 +307,9 @@ impl CudaEngine {
         let horizon = self.horizon(noise)?;
         let shape = [horizon, self.dims.action_dim];
         check_leftover(rtc, shape)?;
+        if rtc.clean_rows() > 0 {
+            self.check_takes_clean()?;
+        }
         self.expert.prepare(&self.act, sampler, rtc, horizon, tap)?;
         if self.warm.insert(Warm::Denoise(kv.layout, horizon)) {
             self.put_denoise(kv.layout, horizon, sampler, rtc, &mut Tap::none())?;
@@ -305,16 +321,68 @@ impl CudaEngine {
         Ok(actions)
     }
 
-    fn warm_prefix(&mut self, layout: Layout) -> Result<(), EngineError> {
+    /// That chunks may begin with clean actions, as trained real-time chunking has them.
+    pub fn check_takes_clean(&self) -> Result<(), EngineError> {
+        match self.expert.foreign().filter(|foreign| !foreign.takes_clean()) {
+            None => Ok(()),
+            Some(_) => Err(EngineError::Input {
+                what: "control.execution",
+                expected: "a denoise stage built with --rtc-trained, or denoise=cuda".into(),
+                found: "rtc_trained on one of TensorRT that was built without".into(),
+            }),
+        }
+    }
+
+    /// In the slot that the caller is about to read: vision of another observation may be writing to the other.
+    fn warm_prefix(&mut self, layout: Layout, slot: usize) -> Result<(), EngineError> {
         if self.warm.insert(Warm::Prefix(layout)) {
-            self.put_prefix(layout, 0, &mut Tap::none())?;
+            self.put_prefix(layout, slot, 0, &mut Tap::none())?;
         }
         Ok(())
     }
 
-    fn put_prefix(&mut self, layout: Layout, valid: usize, tap: &mut Tap) -> Result<(), EngineError> {
-        let slot_rows = self.room.cameras * self.dims.vision.tokens();
-        self.prefix.record(&mut self.act, &self.cache, &self.features, slot_rows, layout, valid, tap)
+    /// Where the features of a slot begin.
+    fn features_of(&self, slot: usize) -> u64 {
+        self.features.address + (slot * self.room.rows(&self.dims) * self.dims.language.width * 4) as u64
+    }
+
+    /// How a chunk lies in memory. Where no kernel of ours gains from less padding, one layout does for all prompts.
+    fn layout(&self, image_rows: usize, tokens: usize) -> Layout {
+        let is_fixed = self.prefix.is_foreign() && self.expert.foreign().is_some();
+        self.room.layout(image_rows, tokens, !is_fixed)
+    }
+
+    /// The slot's images to the slot's features.
+    fn put_vision(
+        &mut self,
+        slot: usize,
+        pixel: Pixel,
+        slots: &[usize],
+        tap: &mut Tap,
+    ) -> Result<(), EngineError> {
+        let (images, features) = (self.images[slot].address, self.features_of(slot));
+        match &self.vision {
+            Part::Own(vision) => vision.record(&mut self.see, images, pixel, slots, features, tap),
+            Part::Foreign(vision) => vision.record(&self.see, images, slots, features, tap),
+        }
+    }
+
+    /// `slot`: where the features are; a prefix of ours takes it from the request.
+    fn put_prefix(
+        &mut self,
+        layout: Layout,
+        slot: usize,
+        valid: usize,
+        tap: &mut Tap,
+    ) -> Result<(), EngineError> {
+        let features = self.features_of(slot);
+        match &self.prefix {
+            Part::Own(prefix) => {
+                let rows = self.room.rows(&self.dims);
+                prefix.record(&mut self.act, &self.cache, &self.features, rows, layout, valid, tap)
+            }
+            Part::Foreign(prefix) => prefix.record(&self.act, &self.cache, features, layout, valid, tap),
+        }
     }
 
     fn put_denoise(
@@ -332,10 +400,10 @@ impl CudaEngine {
     fn images<'a>(&self, images: &'a [Option<Pixels>]) -> Result<Images<'a>, EngineError> {
         let (slots, present): (Vec<usize>, Vec<&Pixels>) =
             images.iter().enumerate().filter_map(|(slot, image)| Some((slot, image.as_ref()?))).unzip();
-        if present.len() > self.room.cameras {
+        if present.len() > self.room.most_cameras() {
             return Err(EngineError::Input {
                 what: "camera images",
-                expected: format!("at most {}", self.room.cameras),
+                expected: format!("at most {}", self.room.most_cameras()),
                 found: present.len().to_string(),
             });
         }
@@ -353,7 +421,8 @@ impl CudaEngine {
                 });
             }
         }
-        let bytes = present.iter().all(|image| matches!(image, Pixels::U8(_)));
+        // TensorRT's vision takes f32.
+        let bytes = !self.vision.is_foreign() && present.iter().all(|image| matches!(image, Pixels::U8(_)));
         Ok(Images { slots, pixel: if bytes { Pixel::U8 } else { Pixel::F32 }, present })
     }
 
@@ -362,8 +431,9 @@ impl CudaEngine {
         if image_rows + tokens.len() == 0 {
             return input("prefix", "at least one image or prompt token".into(), "none".into());
         }
-        if tokens.len() > self.room.tokens {
-            return input("prompt", format!("at most {} tokens", self.room.tokens), tokens.len().to_string());
+        let most = self.room.most_tokens();
+        if tokens.len() > most {
+            return input("prompt", format!("at most {most} tokens"), tokens.len().to_string());
         }
         match tokens.iter().find(|&&token| token as usize >= self.dims.vocab) {
             Some(token) => input(
@@ -385,7 +455,15 @@ impl CudaEngine {
                 found: format!("{} values", noise.len()),
             });
         }
-        Ok(noise.len() / action_dim)
+        let (horizon, fixed) = (noise.len() / action_dim, self.expert.foreign().map(|f| f.horizon));
+        if let Some(fixed) = fixed.filter(|fixed| *fixed != horizon) {
+            return Err(EngineError::Input {
+                what: "chunk",
+                expected: format!("{fixed} actions, as the denoise stage's engine was built for"),
+                found: horizon.to_string(),
+            });
+        }
+        Ok(horizon)
     }
 }
 

@@ -274,8 +274,14 @@ impl Vision {
         let VisionDims { width, mlp, .. } = self.dims;
         let rows = slots.len() * self.dims.tokens();
         let sums = self.sums.address;
-        let own = |x: &Buffer, w: &Weight, y: &Buffer, columns, k, after| {
-            Fused { x: x.address, w: w.values.address, y: y.address, rows, columns, k, after }
+        let own = |x: &Buffer, w: &Weight, y: &Buffer, columns, k, after| Fused {
+            x: x.address,
+            w: w.values.address,
+            y: y.address,
+            rows,
+            columns,
+            k,
+            after,
         };
         let normed = |fold: &Fold, gelu| {
             let (bias, of_means) = (fold.bias.address, fold.of_means.address);

@@ -8,21 +8,24 @@
 //! | file | holds |
 //! |---|---|
 //! | `graph`, `stages` | networks as data: operations with types and shapes; the three stages |
-//! | `feed` | what inputs are filled with |
 //! | `manifest` | what an engine was built for |
 //! | `shim/`, `sys`, `result`, `safe` | TensorRT in three levels behind a C interface of our own |
 //! | `emit`, `plan` | a graph handed to TensorRT; built, with its manifest |
-//! | `staged`, `run` | the stages as an engine; on a GPU |
-//! | `interpret`, `truth` (tests) | the same graphs computed in f32, against the recordings |
+//! | `boundary`, `run` | stages on streams and in memory of [`cuda`](super::cuda)'s engine; TensorRT's |
+//! | `interpret`, `on_host`, `on_gpu`, `truth` (tests) | the same graphs computed in f32, any of them among the reference's stages, against the recordings |
 
+pub mod boundary;
 #[cfg(feature = "tensorrt")]
 mod emit;
 pub mod error;
-pub mod feed;
 pub mod graph;
 #[cfg(test)]
 mod interpret;
 pub mod manifest;
+#[cfg(test)]
+mod on_gpu;
+#[cfg(test)]
+mod on_host;
 #[cfg(feature = "tensorrt")]
 pub mod plan;
 #[cfg(feature = "tensorrt")]
@@ -31,7 +34,6 @@ mod result;
 pub mod run;
 #[cfg(feature = "tensorrt")]
 pub mod safe;
-pub mod staged;
 pub mod stages;
 #[cfg(feature = "tensorrt")]
 mod sys;

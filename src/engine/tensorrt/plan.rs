@@ -45,6 +45,8 @@ pub struct Request<'a> {
     pub sizes: Sizes,
     /// Number format.
     pub format: Format,
+    /// Whether the denoise stage is to take clean actions, for `rtc_trained`.
+    pub trained: bool,
     /// Ranges, for e4m3.
     pub calibration: Option<&'a Calibration>,
     /// Where the plan and its manifest go.
@@ -88,7 +90,8 @@ impl Builder {
         on_progress: &OnProgress<'_>,
     ) -> Result<(PathBuf, Manifest), TensorRtError> {
         let started = Instant::now();
-        let graph = define(stage, request.dims, &request.sizes, request.format, request.calibration)?;
+        let Request { dims, sizes, format, calibration, trained, .. } = *request;
+        let graph = define(stage, dims, &sizes, format, calibration, trained)?;
         let cache = request.out.join(TIMING_CACHE);
         let (plan, timings) =
             self.plan(&graph, request.weights, &fs::read(&cache).unwrap_or_default(), on_progress)?;

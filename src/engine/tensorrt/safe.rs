@@ -337,7 +337,7 @@ impl Engine {
     ///
     /// # Safety
     /// The memory is as large as the tensor, and stays until the last run that reads it has ended.
-    pub unsafe fn bind(&mut self, name: &str, address: u64) -> Result<(), TensorRtError> {
+    pub unsafe fn bind(&self, name: &str, address: u64) -> Result<(), TensorRtError> {
         let name = c_name(name)?;
         // SAFETY: the name is a C string; the address is the caller's promise.
         call(|m| unsafe { sys::trt_engine_bind(self.raw.as_ptr(), name.as_ptr(), address, m) }).map(|_| ())
@@ -347,7 +347,7 @@ impl Engine {
     ///
     /// # Safety
     /// `stream` is a stream of the context in which the engine was made, and every tensor is bound.
-    pub unsafe fn enqueue(&mut self, stream: *mut c_void) -> Result<(), TensorRtError> {
+    pub unsafe fn enqueue(&self, stream: *mut c_void) -> Result<(), TensorRtError> {
         // SAFETY: the caller's promise.
         call(|m| unsafe { sys::trt_engine_enqueue(self.raw.as_ptr(), stream, m) }).map(|_| ())
     }

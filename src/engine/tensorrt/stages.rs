@@ -3,12 +3,15 @@
 //! | stage | in | out |
 //! |---|---|---|
 //! | vision | `pixels` f32 `[cameras, side, side, 3]` in [-1, 1] | `features` f32 `[cameras * tokens, width]` |
-//! | prefix | `features`; `prompt` f32 `[prompt, width]`: embeddings × √width; `cos`, `sin` f32 `[prefix, head_dim / 2]`; `mask` f32 `[1, prefix]`: 0 or [`MASKED`] | `k.{i}`, `v.{i}` `[prefix, head_dim]` in the engine's type, keys after RoPE |
+//! | prefix | `embs` f32 `[prefix, width]`: features, then the prompt's embeddings × √width; `cos`, `sin` f32 `[prefix, head_dim / 2]`; `mask` f32 `[1, prefix]`: 0 or [`MASKED`] | `k.{i}`, `v.{i}` bf16 `[prefix, head_dim]`, keys after RoPE |
 //! | denoise | `x` f32 `[horizon, action_dim]`; `modulation` f32 `[norms, 3, width]`: 1 + scale, shift, gate at one time; `cos`, `sin`, `mask` as above, the tables of the action tokens; `k.{i}`, `v.{i}` | `velocity` f32 `[horizon, action_dim]` |
 //!
-//! Shapes are fixed: TensorRT then chooses kernels for exactly these, and a run can be captured in a CUDA graph. The
-//! price is that absent cameras and unused prompt slots are computed and masked: build for the robot's cameras and the
-//! longest prompt that it has ([`Sizes`]).
+//! With `trained`, the denoise stage also takes `clean` f32 `[horizon, 1]`, 1 for action tokens that are clean actions, and
+//! `modulation.clean`, theirs. It costs a little in every norm, so it is made only for who runs `rtc_trained`.
+//!
+//! Shapes are fixed: TensorRT then chooses kernels for exactly these, and a run can be captured in a CUDA graph. Rows lie
+//! as in the CUDA engine: present cameras, then the prompt, then whatever was there before, finite and masked. The price
+//! is that masked rows are computed: build for the robot's cameras and the longest prompt that it has ([`Sizes`]).
 //!
 //! Weights and operands of products are in the engine's type; norms, softmax, RoPE, the residual stream, the patch
 //! embedding and the action projections are f32 (spec §10). With e4m3, the matrices of SigLIP and the prefix and what
@@ -46,6 +49,11 @@ choices! {
         /// e4m3 where it pays, else bfloat16.
         Fp8 = "fp8",
     }
+}
+
+impl Stage {
+    /// In their order.
+    pub const ALL: [Self; 3] = [Stage::Vision, Stage::Prefix, Stage::Denoise];
 }
 
 /// What a masked slot's logits get: its weight then underflows to exactly 0.
@@ -95,13 +103,14 @@ impl Format {
     }
 }
 
-/// A stage's network.
+/// A stage's network. `trained`: for trained real-time chunking, of which only the denoise stage knows.
 pub fn define(
     stage: Stage,
     dims: &Dims,
     sizes: &Sizes,
     format: Format,
     calibration: Option<&Calibration>,
+    trained: bool,
 ) -> Result<Graph, DefinitionError> {
     let small = format == Format::Fp8 && stage != Stage::Denoise;
     if small && calibration.is_none() {
@@ -112,7 +121,7 @@ pub fn define(
     match stage {
         Stage::Vision => stages.vision(dims, sizes)?,
         Stage::Prefix => stages.prefix(dims, sizes)?,
-        Stage::Denoise => stages.denoise(dims, sizes)?,
+        Stage::Denoise => stages.denoise(dims, sizes, trained)?,
     }
     Ok(stages.g)
 }
@@ -122,6 +131,14 @@ struct Stages<'a> {
     operands: Type,
     /// Given if products are to go through e4m3.
     ranges: Option<&'a Calibration>,
+}
+
+/// What adaRMS takes: all norms' multipliers, offsets and gates; those of clean rows, with 1 for rows that are not and
+/// for rows that are.
+#[derive(Clone, Copy)]
+struct Modulation {
+    all: Value,
+    clean: Option<(Value, [Value; 2])>,
 }
 
 /// What the attention of every Gemma layer of a stage shares.
@@ -196,9 +213,7 @@ impl Stages<'_> {
 
     fn prefix(&mut self, dims: &Dims, sizes: &Sizes) -> Defined<()> {
         let (lm, rows) = (&dims.language, sizes.prefix(dims));
-        let features = self.g.input("features", Type::F32, &[rows - sizes.prompt, lm.width]);
-        let prompt = self.g.input("prompt", Type::F32, &[sizes.prompt, lm.width]);
-        let mut x = self.g.concat(&[features, prompt], 0)?;
+        let mut x = self.g.input("embs", Type::F32, &[rows, lm.width]);
         let attention = self.attention(lm, rows, rows)?;
         for i in 0..lm.layers {
             let at = format!("{LANGUAGE}layers.{i}.");
@@ -206,8 +221,10 @@ impl Stages<'_> {
             let h = self.rms_norm(x, &format!("{at}input_layernorm.weight"), lm.width)?;
             let h = self.operand(h, &seen("input_layernorm"))?;
             let (k, v) = self.keys_and_values(h, &attention, &at)?;
-            self.g.output(format!("k.{i}"), k);
-            self.g.output(format!("v.{i}"), v);
+            for (name, value) in [("k", k), ("v", v)] {
+                let value = self.g.cast(value, Type::Bf16);
+                self.g.output(format!("{name}.{i}"), value);
+            }
             if i + 1 == lm.layers {
                 break; // of the last layer only K and V are read
             }
@@ -225,10 +242,10 @@ impl Stages<'_> {
         Ok(())
     }
 
-    fn denoise(&mut self, dims: &Dims, sizes: &Sizes) -> Defined<()> {
+    fn denoise(&mut self, dims: &Dims, sizes: &Sizes, trained: bool) -> Defined<()> {
         let (ex, rows, past) = (&dims.expert, sizes.horizon, sizes.prefix(dims));
         let noisy = self.g.input("x", Type::F32, &[rows, dims.action_dim]);
-        let modulation = self.g.input("modulation", Type::F32, &[2 * ex.layers + 1, 3, ex.width]);
+        let modulation = self.modulation(ex, rows, trained)?;
         let attention = self.attention(ex, rows, past)?;
         // The action tokens see each other.
         let own = self.g.constant(vec![0.0; rows], &[1, rows])?;
@@ -242,7 +259,8 @@ impl Stages<'_> {
             let h = self.g.cast(h, self.operands);
             let (k, v) = self.keys_and_values(h, &attention, &at)?;
             let [k, v] = [("k", k), ("v", v)].map(|(name, own)| {
-                let past = self.g.input(&format!("{name}.{i}"), self.operands, &[past, ex.head_dim]);
+                let past = self.g.input(&format!("{name}.{i}"), Type::Bf16, &[past, ex.head_dim]);
+                let past = self.g.cast(past, self.operands);
                 self.g.concat(&[past, own], 0)
             });
             let mixed = self.attend_shared(h, k?, v?, &attention, &at)?;
@@ -405,18 +423,40 @@ impl Stages<'_> {
         Ok(self.g.mul(normed, scale)?)
     }
 
+    /// What norms are modulated by, token by token if rows may be clean.
+    fn modulation(&mut self, ex: &GemmaDims, rows: usize, trained: bool) -> Defined<Modulation> {
+        let shape = [2 * ex.layers + 1, 3, ex.width];
+        let all = self.g.input("modulation", Type::F32, &shape);
+        if !trained {
+            return Ok(Modulation { all, clean: None });
+        }
+        let clean = self.g.input("modulation.clean", Type::F32, &shape);
+        let is_clean = self.g.input("clean", Type::F32, &[rows, 1]);
+        let one = self.g.constant(vec![1.0], &[1, 1])?;
+        let is_free = self.g.binary(Binary::Sub, one, is_clean)?;
+        Ok(Modulation { all, clean: Some((clean, [is_free, is_clean])) })
+    }
+
     /// adaRMS with modulation number `norm`; its gate beside.
     fn adaptive_norm(
         &mut self,
         x: Value,
-        modulation: Value,
+        modulation: Modulation,
         norm: usize,
         width: usize,
     ) -> Defined<(Value, Value)> {
         let mut rows = [x; 3];
         for (i, row) in rows.iter_mut().enumerate() {
-            let part = self.g.slice(modulation, &[norm, i, 0], &[1, 1, width])?;
-            *row = self.g.reshape(part, &[1, width])?;
+            let mut part = |all: Value| {
+                let part = self.g.slice(all, &[norm, i, 0], &[1, 1, width])?;
+                self.g.reshape(part, &[1, width])
+            };
+            *row = part(modulation.all)?;
+            if let Some((clean, [is_free, is_clean])) = modulation.clean {
+                let clean = part(clean)?;
+                let (free, clean) = (self.g.mul(is_free, *row)?, self.g.mul(is_clean, clean)?);
+                *row = self.g.add(free, clean)?;
+            }
         }
         let [scale, shift, gate] = rows;
         let normed = self.unit_rms(x)?;

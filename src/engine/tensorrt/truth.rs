@@ -4,19 +4,19 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
 use super::graph::{Graph, Op, Value};
-use super::interpret::{Rounding, interpret, watch};
-use super::staged::{Device, TensorRtEngine};
+use super::interpret::{Rounding, watch};
+use super::on_host::OnHost;
 use super::stages::{Format, Sizes, Stage, define};
+use crate::engine::backend::Stages;
 use crate::engine::calibration::Calibration;
-use crate::engine::probe::{Probe, Tap};
+use crate::engine::cpu::CpuEngine;
+use crate::engine::probe::Tap;
 use crate::engine::weights::Weights;
-use crate::engine::{Engine, EngineError};
 use crate::model::ModelInput;
 use crate::model::dims::{Dims, DimsHints};
-use crate::model::sampler::rtc::Rtc;
+use crate::model::sampler::rtc::{Leftover, MAX_GUIDANCE_WEIGHT, PrefixSchedule, Rtc};
 use crate::model::sampler::{Sampler, TimeRounding};
-use crate::model::tensors::TensorTable;
-use crate::pipeline::{Model, infer};
+use crate::pipeline::Model;
 use crate::policy::checkpoint::safetensors::read_case;
 use crate::verify::Case;
 
@@ -26,7 +26,6 @@ fn fixture(name: &str) -> PathBuf {
 
 struct Tiny {
     dims: Dims,
-    table: TensorTable,
     weights: Weights,
 }
 
@@ -49,15 +48,15 @@ impl Tiny {
             action_dim: checkpoint.hints.action_dim,
         };
         let dims = Dims::from_tensors(&checkpoint.tensors, &hints).unwrap();
-        Self { dims, weights: Weights::map(&checkpoint.tensors).unwrap(), table: checkpoint.tensors }
+        Self { dims, weights: Weights::map(&checkpoint.tensors).unwrap() }
     }
 
     fn sizes(&self) -> Sizes {
         Sizes { cameras: 3, prompt: self.dims.max_tokens, horizon: self.dims.horizon }
     }
 
-    fn graph(&self, stage: Stage, format: Format, calibration: Option<&Calibration>) -> Graph {
-        define(stage, &self.dims, &self.sizes(), format, calibration).unwrap()
+    fn graph(&self, stage: Stage, format: Format, calibration: Option<&Calibration>, trained: bool) -> Graph {
+        define(stage, &self.dims, &self.sizes(), format, calibration, trained).unwrap()
     }
 
     /// One inference through the three graphs.
@@ -66,70 +65,28 @@ impl Tiny {
         input: &ModelInput,
         noise: &[f32],
         sampler: &Sampler,
+        computed: (Format, Rounding),
+        calibration: Option<&Calibration>,
+    ) -> Run {
+        self.run_mixed((Stages::ALL, &Rtc::Off), input, noise, sampler, computed, calibration)
+    }
+
+    /// One inference, some stages of it through their graphs.
+    fn run_mixed(
+        &self,
+        (stages, rtc): (Stages, &Rtc),
+        input: &ModelInput,
+        noise: &[f32],
+        sampler: &Sampler,
         (format, rounding): (Format, Rounding),
         calibration: Option<&Calibration>,
     ) -> Run {
-        let stages = [Stage::Vision, Stage::Prefix, Stage::Denoise];
-        let device = Interpreted {
-            graphs: stages.map(|stage| self.graph(stage, format, calibration)),
-            weights: Weights::map(&self.table).unwrap(),
-            rounding,
-            values: HashMap::new(),
-        };
-        let engine = TensorRtEngine::new(&self.weights, self.dims, self.sizes(), Box::new(device)).unwrap();
-        let mut engine = Engine::TensorRt(Box::new(engine));
-        let mut seen = Seen::default();
-        let (actions, _) =
-            infer(&mut engine, input, noise, sampler, &Rtc::Off, &mut Tap::new(&mut seen)).unwrap();
-        Run { seen: seen.0, actions }
-    }
-}
-
-/// Stages computed by [`interpret`].
-struct Interpreted {
-    graphs: [Graph; 3],
-    weights: Weights,
-    rounding: Rounding,
-    values: HashMap<String, Vec<f32>>,
-}
-
-impl Device for Interpreted {
-    fn put(&mut self, stage: Stage, name: &str, values: &[f32]) -> Result<(), EngineError> {
-        let ports = self.graphs[stage as usize].input_ports();
-        let port = ports.iter().find(|port| port.name == name).unwrap();
-        assert_eq!(port.shape.iter().product::<usize>(), values.len(), "{stage} {name}");
-        self.values.insert(name.to_owned(), values.to_vec());
-        Ok(())
-    }
-
-    fn run(&mut self, stage: Stage) -> Result<(), EngineError> {
-        let graph = &self.graphs[stage as usize];
-        let inputs = graph.input_ports().into_iter();
-        let missing = graph.input_ports().into_iter().find(|port| !self.values.contains_key(&port.name));
-        // Where no camera is present vision does not run: the buffer holds whatever is there.
-        if let Some(port) = missing {
-            assert_eq!(port.name, "features");
-            self.values.insert(port.name, vec![0.0; port.shape.iter().product()]);
-        }
-        let inputs = inputs.map(|port| (port.name.clone(), self.values[&port.name].clone())).collect();
-        self.values.extend(interpret(graph, &self.weights, &inputs, self.rounding));
-        Ok(())
-    }
-
-    fn get(&mut self, _: Stage, name: &str) -> Result<Vec<f32>, EngineError> {
-        Ok(self.values[name].clone())
-    }
-}
-
-#[derive(Default)]
-struct Seen(HashMap<String, Vec<f32>>);
-
-impl Probe for Seen {
-    fn wants(&self, _: &str) -> bool {
-        true
-    }
-    fn record(&mut self, name: &str, data: &[f32]) {
-        self.0.insert(name.to_owned(), data.to_vec());
+        let trained = rtc.clean_rows() > 0;
+        let graphs = Stage::ALL.map(|stage| self.graph(stage, format, calibration, trained));
+        let (dims, sizes, weights) = (self.dims, self.sizes(), &self.weights);
+        let host = OnHost { dims, weights, sizes, graphs, stages, rounding };
+        let (actions, seen) = host.run(input, noise, sampler, rtc);
+        Run { seen, actions }
     }
 }
 
@@ -193,29 +150,65 @@ fn each_case(check: impl Fn(&Tiny, &Recorded, ModelInput, Vec<f32>, Sampler)) {
 }
 
 #[test]
-fn the_definitions_in_f32_are_the_reference() {
+fn in_f32_they_are_the_reference_whichever_stages_they_compute() {
     each_case(|tiny, recorded, input, noise, sampler| {
-        let run = tiny.run(&input, &noise, &sampler, (Format::Bf16, Rounding::Never), None);
-        let valid = recorded.values("prefix.pad_mask");
-        let kv: Vec<_> = run.seen.iter().filter(|(name, _)| name.starts_with("prefix.kv.")).collect();
-        assert_eq!(kv.len(), 2 * tiny.dims.language.layers);
-        let mut compared = 0;
-        for (name, values) in kv {
-            let Some(all) = recorded.get(name) else { continue }; // not every case has every layer
-            let rows = all.chunks_exact(tiny.dims.language.head_dim).zip(&valid).filter(|(_, v)| **v != 0.0);
-            let rows: Vec<f32> = rows.flat_map(|(row, _)| row.to_vec()).collect();
-            let difference = difference(values, &rows);
-            assert!(difference <= 2e-5, "{name}: {difference}");
-            compared += 1;
+        for stages in (1..8).filter_map(|mask: usize| Stages::of(|stage| mask >> stage as usize & 1 == 1)) {
+            let exact = (Format::Bf16, Rounding::Never);
+            let run = tiny.run_mixed((stages, &Rtc::Off), &input, &noise, &sampler, exact, None);
+            let valid = recorded.values("prefix.pad_mask");
+            let kv: Vec<_> = run.seen.iter().filter(|(name, _)| name.starts_with("prefix.kv.")).collect();
+            assert_eq!(kv.len(), 2 * tiny.dims.language.layers);
+            let mut compared = 0;
+            for (name, values) in kv {
+                let Some(all) = recorded.get(name) else { continue }; // not every case has every layer
+                let rows =
+                    all.chunks_exact(tiny.dims.language.head_dim).zip(&valid).filter(|(_, v)| **v != 0.0);
+                let rows: Vec<f32> = rows.flat_map(|(row, _)| row.to_vec()).collect();
+                let difference = difference(values, &rows);
+                assert!(difference <= 2e-5, "{name}: {difference}");
+                compared += 1;
+            }
+            assert!(compared >= 4, "{compared}");
+            for step in 0..sampler.steps {
+                let name = format!("step.{step}.v_t");
+                let velocity = difference(&run.seen[&name], &recorded.values(&name));
+                assert!(velocity <= 2e-5, "{name}: {velocity}");
+            }
+            let actions = difference(&run.actions, &recorded.values("actions"));
+            assert!(actions <= 5e-5, "{stages}: actions: {actions}");
         }
-        assert!(compared >= 4, "{compared}");
-        for step in 0..sampler.steps {
-            let name = format!("step.{step}.v_t");
-            let velocity = difference(&run.seen[&name], &recorded.values(&name));
-            assert!(velocity <= 2e-5, "{name}: {velocity}");
+    });
+}
+
+/// Guided and trained real-time chunking, whichever stages are TensorRT's.
+#[test]
+fn steered_chunks_are_the_references_too() {
+    each_case(|tiny, _, input, noise, sampler| {
+        let rows = tiny.dims.horizon / 2;
+        let values: Vec<f32> =
+            noise.iter().rev().take(rows * tiny.dims.action_dim).map(|x| x / 2.0).collect();
+        let leftover = Leftover { values: &values, dims: tiny.dims.action_dim };
+        let shape = [tiny.dims.horizon, tiny.dims.action_dim];
+        let linear = PrefixSchedule::Linear;
+        let guided = Rtc::guided(leftover, linear, 2, rows, MAX_GUIDANCE_WEIGHT, shape).unwrap();
+        let trained = Rtc::trained(leftover, 3, shape).unwrap();
+        for rtc in [guided, trained] {
+            let exact = (Format::Bf16, Rounding::Never);
+            let run = |stages| tiny.run_mixed((stages, &rtc), &input, &noise, &sampler, exact, None);
+            let reference = {
+                let mut cpu = CpuEngine::new(&tiny.weights, tiny.dims, None).unwrap();
+                let nobody = &mut Tap::none();
+                let features = cpu.vision(&input.images, nobody).unwrap();
+                let kv = cpu.prefix(&features, &input.tokens, nobody).unwrap();
+                cpu.denoise(&kv, &noise, &sampler, &rtc, nobody).unwrap()
+            };
+            for stages in [Stages::ALL, Stages::of(|stage| stage == Stage::Denoise).unwrap()] {
+                let actions = difference(&run(stages).actions, &reference);
+                assert!(actions <= 5e-5, "{stages}: actions: {actions}");
+            }
+            let unsteered = tiny.run(&input, &noise, &sampler, exact, None).actions;
+            assert!(difference(&unsteered, &reference) > 1e-2);
         }
-        let actions = difference(&run.actions, &recorded.values("actions"));
-        assert!(actions <= 5e-5, "actions: {actions}");
     });
 }
 
@@ -244,7 +237,7 @@ fn e4m3_with_calibrated_ranges_stays_within_its_tolerance() {
 fn e4m3_needs_the_range_of_every_product_and_leaves_the_expert_alone() {
     let tiny = Tiny::open();
     let define = |stage, calibration: Option<&Calibration>| {
-        define(stage, &tiny.dims, &tiny.sizes(), Format::Fp8, calibration)
+        define(stage, &tiny.dims, &tiny.sizes(), Format::Fp8, calibration, false)
     };
     let said = define(Stage::Vision, None).unwrap_err().to_string();
     assert!(said.contains("pi05 calibrate"), "{said}");
@@ -262,8 +255,8 @@ fn e4m3_needs_the_range_of_every_product_and_leaves_the_expert_alone() {
 #[test]
 fn every_value_is_made_before_it_is_read() {
     let tiny = Tiny::open();
-    for stage in [Stage::Vision, Stage::Prefix, Stage::Denoise] {
-        let graph = tiny.graph(stage, Format::Bf16, None);
+    for (stage, trained) in Stage::ALL.into_iter().flat_map(|stage| [(stage, false), (stage, true)]) {
+        let graph = tiny.graph(stage, Format::Bf16, None, trained);
         let before = |i: usize, v: &Value| v.0 < i;
         for (i, node) in graph.nodes().iter().enumerate() {
             let ok = match &node.op {

@@ -471,3 +471,32 @@ extern "C" __global__ void action_out(const float* x, const float* scale, const 
     }
     let_next_start();
 }
+
+// What a stage that is not ours is told of a chunk; a thread per value. mask [rows]: 0 for keys below *valid, else so
+// little that they weigh nothing; own_cos, own_sin [tokens, half]: the tables from position *valid on; is_clean [tokens]:
+// 1 for the first `clean`, else 0.
+extern "C" __global__ void mask_and_positions(const int* valid, const float* cos, const float* sin, float* mask,
+                                              float* own_cos, float* own_sin, float* is_clean, int rows, int tokens,
+                                              int half, int clean) {
+    wait_for_previous();
+    int i = blockIdx.x * blockDim.x + threadIdx.x, first = *valid;
+    if (i < rows) mask[i] = i < first ? 0.0f : -1e30f;
+    if (i < tokens) is_clean[i] = i < clean ? 1.0f : 0.0f;
+    if (i < tokens * half) {
+        own_cos[i] = cos[(size_t)first * half + i];
+        own_sin[i] = sin[(size_t)first * half + i];
+    }
+    let_next_start();
+}
+// vt [dim, keys] = v [rows, dim] transposed; grid: tiles of 32 rows, tiles of 32 columns; block: 256.
+extern "C" __global__ void transpose_values(const T* v, T* vt, int rows, int dim, int keys) {
+    __shared__ T tile[32][33];
+    wait_for_previous();
+    int x = threadIdx.x % 32, row = blockIdx.x * 32, column = blockIdx.y * 32;
+    for (int y = threadIdx.x / 32; y < 32; y += 8)
+        if (row + y < rows && column + x < dim) tile[y][x] = v[(size_t)(row + y) * dim + column + x];
+    __syncthreads();
+    for (int y = threadIdx.x / 32; y < 32; y += 8)
+        if (row + x < rows && column + y < dim) vt[(size_t)(column + y) * keys + row + x] = tile[x][y];
+    let_next_start();
+}
