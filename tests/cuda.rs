@@ -3,7 +3,7 @@
 
 #![allow(clippy::unwrap_used)]
 
-use std::path::Path;
+use std::{collections::BTreeMap, path::Path};
 
 use pi05_thor::{
     config::{Backend, CommandType, Config, DtypeChoice, RobotKind},
@@ -17,7 +17,7 @@ use pi05_thor::{
     messages::{FLOAT64_MULTI_ARRAY, decode_float64_multi_array},
     model::{
         ModelInput, Pixels,
-        dims::{Dims, GemmaDims},
+        dims::{Dims, GemmaDims, VisionDims},
         names,
         sampler::{
             Sampler, Schedule, Solver, TimeRounding, noise,
@@ -283,7 +283,61 @@ fn with_full_expert(choice: Choice) -> Engine {
         ..Dims::TINY
     };
     let weights = Weights::synthetic(&dims, Dtype::F32, |_| {}).unwrap();
-    Engine::new(&weights, dims, choice, 3).unwrap()
+    Engine::new(&weights, dims, choice, None, 3).unwrap()
+}
+
+/// What stages report of everything that matrices of vision and prefix multiply.
+struct Heard(BTreeMap<String, Vec<f32>>, Vec<String>);
+
+impl Probe for Heard {
+    fn wants(&self, name: &str) -> bool {
+        let camera = |rest: &str| rest.is_empty() || rest.starts_with('.');
+        self.1.iter().any(|known| name.strip_prefix(known.as_str()).is_some_and(camera))
+    }
+    fn record(&mut self, name: &str, data: &[f32]) {
+        self.0.insert(name.to_owned(), data.to_vec());
+    }
+}
+
+/// SigLIP of π0.5's own widths has products that do norms themselves; of one, two and three cameras not the same ones.
+/// Calibration wants to hear of these norms too.
+#[test]
+fn full_width_vision_tells_all_that_the_reference_does_and_gives_the_same_bits_untold() {
+    if !has_gpu() {
+        return;
+    }
+    let dims = Dims {
+        vision: VisionDims { layers: 2, ..Dims::FULL.vision },
+        language: GemmaDims { layers: 2, heads: 8, head_dim: 256, ..Dims::TINY.language },
+        expert: GemmaDims { layers: 2, ..Dims::FULL.expert },
+        ..Dims::TINY
+    };
+    let weights = Weights::synthetic(&dims, Dtype::F32, |_| {}).unwrap();
+    let engine = |choice| Engine::new(&weights, dims, choice, None, 3).unwrap();
+    let (mut gpu, mut cpu) = (engine(Choice::Cuda(Precision::Bf16)), engine(Choice::Cpu));
+    for (i, cameras) in [(1, 3), (0, 2), (0, 1)] {
+        let mut input = input(i);
+        let present = input.images.iter_mut().filter(|image| image.is_some());
+        present.skip(cameras).for_each(|image| *image = None);
+        assert_eq!(input.images.iter().flatten().count(), cameras);
+        let run = |engine: &mut Engine, tap: &mut Tap| {
+            infer(engine, &input, &noise_of(i), &ten_steps(), &Rtc::Off, tap).unwrap().0
+        };
+        let heard = |engine: &mut Engine| {
+            let mut heard = Heard(BTreeMap::new(), names::quantised(&dims));
+            let actions = run(engine, &mut Tap::new(&mut heard));
+            (heard.0, actions)
+        };
+        let ((found, told), (expected, _)) = (heard(&mut gpu), heard(&mut cpu));
+        let names = |heard: &BTreeMap<String, Vec<f32>>| heard.keys().cloned().collect::<Vec<_>>();
+        assert_eq!(names(&found), names(&expected), "{cameras} cameras");
+        for (name, expected) in &expected {
+            let largest = expected.iter().fold(0f32, |max, x| max.max(x.abs()));
+            let difference = largest_difference(&found[name], expected);
+            assert!(difference <= 5e-2 * largest, "{cameras} cameras, {name}: {difference} of {largest}");
+        }
+        assert_eq!(bits(&told), bits(&run(&mut gpu, &mut Tap::none())), "{cameras} cameras");
+    }
 }
 
 #[test]
