@@ -150,7 +150,7 @@ pub static TABLE: &[Parameter] = &[
         "Engine that computes the model, or each of its stages; auto takes cuda if it can, else cpu."),
     parameter("dtype", one_of("auto", DtypeChoice::NAMES), "", Structural,
         "Number format in the engine; auto is f32 on cpu, bf16 on cuda. fp8 needs `pi05 calibrate` and a Hopper GPU; on the cpu it is emulated."),
-    parameter("recipe", (Kind::String, DefaultValue::Text("balanced"), Range::NotEmpty), "", Structural,
+    parameter("recipe", text("balanced"), "", Structural,
         "What fp8 rounds: balanced, fast, exact, or the path of a recipe (.yaml)."),
     parameter("robot", one_of("aloha", RobotKind::NAMES), "", Structural,
         "Robot adapter: how state and actions relate to what the model was trained with."),

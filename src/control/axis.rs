@@ -7,7 +7,7 @@
 //!
 //! All arithmetic is of ticks, and exact there: `step` is the value's change in a tick (speed), `bend` the step's change
 //! (acceleration). A joint that brakes with `bend_max` from a step s makes the steps s - b, s - 2b, … and one rest; that
-//! sum is what [`Slope`] says, and its inverse. Both are as exact as f64. Where the
+//! sum is what `Slope` says, and its inverse. Both are as exact as f64. Where the
 //! jerk is limited too, no such sum is at hand: there each tick is taken only if a way to rest from behind it is found
 //! that keeps every limit (`Stop`); if none is, the next tick of the way that was found before is taken.
 //!
