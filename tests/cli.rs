@@ -60,6 +60,13 @@ fn what_this_version_lacks_is_refused_in_one_line() {
         &["bench", "--dtype", "bf16", "--checkpoint", "synth:tiny"],
         &["replay", "tests/data/bags/aloha_raw", "--backend", "tensorrt"],
         &["bench", "--backend", "vision=tensorrt,prefix=tensorrt,denoise=cuda"],
+        &[
+            "calibrate",
+            "--bag",
+            "tests/data/bags/aloha_sim",
+            "--backend",
+            "vision=tensorrt,prefix=cuda,denoise=cuda",
+        ],
         &["replay", "tests/data/bags/aloha_raw", "--checkpoint", "synth:huge"],
         &["replay", "no/such/bag"],
         &["replay", "README.md"],
