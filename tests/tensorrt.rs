@@ -114,7 +114,7 @@ mod with_the_feature {
 
     use super::*;
     use pi05_thor::engine::calibration::Calibration;
-    use pi05_thor::engine::tensorrt::manifest::{Manifest, fingerprint};
+    use pi05_thor::engine::tensorrt::manifest::Manifest;
     use pi05_thor::engine::tensorrt::plan::{Builder, Request};
     use pi05_thor::engine::tensorrt::safe::Library;
     use pi05_thor::engine::tensorrt::stages::{Format, Sizes, Stage};
@@ -168,7 +168,7 @@ mod with_the_feature {
             for stage in STAGES {
                 let request = Request {
                     checkpoint: "procedural",
-                    checkpoint_sha256: &fingerprint(&weights, &dims).unwrap(),
+                    checkpoint_sha256: &weights.fingerprint(&dims).unwrap(),
                     weights: &weights,
                     dims: &dims,
                     sizes,

@@ -167,7 +167,7 @@ fn build(args: Build) -> Result<Verdict, Failure> {
     let calibration = match format {
         Format::Fp8 => {
             let file = args.calibration.unwrap_or_else(|| model.calibration_file());
-            Some(calibrated::read(&file, &checkpoint_sha256)?)
+            Some(calibrated::read(&file, &checkpoint_sha256)?.calibration)
         }
         _ => None,
     };
