@@ -145,6 +145,8 @@ proptest! {
                 let arm: Vec<f64> = judges.iter().map(|judge| judge.value).collect();
                 let Some(command) = scheduler.tick(Steady(now), Some(&arm)) else {
                     prop_assert!(!commanded || judges.iter().all(|judge| judge.step == 0.0), "silence begins at rest");
+                    // A tick of silence is one at rest.
+                    judges.iter_mut().for_each(|judge| *judge = Judge::at(judge.value));
                     continue;
                 };
                 // Silence ends where the arm is, and velocities begin at 0.
