@@ -106,31 +106,46 @@ pub(super) fn ranges(
     from: &Provenance,
 ) -> Result<Calibration, Failure> {
     let mut seen = Ranges::new(from.percentile);
-    let bar = progress::bar("frames");
-    for (i, input) in inputs.iter().enumerate() {
-        look(engine, input, &mut seen)?;
-        progress::set(&bar, i as u64 + 1, inputs.len() as u64);
-    }
-    bar.finish_and_clear();
+    look("frames", engine, inputs, &mut seen)?;
     let names = names::quantised(engine.dims());
     let ranges = seen.calibration().only(names.iter().map(String::as_str));
     let ranges = ranges.map_err(|e| format!("{}: {} is not above zero", from.source, e.0))?;
     let dims = *engine.dims();
     let width = |name: &str| names::quantised_width(&dims, name);
     let mut means = Means::new(&ranges, &width);
-    let bar = progress::bar("means");
-    for (i, input) in inputs.iter().enumerate() {
-        look(engine, input, &mut means)?;
-        progress::set(&bar, i as u64 + 1, inputs.len() as u64);
-    }
-    bar.finish_and_clear();
+    look("means", engine, inputs, &mut means)?;
     let means = means.means();
     Ok(ranges.with_means(means))
 }
 
-fn look(engine: &mut Engine, input: &ModelInput, probe: &mut dyn Probe) -> Result<(), EngineError> {
-    let features = engine.vision(&input.images, &mut Tap::new(probe))?;
-    engine.prefix(&features, &input.tokens, &mut Tap::new(probe)).map(drop)
+/// Vision and prefix of all inputs, seen by a probe.
+fn look(
+    what: &'static str,
+    engine: &mut Engine,
+    inputs: &[ModelInput],
+    probe: &mut dyn Probe,
+) -> Result<(), EngineError> {
+    let bar = progress::bar(what);
+    for (i, input) in inputs.iter().enumerate() {
+        let features = engine.vision(&input.images, &mut Tap::new(probe))?;
+        engine.prefix(&features, &input.tokens, &mut Tap::new(probe))?;
+        progress::set(&bar, i as u64 + 1, inputs.len() as u64);
+    }
+    bar.finish_and_clear();
+    Ok(())
+}
+
+/// Two engines on the CPU: an exact one, and one that rounds.
+pub(super) fn plain_and_rounded(
+    weights: &Weights,
+    dims: &Dims,
+    calibration: &Calibration,
+) -> Result<[CpuEngine; 2], EngineError> {
+    let engine = |calibration| {
+        let engine = CpuEngine::new(weights, *dims, calibration);
+        engine.map_err(|e| EngineError::Missing(e.name().to_owned()))
+    };
+    Ok([engine(None)?, engine(Some(calibration))?])
 }
 
 /// By layer, what rounding all of its matrices adds to its output.
@@ -140,11 +155,7 @@ pub(super) fn errors(
     calibration: &Calibration,
     input: &ModelInput,
 ) -> Result<std::collections::BTreeMap<String, f32>, Failure> {
-    let engine = |calibration| {
-        let engine = CpuEngine::new(weights, *dims, calibration);
-        engine.map_err(|e| EngineError::Missing(e.name().to_owned()))
-    };
-    let (mut plain, mut rounded) = (engine(None)?, engine(Some(calibration))?);
+    let [mut plain, mut rounded] = plain_and_rounded(weights, dims, calibration)?;
     let cameras = input.images.iter().flatten().count();
     let all = (cameras * dims.vision.layers + dims.language.layers) as u64;
     let (bar, mut done) = (progress::bar("layers"), 0);

@@ -3,7 +3,7 @@
 use std::io::{self, Write};
 
 use super::bench::{Chunk, Latency, STEPS, sequential};
-use super::calibrate::{PERCENTILE, errors, measured_choice, ranges};
+use super::calibrate::{PERCENTILE, errors, measured_choice, plain_and_rounded, ranges};
 use super::frames::{FrameArgs, Frames};
 use super::{Failure, Verdict, progress};
 use crate::engine::backend::Backend;
@@ -154,11 +154,7 @@ struct Stages {
 
 impl Stages {
     fn of(weights: &Weights, dims: &Dims, chosen: &Calibration, chunk: &Chunk) -> Result<Self, Failure> {
-        let engine = |calibration| {
-            let engine = CpuEngine::new(weights, *dims, calibration);
-            engine.map_err(|e| EngineError::Missing(e.name().to_owned()))
-        };
-        let (mut plain, mut rounded) = (engine(None)?, engine(Some(chosen))?);
+        let [mut plain, mut rounded] = plain_and_rounded(weights, dims, chosen)?;
         let bar = progress::bar("stages");
         let vision = |engine: &mut CpuEngine| {
             let mut seen = Outputs(Vec::new());
