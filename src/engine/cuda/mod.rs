@@ -10,6 +10,7 @@
 //! | `lane`, `load` | a stream with its kernels; weights onto the GPU |
 //! | `product`, `fp8` | own matrix products, in bf16 and e4m3, fused with what follows them |
 //! | `vision`, `prefix`, `expert`, `fused` | the stages: what each puts on its stream |
+//! | `vision_weights` | SigLIP's weights, norms folded into products |
 //! | `room`, `foreign` | what is allocated; stages that TensorRT computes, on these streams and in this memory |
 //! | `chunk` | graphs of them, and two chunks in flight |
 //! | `programs` | all kernels, for checks without a GPU |
@@ -34,6 +35,7 @@ mod product;
 mod programs;
 pub(super) mod room;
 mod vision;
+mod vision_weights;
 
 use std::collections::HashSet;
 

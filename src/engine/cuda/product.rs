@@ -150,12 +150,15 @@ impl Fused {
 
     /// Whether it also keeps the GPU busy: at least four fifths of what all its blocks can do in that time is of use.
     pub fn fills(&self, lane: &Lane) -> bool {
-        let processors = lane.gpu.processors as usize;
+        self.fits(lane) && self.fills_all(lane.gpu.processors as usize)
+    }
+
+    fn fills_all(&self, processors: usize) -> bool {
         let form = self.form(processors);
         let (_, turns) = form.tiles(self.rows, self.columns, processors);
         let [high, wide] = form.tile();
         let done = turns * (processors / form.blocks()) * high * wide;
-        self.fits(lane) && self.rows * self.columns * 5 >= done * 4
+        self.rows * self.columns * 5 >= done * 4
     }
 
     /// Puts it on the stream.
@@ -194,5 +197,86 @@ impl Fused {
         ];
         let shape = Launch::new([clusters, form.blocks(), 1], THREADS, form.shared()).clusters(form.blocks());
         lane.launch_shaped(form.name, shape, &args)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    /// Multiprocessors of the GPU on which kernels were measured.
+    const PROCESSORS: usize = 132;
+
+    fn product(rows: usize, columns: usize, k: usize, after: After) -> Fused {
+        Fused { x: 0, w: 0, y: 0, rows, columns, k, after }
+    }
+
+    fn linear(gelu: bool) -> After {
+        After::Linear { bias: 0, gelu, norm: None }
+    }
+
+    #[test]
+    fn the_form_is_the_one_that_was_measured_to_be_fastest() {
+        let added = After::Add { bias: 0, next: None };
+        // Of vision with three, two and one cameras and of the prefix: and whether it is better than the library's.
+        for (rows, columns, k, after, fastest, fills) in [
+            (768, 3456, 1152, linear(false), "bias_160", true),
+            (512, 3456, 1152, linear(false), "bias_112", true),
+            (768, 4304, 1152, linear(true), "bias_gelu_208", true),
+            (512, 4304, 1152, linear(true), "bias_gelu_144", true),
+            (768, 1152, 4304, added, "add_64", true),
+            (512, 1152, 4304, added, "add_64", false),
+            (256, 1152, 4304, added, "add_64", false),
+            (968, 16384, 2048, After::Geglu, "geglu_bf16", true),
+            (544, 16384, 2048, After::Geglu, "geglu_bf16", false),
+        ] {
+            let product = product(rows, columns, k, after);
+            assert_eq!(product.form(PROCESSORS).name, fastest, "{rows} x {columns}");
+            assert_eq!(product.fills_all(PROCESSORS), fills, "{rows} x {columns}");
+        }
+    }
+
+    #[test]
+    fn shared_memory_of_a_block_is_there_and_boxes_are_what_the_copy_engine_takes() {
+        for form in &FORMS {
+            assert!(form.shared() <= 227 << 10, "{}: {}", form.name, form.shared());
+            let [down, across] = form.cluster;
+            // Parts of a stage begin where the pattern of swizzled rows does, every 8 rows; boxes have at most 256 rows.
+            for rows in [ROWS / across, form.columns / 2] {
+                assert!(rows.is_multiple_of(8) && rows <= 256, "{}", form.name);
+            }
+            // A block fetches its part of x, and one half of W for its column, or both if nobody shares it.
+            assert!(down == 2 || down == 1, "{}", form.name);
+            // What waits to be written lies where operands were.
+            if form.kind != Kind::Geglu {
+                let pitch =
+                    if form.kind == Kind::Add { form.columns * 4 + 32 } else { form.columns * 2 + 16 };
+                assert!(ROWS * pitch <= form.stages * (ROWS + form.columns) * 128, "{}", form.name);
+                assert!(pitch.is_multiple_of(16), "{}", form.name);
+            }
+            assert!(form.kind != Kind::Add || form.columns == SUMMED, "{}", form.name);
+        }
+    }
+
+    proptest! {
+        /// As kernels/products.cu numbers tiles and blocks.
+        #[test]
+        fn every_value_is_one_blocks(rows in 1usize..1100, eights in 1usize..700, which in 0..FORMS.len()) {
+            let (form, columns) = (&FORMS[which], eights * 8);
+            let [down, across] = form.cluster;
+            let wide = form.tile()[1] / across;
+            let (tiles, _) = form.tiles(rows, columns, PROCESSORS);
+            let tiles_m = rows.div_ceil(ROWS * down);
+            let mut seen = vec![0; rows.div_ceil(ROWS) * columns.div_ceil(wide)];
+            for (tile, block) in (0..tiles).flat_map(|tile| (0..form.blocks()).map(move |block| (tile, block))) {
+                let m = tile % tiles_m * down + block % down;
+                let n = tile / tiles_m * across + block / down;
+                if m < rows.div_ceil(ROWS) && n < columns.div_ceil(wide) {
+                    seen[m * columns.div_ceil(wide) + n] += 1;
+                }
+            }
+            prop_assert!(seen.iter().all(|&count| count == 1));
+        }
     }
 }

@@ -5,9 +5,10 @@ use std::fmt::Arguments;
 use super::driver::{Arg, Buffer, Gpu, Launch, Matrix};
 use super::fp8::Product;
 use super::gemm::{Epilogue, Operands, Shape};
-use super::lane::{Lane, STAGES, VISION_QUERIES, VISION_SHARED, VISION_SHARED_90, compiled};
+use super::lane::{Lane, VISION_QUERIES, VISION_SHARED, VISION_SHARED_90};
 use super::load::{Loader, Weight};
 use super::product::{After, Fused, Next, Norm as Folded, SUMMED};
+use super::vision_weights::{Fold, Layer, Norm, fold, positions};
 use crate::engine::EngineError;
 use crate::engine::probe::Tap;
 use crate::model::dims::{Dims, VisionDims};
@@ -22,8 +23,7 @@ pub struct Vision {
     pitch: usize,
     /// `[width, pitch]`
     patch: Buffer,
-    /// What the patches' product is added to, f32 `[cameras * tokens, width]`: position + bias - the sum of weights,
-    /// since pixels enter as `p = 0..255` and mean `p / 127.5 - 1`.
+    /// What the patches' product is added to: see [`positions()`].
     positions: Buffer,
     layers: Vec<Layer>,
     post: Norm,
@@ -40,29 +40,6 @@ pub struct Vision {
     hidden: Buffer,
     /// For norms that are folded into products: see [`Folded::sums`].
     sums: Buffer,
-}
-
-struct Norm {
-    weight: Buffer,
-    bias: Buffer,
-}
-
-/// Matrices with their biases.
-struct Layer {
-    norm1: Norm,
-    qkv: (Weight, Buffer),
-    out: (Weight, Buffer),
-    norm2: Norm,
-    fc1: (Weight, Buffer),
-    fc2: (Weight, Buffer),
-    /// Of q, k, v and of fc1 with the norms before them, where they are folded.
-    folds: Option<[Fold; 2]>,
-}
-
-/// A norm's part in the product after it: see [`Folded::of_means`], and the bias with what the norm's own adds to it.
-struct Fold {
-    of_means: Buffer,
-    bias: Buffer,
 }
 
 /// Images as they lie on the GPU.
@@ -82,59 +59,14 @@ impl Vision {
         bf16: bool,
     ) -> Result<Self, EngineError> {
         let (v, outputs) = (dims.vision, dims.language.width);
-        let norm = |load: &mut Loader<'_>, name: String| {
-            Ok::<_, EngineError>(Norm {
-                weight: load.wide(&format!("{name}.weight"), 0.0)?,
-                bias: load.wide(&format!("{name}.bias"), 0.0)?,
-            })
-        };
-        // A product with an f32 result takes its bias in f32, another one in the engine's type.
         let wide = |load: &mut Loader<'_>, name: &str| {
             Ok::<_, EngineError>([
                 load.matrix(format!("{name}.weight"))?,
                 load.wide(&format!("{name}.bias"), 0.0)?,
             ])
         };
-        let mut layers = Vec::with_capacity(v.layers);
-        for i in 0..v.layers {
-            let at = format!("{VISION}encoder.layers.{i}.");
-            let parts = |what: &str| ["q", "k", "v"].map(|part| format!("{at}self_attn.{part}_proj.{what}"));
-            let of = |what: &str| format!("vision.layer.{i}.{what}");
-            let one = |name: &str, what: &str| [format!("{at}{name}.{what}")];
-            layers.push(Layer {
-                norm1: norm(load, format!("{at}layer_norm1"))?,
-                qkv: (
-                    load.weight(&parts("weight"), &parts("bias"), &of("layer_norm1"))?,
-                    load.vectors(&parts("bias"))?,
-                ),
-                out: (
-                    load.weight(
-                        &one("self_attn.out_proj", "weight"),
-                        &one("self_attn.out_proj", "bias"),
-                        &of("attention"),
-                    )?,
-                    load.wide(&format!("{at}self_attn.out_proj.bias"), 0.0)?,
-                ),
-                norm2: norm(load, format!("{at}layer_norm2"))?,
-                fc1: (
-                    load.weight(&one("mlp.fc1", "weight"), &one("mlp.fc1", "bias"), &of("layer_norm2"))?,
-                    load.vectors(&one("mlp.fc1", "bias"))?,
-                ),
-                fc2: (
-                    load.weight(&one("mlp.fc2", "weight"), &one("mlp.fc2", "bias"), &of("hidden"))?,
-                    load.wide(&format!("{at}mlp.fc2.bias"), 0.0)?,
-                ),
-                folds: None,
-            });
-        }
-        // Own products in bf16 take and leave norms half done; e4m3's take them whole.
-        let is_fp8 = |layer: &Layer| {
-            [&layer.qkv, &layer.out, &layer.fc1, &layer.fc2].iter().any(|(weight, _)| weight.is_fp8())
-        };
-        let fits = v.width.is_multiple_of(2 * SUMMED) && v.mlp.is_multiple_of(8);
-        if bf16 && gpu.arch == 90 && fits && !layers.iter().any(is_fp8) {
-            fold(gpu, &v, &mut layers)?;
-        }
+        let mut layers = (0..v.layers).map(|i| Layer::new(load, i)).collect::<Result<Vec<_>, _>>()?;
+        fold(gpu, &v, bf16, &mut layers)?;
         let pitch = (3 * v.patch * v.patch).next_multiple_of(8);
         let embedding = format!("{VISION}embeddings.patch_embedding.");
         let (rows, size) = (cameras * v.tokens(), if bf16 { 2 } else { 4 });
@@ -143,7 +75,7 @@ impl Vision {
             patch: load.matrices(&[format!("{embedding}weight")], Some(pitch))?,
             positions: gpu.buffer(&positions(load, &v, cameras, bf16)?)?,
             layers,
-            post: norm(load, format!("{VISION}post_layernorm"))?,
+            post: Norm::new(load, format!("{VISION}post_layernorm"))?,
             projector: wide(load, PROJECTOR)?,
             patches: zeros(pitch, size)?,
             x: zeros(v.width, 4)?,
@@ -544,52 +476,4 @@ impl Vision {
         }
         Ok(())
     }
-}
-
-/// Folds the norms before q, k, v and fc1 into them.
-fn fold(gpu: &Gpu, v: &VisionDims, layers: &mut [Layer]) -> Result<(), EngineError> {
-    let kernels = compiled(gpu, STAGES, &["BF16".to_owned()], &[("fold_norm", 0)])?;
-    let fold = |norm: &Norm, (w, bias): &(Weight, Buffer), columns: usize| {
-        let vector = || gpu.zeros(columns * 4);
-        let fold = Fold { of_means: vector()?, bias: vector()? };
-        let args = [
-            (&w.values).into(),
-            bias.into(),
-            (&norm.weight).into(),
-            (&norm.bias).into(),
-            (&fold.of_means).into(),
-            (&fold.bias).into(),
-            v.width.into(),
-        ];
-        gpu.launch(kernels["fold_norm"], Launch::new([columns, 1, 1], 128, 0), false, &args)?;
-        Ok::<_, EngineError>(fold)
-    };
-    for layer in layers {
-        let qkv = fold(&layer.norm1, &layer.qkv, 3 * v.width)?;
-        layer.folds = Some([qkv, fold(&layer.norm2, &layer.fc1, v.mlp)?]);
-    }
-    Ok(())
-}
-
-/// See [`Vision::positions`].
-fn positions(
-    load: &Loader<'_>,
-    dims: &VisionDims,
-    cameras: usize,
-    bf16: bool,
-) -> Result<Vec<f32>, EngineError> {
-    let at = format!("{VISION}embeddings.");
-    let bias = load.tensor(&format!("{at}patch_embedding.bias"))?.to_vec();
-    let weight = load.tensor(&format!("{at}patch_embedding.weight"))?.to_vec();
-    let rounded = |w: f32| if bf16 { half::bf16::from_f32(w).to_f64() } else { f64::from(w) };
-    let sums = weight
-        .chunks_exact(3 * dims.patch * dims.patch)
-        .map(|row| row.iter().map(|&w| rounded(w)).sum::<f64>());
-    let offsets: Vec<f64> = bias.iter().zip(sums).map(|(&b, sum)| f64::from(b) - sum).collect();
-    let table = load.tensor(&format!("{at}position_embedding.weight"))?.to_vec();
-    let one: Vec<f32> = table
-        .chunks_exact(dims.width)
-        .flat_map(|row| row.iter().zip(&offsets).map(|(&p, o)| (f64::from(p) + o) as f32))
-        .collect();
-    Ok(one.repeat(cameras))
 }
