@@ -405,4 +405,25 @@ mod tests {
         assert_eq!(qkv_order(&Dims::FULL.expert).len(), 2560);
         assert_eq!(gate_up_order(&Dims::FULL.expert)[7..10], [7, 4096, 4097]);
     }
+
+    /// What `Fused::can` asks of the longest chunks holds for shorter ones too; of Hopper's 227 KB and Thor's as well.
+    #[test]
+    fn every_chunks_kernels_fit_a_multiprocessor() {
+        for (hopper, tiles) in [true, false].into_iter().flat_map(|h| (1..=ACTIONS / 8).map(move |t| (h, t)))
+        {
+            for (name, shared) in block_kernels(hopper, &Dims::FULL.expert, tiles) {
+                assert!(shared + (22 << 10) <= 227 << 10, "{name} of {tiles} tiles asks for {shared} bytes");
+            }
+        }
+    }
+
+    #[test]
+    fn every_value_of_activations_has_a_place_of_its_own() {
+        for tiles in 1..=ACTIONS / 8 {
+            let mut places: Vec<_> =
+                (0..tiles * 8).flat_map(|token| (0..64).map(move |k| fragment(token, k, tiles))).collect();
+            places.sort_unstable();
+            assert!(places.iter().copied().eq(0..tiles * 8 * 64), "{tiles} tiles");
+        }
+    }
 }

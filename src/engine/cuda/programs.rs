@@ -46,8 +46,9 @@ pub fn programs(dims: &Dims, arch: i32) -> Vec<Program> {
         all.push(program("products of e4m3", PRODUCTS_FP8, bf16()));
     }
     if arch >= 90 && dims.expert.head_dim == 256 {
-        // Chunks of 1 to 8, 10, 50 and 64 actions.
-        let tiles = [1, 2, 7, ACTIONS / 8];
+        // Hopper's matrix instructions are others for every 8 actions; elsewhere chunks of 1 to 8, 10, 50 and 64.
+        let all_tiles = 1..=ACTIONS / 8;
+        let tiles = all_tiles.filter(|tiles| arch == 90 || [1, 2, 7, ACTIONS / 8].contains(tiles));
         all.extend(tiles.map(|tiles| program("expert", EXPERT, defines(&dims.expert, tiles))));
     }
     all
