@@ -2,7 +2,6 @@
 
 import os
 import random
-import time
 from pathlib import Path
 
 # Before rclpy is loaded: nothing leaves this machine, nobody else's nodes are met, images find room.
@@ -27,13 +26,7 @@ def pytest_addoption(parser):
 def ros():
     drop_dead_segments()  # of earlier runs
     rclpy.init()
-    # One DDS participant for all tests, since it lives as long as any node does. Fast DDS 2.14 dies when it destroys a
-    # participant while its shared memory is mended after a process that was killed (SharedMemChannelResource::release
-    # locks a mutex that is mapped no more): one test in some six hundred ended so.
-    keeper = rclpy.create_node("keeper")
     yield
-    time.sleep(2)  # it looks for the dead once a second
-    keeper.destroy_node()
     rclpy.shutdown()
 
 
