@@ -59,8 +59,6 @@ pub struct ChunkArrival {
 pub struct Said {
     /// When it came.
     pub at: Instant,
-    /// unconfigured, inactive, active, finalized.
-    pub lifecycle: String,
     /// What control does.
     pub control: String,
     /// Why it rests.
@@ -234,7 +232,6 @@ impl Peer {
             if let Ok(status) = PolicyStatusMessage::decode(&payload) {
                 self.said.push(Said {
                     at,
-                    lifecycle: status.lifecycle.to_owned(),
                     control: status.control.to_owned(),
                     reason: status.reason.to_owned(),
                     engine: status.engine.to_owned(),

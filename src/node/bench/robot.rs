@@ -11,7 +11,8 @@ use serde::Serialize;
 use super::peer::{ChunkArrival, Peer, Said, Sources};
 use super::process::NodeProcess;
 use super::{Percentiles, Period, Plan};
-use crate::clock::{NS_PER_MS, Stamp};
+use crate::clock::NS_PER_MS;
+use crate::node::clock::RosClock;
 
 /// Images per second of each camera; they take turns.
 const IMAGES_HZ: f64 = 30.0;
@@ -95,8 +96,7 @@ pub fn measure(peer: &mut Peer, plan: &Plan, progress: impl FnMut(f64)) -> Resul
     let robot = thread::scope(|scope| {
         let _off = Off(&switch);
         let feeding = thread::Builder::new().name("sources".to_owned());
-        let now = || clock.now().unwrap_or_default();
-        let feeder = feeding.spawn_scoped(scope, || feed(sources, now, &switch));
+        let feeder = feeding.spawn_scoped(scope, || feed(sources, &clock, &switch));
         let feeder = feeder.map_err(|error| format!("the sources' thread: {error}"))?;
         let mut robot = measure_fed(peer, &mut node, plan, configure_s, &switch, progress)?;
         switch.end.store(true, Ordering::Relaxed);
@@ -124,7 +124,8 @@ impl Drop for Off<'_> {
 }
 
 /// Images and joint states, each when it is due, until the end; gives the images that each camera has sent.
-fn feed(mut sources: Sources, now: impl Fn() -> Stamp, switch: &Switch) -> Result<u64, String> {
+fn feed(mut sources: Sources, clock: &RosClock, switch: &Switch) -> Result<u64, String> {
+    let now = || clock.now().unwrap_or_default();
     let (start, period) = (Instant::now(), Duration::from_secs_f64(1.0 / IMAGES_HZ));
     let cameras = sources.cameras();
     let between = period / cameras as u32;
