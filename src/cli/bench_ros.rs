@@ -12,7 +12,7 @@ use crate::node::bench::{Latency, Percentiles, Period, Plan, Robot, run as measu
 #[command(
     after_help = "Example:\n  export FASTRTPS_DEFAULT_PROFILES_FILE=$PWD/config/fastdds.xml   # room for images in Fast DDS\n  \
                         pi05 bench ros --seconds 60\n  \
-                        pi05 bench ros --only robot -p backend:=cuda -p checkpoint:=path/to/checkpoint\n\n\
+                        pi05 bench ros --only robot -p backend=cuda -p checkpoint=path/to/checkpoint\n\n\
                         Starts the node in a process of its own, on the built-in tiny model unless a parameter says otherwise,\n\
                         configures and activates it, and feeds it three 640x480 rgb8 cameras and joint states.\n\
                         Exit code 1 and the node's reason, if it refuses, or does not come to rest without cameras."
@@ -24,8 +24,8 @@ pub struct Args {
     /// Measure only this
     #[arg(long, value_enum, value_name = "M", value_delimiter = ',')]
     only: Vec<Measurement>,
-    /// Parameter of the node, as ROS 2 writes it; may be repeated
-    #[arg(short = 'p', long = "param", value_name = "NAME:=VALUE", value_parser = assignment)]
+    /// Parameter of the node; may be repeated
+    #[arg(short = 'p', long = "param", value_name = "NAME=VALUE", value_parser = assignment)]
     parameters: Vec<String>,
     /// Print JSON
     #[arg(long)]
@@ -42,10 +42,11 @@ enum Measurement {
     Period,
 }
 
+/// As ROS 2 writes it. On our own command line `:=` would be a remapping of the bench's topics.
 fn assignment(text: &str) -> Result<String, String> {
-    match text.split_once(":=") {
-        Some((name, _)) if !name.is_empty() => Ok(text.to_owned()),
-        _ => Err("expected name:=value".to_owned()),
+    match text.split_once('=') {
+        Some((name, value)) if !name.is_empty() && !name.ends_with(':') => Ok(format!("{name}:={value}")),
+        _ => Err("expected name=value".to_owned()),
     }
 }
 

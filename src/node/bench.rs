@@ -237,3 +237,23 @@ fn wait_for_chunk(peer: &mut Peer, stamp: Stamp, sent: Instant, deadline: Instan
     }
     None
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_period_counts_the_ticks_that_gave_no_command() {
+        let start = Instant::now();
+        let command = |ms: u64| Command {
+            at: start + Duration::from_millis(ms),
+            stamp: Stamp(ms as i64 * 1_000_000),
+            moves: true,
+        };
+        let commands: Vec<Command> = [0, 10, 20, 50, 60].map(command).into();
+        let period = Period::of(&commands, 100.0).unwrap();
+        assert_eq!((period.commands, period.missed), (5, 2));
+        assert_eq!((period.arrival_ms.min, period.arrival_ms.max), (10.0, 30.0));
+        assert!(Period::of(&[], 100.0).unwrap_err().contains("no commands came at 100 Hz"));
+    }
+}

@@ -260,3 +260,21 @@ fn parts(peer: &Peer) -> Vec<Part> {
     };
     peer.health.iter().map(part).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_interruption_is_counted_once_however_many_states_it_goes_through() {
+        let said = |control: &str, reason: &str| Said {
+            at: Instant::now(),
+            control: control.to_owned(),
+            reason: reason.to_owned(),
+            engine: String::new(),
+        };
+        assert!(interruptions(&[said("running", "")]).is_empty());
+        let all = [("braking", "a"), ("holding", "a; b"), ("running", ""), ("running", ""), ("holding", "c")];
+        assert_eq!(interruptions(&all.map(|(control, reason)| said(control, reason))), ["a", "c"]);
+    }
+}
