@@ -124,7 +124,7 @@ mod with_the_feature {
 
     const STAGES: [Stage; 3] = [Stage::Vision, Stage::Prefix, Stage::Denoise];
 
-    /// A builder for compute capability 12.0, if TensorRT-RTX is here.
+    /// A builder for compute capability 12.0, if TensorRT-RTX is here; it must be where `TENSORRT_LIBRARY` names it.
     fn builder() -> Option<Builder> {
         if !Library::is_rtx() {
             eprintln!("skipped: built with the headers of TensorRT, which builds for the present GPU only");
@@ -133,6 +133,7 @@ mod with_the_feature {
         match Builder::new(Some(120)) {
             Ok(builder) => Some(builder),
             Err(reason) => {
+                assert!(std::env::var_os("TENSORRT_LIBRARY").is_none(), "{reason}");
                 eprintln!("skipped: {reason}");
                 None
             }

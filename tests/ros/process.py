@@ -3,7 +3,6 @@
 import fcntl
 import os
 import re
-import signal
 import subprocess
 import tempfile
 import threading
@@ -60,7 +59,7 @@ def drop_dead_segments():
 
 
 class NodeProcess:
-    """policy_node with its parameters; killed at the end, whatever happened."""
+    """policy_node with its parameters; ended by `close`, whatever happened."""
 
     def __init__(self, parameters=None, namespace="", remap=(), arguments=(), log_level="info"):
         command = [program("policy_node"), "--ros-args", "--log-level", log_level]
@@ -73,6 +72,7 @@ class NodeProcess:
         for rule in remap:
             command += ["-r", rule]
         self.lines = []
+        self.killed = False
         self._process = subprocess.Popen(
             [*command, *arguments], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"
         )
@@ -97,6 +97,7 @@ class NodeProcess:
 
     def kill(self):
         """SIGKILL: no chance to do anything."""
+        self.killed = True
         self._process.kill()
         self._process.wait()
 
@@ -116,8 +117,11 @@ class NodeProcess:
 
     def close(self):
         if self.is_alive():
-            self._process.send_signal(signal.SIGKILL)
-            self._process.wait()
+            self._process.terminate()
+            try:
+                self._process.wait(5)
+            except subprocess.TimeoutExpired:
+                self.kill()
         drop_dead_segments()
         self._reader.join(5)
         if self._file:
