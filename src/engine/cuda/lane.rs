@@ -30,15 +30,19 @@ pub const PRODUCTS: &[&str] = &[
     include_str!("kernels/element.cu"),
     include_str!("kernels/wgmma.cu"),
     include_str!("kernels/copies.cu"),
+    include_str!("kernels/rings.cu"),
     include_str!("kernels/products.cu"),
 ];
-/// The same of e4m3.
+/// The same of e4m3; [`E4M3`] is set for them.
 pub const PRODUCTS_FP8: &[&str] = &[
     include_str!("kernels/element.cu"),
     include_str!("kernels/wgmma.cu"),
     include_str!("kernels/copies.cu"),
+    include_str!("kernels/rings.cu"),
     include_str!("kernels/products_fp8.cu"),
 ];
+/// What is set for products of e4m3, besides BF16.
+pub const E4M3: &str = "E4M3";
 /// Attention of vision and prefix.
 pub const ATTENTION: &[&str] = &[
     include_str!("kernels/element.cu"),
@@ -126,6 +130,7 @@ impl Lane {
                 names.push(("prefix_attention", PREFIX_SHARED));
                 kernels.extend(compiled(&gpu, PRODUCTS, &defines, &product::kernels())?);
                 if fp8 {
+                    let defines = [defines.clone(), vec![E4M3.to_owned()]].concat();
                     kernels.extend(compiled(&gpu, PRODUCTS_FP8, &defines, &fp8::kernels())?);
                 }
             }
@@ -265,5 +270,18 @@ impl Lane {
             tap.record(name, &values);
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn shared_memory_of_attentions_blocks_is_there() {
+        // The older kernel is also that of GPUs whose blocks have at most 99 KiB.
+        for (shared, most) in [(VISION_SHARED, 99), (VISION_SHARED_90, 227), (PREFIX_SHARED, 227)] {
+            assert!(shared <= most << 10, "{shared}");
+        }
     }
 }

@@ -10,69 +10,6 @@
 // that takes it is W norm(x) = r (W xs - mean W weights) + W shift, with r and mean in what follows it.
 
 #if __CUDA_ARCH__ == 900
-// Registers of an accumulator by eights, as operands and in the instruction's text.
-#define E(i) "+f"(d[8 * i]), "+f"(d[8 * i + 1]), "+f"(d[8 * i + 2]), "+f"(d[8 * i + 3]), "+f"(d[8 * i + 4]), "+f"(d[8 * i + 5]), "+f"(d[8 * i + 6]), "+f"(d[8 * i + 7])
-#define T0 "%0, %1, %2, %3, %4, %5, %6, %7"
-#define T1 "%8, %9, %10, %11, %12, %13, %14, %15"
-#define T2 "%16, %17, %18, %19, %20, %21, %22, %23"
-#define T3 "%24, %25, %26, %27, %28, %29, %30, %31"
-#define T4 "%32, %33, %34, %35, %36, %37, %38, %39"
-#define T5 "%40, %41, %42, %43, %44, %45, %46, %47"
-#define T6 "%48, %49, %50, %51, %52, %53, %54, %55"
-#define T7 "%56, %57, %58, %59, %60, %61, %62, %63"
-#define T8 "%64, %65, %66, %67, %68, %69, %70, %71"
-#define T9 "%72, %73, %74, %75, %76, %77, %78, %79"
-#define T10 "%80, %81, %82, %83, %84, %85, %86, %87"
-#define T11 "%88, %89, %90, %91, %92, %93, %94, %95"
-#define T12 "%96, %97, %98, %99, %100, %101, %102, %103"
-#define T13 "%104, %105, %106, %107, %108, %109, %110, %111"
-#define T14 "%112, %113, %114, %115, %116, %117, %118, %119"
-#define T15 "%120, %121, %122, %123, %124, %125, %126, %127"
-// d [64 x N] += a [64 x 32 bytes] b [N x 32 bytes]^T, both in shared memory with k contiguous.
-#define PRODUCT(N, COUNT, TEXT, OPERANDS, A, B, P)                                                                          \
-    __device__ __forceinline__ void multiply(float (&d)[COUNT], u64 a, u64 b, int more) {                                  \
-        asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, " P ", 0;\n"                                                        \
-                     "wgmma.mma_async.sync.aligned.m64n" #N "k16.f32.bf16.bf16 {" TEXT "}, " A ", " B ", p, 1, 1, 0, 0;\n}\n" \
-                     : OPERANDS : "l"(a), "l"(b), "r"(more));                                                              \
-    }
-#define O64 E(0), E(1), E(2), E(3)
-PRODUCT(64, 32, T0 ", " T1 ", " T2 ", " T3, O64, "%32", "%33", "%34")
-#define O112 E(0), E(1), E(2), E(3), E(4), E(5), E(6)
-PRODUCT(112, 56, T0 ", " T1 ", " T2 ", " T3 ", " T4 ", " T5 ", " T6, O112, "%56", "%57", "%58")
-#define O144 E(0), E(1), E(2), E(3), E(4), E(5), E(6), E(7), E(8)
-PRODUCT(144, 72, T0 ", " T1 ", " T2 ", " T3 ", " T4 ", " T5 ", " T6 ", " T7 ", " T8, O144, "%72", "%73", "%74")
-#define O160 E(0), E(1), E(2), E(3), E(4), E(5), E(6), E(7), E(8), E(9)
-PRODUCT(160, 80, T0 ", " T1 ", " T2 ", " T3 ", " T4 ", " T5 ", " T6 ", " T7 ", " T8 ", " T9, O160, "%80", "%81", "%82")
-#define O208 E(0), E(1), E(2), E(3), E(4), E(5), E(6), E(7), E(8), E(9), E(10), E(11), E(12)
-PRODUCT(208, 104, T0 ", " T1 ", " T2 ", " T3 ", " T4 ", " T5 ", " T6 ", " T7 ", " T8 ", " T9 ", " T10 ", " T11 ", " T12, O208, "%104", "%105", "%106")
-#define O256 E(0), E(1), E(2), E(3), E(4), E(5), E(6), E(7), E(8), E(9), E(10), E(11), E(12), E(13), E(14), E(15)
-PRODUCT(256, 128, T0 ", " T1 ", " T2 ", " T3 ", " T4 ", " T5 ", " T6 ", " T7 ", " T8 ", " T9 ", " T10 ", " T11 ", " T12 ", " T13 ", " T14 ", " T15, O256, "%128", "%129", "%130")
-
-template <int N> __device__ __forceinline__ void warpgroup_sync(int group) { asm volatile("bar.sync %0, %1;" ::"r"(group + 1), "n"(N) : "memory"); }
-__device__ __forceinline__ void put(u32 at, u32 x) { asm volatile("st.shared.b32 [%0], %1;" ::"r"(at), "r"(x) : "memory"); }
-__device__ __forceinline__ void put_2(u32 at, float a, float b) { asm volatile("st.shared.v2.f32 [%0], {%1, %2};" ::"r"(at), "f"(a), "f"(b) : "memory"); }
-__device__ __forceinline__ float2 get_2(u32 at) {
-    float2 x;
-    asm volatile("ld.shared.v2.f32 {%0, %1}, [%2];" : "=f"(x.x), "=f"(x.y) : "r"(at) : "memory");
-    return x;
-}
-__device__ __forceinline__ float4 get_4(u32 at) {
-    float4 x;
-    asm volatile("ld.shared.v4.f32 {%0, %1, %2, %3}, [%4];" : "=f"(x.x), "=f"(x.y), "=f"(x.z), "=f"(x.w) : "r"(at) : "memory");
-    return x;
-}
-// Here and now: neither earlier nor when it is used.
-__device__ __forceinline__ float4 read_4(const float* from) {
-    float4 x;
-    asm volatile("ld.global.v4.f32 {%0, %1, %2, %3}, [%4];" : "=f"(x.x), "=f"(x.y), "=f"(x.z), "=f"(x.w) : "l"(from) : "memory");
-    return x;
-}
-__device__ __forceinline__ uint4 get(u32 at) {
-    uint4 x;
-    asm volatile("ld.shared.v4.b32 {%0, %1, %2, %3}, [%4];" : "=r"(x.x), "=r"(x.y), "=r"(x.z), "=r"(x.w) : "r"(at) : "memory");
-    return x;
-}
-
 // What follows the product.
 #define GEGLU 0 // W = [gate; up]: GELU(gate) * up
 #define BIAS 1

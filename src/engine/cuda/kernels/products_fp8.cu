@@ -7,49 +7,7 @@
 // before, so the first steps' are fetched before it has ended.
 
 #if __CUDA_ARCH__ == 900
-#define E(i) "+f"(d[8 * i]), "+f"(d[8 * i + 1]), "+f"(d[8 * i + 2]), "+f"(d[8 * i + 3]), "+f"(d[8 * i + 4]), "+f"(d[8 * i + 5]), "+f"(d[8 * i + 6]), "+f"(d[8 * i + 7])
-#define T0 "%0, %1, %2, %3, %4, %5, %6, %7"
-#define T1 "%8, %9, %10, %11, %12, %13, %14, %15"
-#define T2 "%16, %17, %18, %19, %20, %21, %22, %23"
-#define T3 "%24, %25, %26, %27, %28, %29, %30, %31"
-#define T4 "%32, %33, %34, %35, %36, %37, %38, %39"
-#define T5 "%40, %41, %42, %43, %44, %45, %46, %47"
-#define T6 "%48, %49, %50, %51, %52, %53, %54, %55"
-#define T7 "%56, %57, %58, %59, %60, %61, %62, %63"
-#define T8 "%64, %65, %66, %67, %68, %69, %70, %71"
-#define T9 "%72, %73, %74, %75, %76, %77, %78, %79"
-#define T10 "%80, %81, %82, %83, %84, %85, %86, %87"
-#define T11 "%88, %89, %90, %91, %92, %93, %94, %95"
-#define T12 "%96, %97, %98, %99, %100, %101, %102, %103"
-#define T13 "%104, %105, %106, %107, %108, %109, %110, %111"
-#define T14 "%112, %113, %114, %115, %116, %117, %118, %119"
-#define T15 "%120, %121, %122, %123, %124, %125, %126, %127"
-// d [64 x N] += a [64 x 32] b [N x 32]^T, both in shared memory with k contiguous.
-#define PRODUCT(N, COUNT, TEXT, OPERANDS, A, B, P)                                                                          \
-    __device__ __forceinline__ void multiply(float (&d)[COUNT], u64 a, u64 b, int more) {                                  \
-        asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, " P ", 0;\n"                                                        \
-                     "wgmma.mma_async.sync.aligned.m64n" #N "k32.f32.e4m3.e4m3 {" TEXT "}, " A ", " B ", p, 1, 1;\n}\n"    \
-                     : OPERANDS : "l"(a), "l"(b), "r"(more));                                                              \
-    }
-#define O64 E(0), E(1), E(2), E(3)
-PRODUCT(64, 32, T0 ", " T1 ", " T2 ", " T3, O64, "%32", "%33", "%34")
-#define O128 E(0), E(1), E(2), E(3), E(4), E(5), E(6), E(7)
-PRODUCT(128, 64, T0 ", " T1 ", " T2 ", " T3 ", " T4 ", " T5 ", " T6 ", " T7, O128, "%64", "%65", "%66")
-#define O160 E(0), E(1), E(2), E(3), E(4), E(5), E(6), E(7), E(8), E(9)
-PRODUCT(160, 80, T0 ", " T1 ", " T2 ", " T3 ", " T4 ", " T5 ", " T6 ", " T7 ", " T8 ", " T9, O160, "%80", "%81", "%82")
-#define O208 E(0), E(1), E(2), E(3), E(4), E(5), E(6), E(7), E(8), E(9), E(10), E(11), E(12)
-PRODUCT(208, 104, T0 ", " T1 ", " T2 ", " T3 ", " T4 ", " T5 ", " T6 ", " T7 ", " T8 ", " T9 ", " T10 ", " T11 ", " T12, O208, "%104", "%105", "%106")
-#define O256 E(0), E(1), E(2), E(3), E(4), E(5), E(6), E(7), E(8), E(9), E(10), E(11), E(12), E(13), E(14), E(15)
-PRODUCT(256, 128, T0 ", " T1 ", " T2 ", " T3 ", " T4 ", " T5 ", " T6 ", " T7 ", " T8 ", " T9 ", " T10 ", " T11 ", " T12 ", " T13 ", " T14 ", " T15, O256, "%128", "%129", "%130")
-
-template <int N> __device__ __forceinline__ void warpgroup_sync(int group) { asm volatile("bar.sync %0, %1;" ::"r"(group + 1), "n"(N) : "memory"); }
-__device__ __forceinline__ void put(u32 at, u32 x) { asm volatile("st.shared.b32 [%0], %1;" ::"r"(at), "r"(x) : "memory"); }
 __device__ __forceinline__ void put_half(u32 at, u16 x) { asm volatile("st.shared.b16 [%0], %1;" ::"r"(at), "h"(x) : "memory"); }
-__device__ __forceinline__ uint4 get(u32 at) {
-    uint4 x;
-    asm volatile("ld.shared.v4.b32 {%0, %1, %2, %3}, [%4];" : "=r"(x.x), "=r"(x.y), "=r"(x.z), "=r"(x.w) : "r"(at) : "memory");
-    return x;
-}
 // Two floats as e4m3, the first in the low byte; beyond 448 is 448.
 __device__ __forceinline__ u16 pack_e4m3(float lo, float hi) {
     u16 r;
@@ -62,84 +20,6 @@ __device__ __forceinline__ float gelu_fast(float x) {
     float t, half = 0.5f * x;
     asm("tanh.approx.f32 %0, %1;" : "=f"(t) : "f"(x * fmaf(0.035677408f, x * x, 0.79788456f)));
     return fmaf(half, t, half);
-}
-
-// Where a block is in its cluster, and the tiles that there are; WIDE columns of y each.
-template <int ROWS_, int COLUMNS, int WIDE> struct Place {
-    int row_of, column_of, rows_m, all;
-    __device__ __forceinline__ Place(int rows, int columns) {
-        row_of = blockIdx.y % ROWS_;
-        column_of = blockIdx.y / ROWS_;
-        rows_m = (rows + ROWS_ * 128 - 1) / (ROWS_ * 128);
-        all = rows_m * (((columns + WIDE - 1) / WIDE + COLUMNS - 1) / COLUMNS);
-    }
-    __device__ __forceinline__ int m(int tile) const { return (tile % rows_m * ROWS_ + row_of) * 128; } // first row
-    __device__ __forceinline__ int n(int tile) const { return tile / rows_m * COLUMNS + column_of; }    // which columns
-};
-
-// One thread fetches all tiles of the block, W's rows at `at(tile, half)` by halves.
-template <int N, int ROWS_, int COLUMNS, int STAGES, class P, class At>
-__device__ __forceinline__ void fetch_all(const Map& x, const Map& w, u32 ring, u32 full, u32 empty, int steps, const P& place, At at) {
-    constexpr int STAGE = (128 + N) * 128;
-    u16 to_row = 0, to_column = 0; // x goes along the row, W along the column
-    for (int c = 0; c < COLUMNS; c++) to_row |= 1 << (c * ROWS_ + place.row_of);
-    for (int r = 0; r < ROWS_; r++) to_column |= 1 << (place.column_of * ROWS_ + r);
-    int ahead = steps < STAGES ? steps : STAGES; // W fetched before the kernel before has ended
-    int step = 0;
-    auto fetch_w = [&](int tile, int s, int stage) {
-#pragma unroll
-        for (int h = 0; h < 2; h++) {
-            if (ROWS_ == 2 && h != place.row_of) continue;
-            fetch(ring + stage * STAGE + 128 * 128 + h * (N / 2) * 128, &w, full + stage * 8, s * 128, at(tile, h), to_column);
-        }
-    };
-    if ((int)blockIdx.x < place.all)
-        for (int s = 0; s < ahead; s++) {
-            gate_expect(full + s * 8, STAGE);
-            fetch_w(blockIdx.x, s, s);
-        }
-    wait_for_previous();
-    constexpr int PART = 128 / COLUMNS; // rows of x
-    for (int tile = blockIdx.x; tile < place.all; tile += gridDim.x)
-        for (int s = 0; s < steps; s++, step++) {
-            int stage = step % STAGES;
-            if (step >= ahead) {
-                if (step >= STAGES) gate_wait(empty + stage * 8, (step / STAGES - 1) % 2);
-                gate_expect(full + stage * 8, STAGE);
-                fetch_w(tile, s, stage);
-            }
-            fetch(ring + stage * STAGE + place.column_of * PART * 128, &x, full + stage * 8, s * 128, place.m(tile) + place.column_of * PART, to_row);
-        }
-}
-
-// A warpgroup's half of a tile, `step` of all so far. Whoever writes to a stage is told that it is free.
-template <int N, int ROWS_, int COLUMNS, int STAGES, class P>
-__device__ __forceinline__ void multiply_tile(float (&d)[N / 2], u32 ring, u32 full, u32 empty, int steps, int& step, int half, const P& place) {
-    constexpr int STAGE = (128 + N) * 128;
-    int t = threadIdx.x % 128;
-    bool tells = t < ROWS_ + COLUMNS - 1;
-    int told = t < ROWS_ ? place.column_of * ROWS_ + t : (t - ROWS_ + (t - ROWS_ >= place.column_of)) * ROWS_ + place.row_of;
-    for (int s = 0; s < steps; s++, step++) {
-        int stage = step % STAGES;
-        gate_wait(full + stage * 8, step / STAGES % 2);
-        u32 at = ring + stage * STAGE;
-        wgmma_fence();
-#pragma unroll
-        for (int i = 0; i < 4; i++)
-            multiply(d, operand(at + half * 64 * 128 + i * 32, 16, 1024), operand(at + 128 * 128 + i * 32, 16, 1024), (s | i) != 0);
-        wgmma_commit();
-        wgmma_wait<1>();
-        if (s > 0 && tells) gate_arrive(empty + (step - 1) % STAGES * 8, told);
-    }
-    wgmma_wait<0>();
-    if (tells) gate_arrive(empty + (step - 1) % STAGES * 8, told);
-}
-
-template <int ROWS_, int COLUMNS, int STAGES> __device__ __forceinline__ void open_gates(u32 full, u32 empty) {
-    for (int s = 0; s < STAGES; s++) {
-        gate_init(full + s * 8, 1);
-        gate_init(empty + s * 8, (ROWS_ + COLUMNS - 1) * 2);
-    }
 }
 
 // y = x W^T + bias, in bf16; or GELU of it, in e4m3 times `inverse`. One tile per block. columns: a multiple of 16; steps
@@ -158,16 +38,21 @@ __device__ __forceinline__ void dense(const Map& x, const Map& w, int rows, int 
     cluster_sync();
     if (threadIdx.x < 128) {
         asm volatile("setmaxnreg.dec.sync.aligned.u32 40;");
-        if (threadIdx.x == 0)
-            fetch_all<N, ROWS_, COLUMNS, STAGES>(x, w, ring, full, empty, steps, place, [&](int tile, int h) { return place.n(tile) * N + h * (N / 2); });
+        if (threadIdx.x < 32) {
+            if (is_elected())
+                fetch_all<N, ROWS_, COLUMNS, STAGES>(x, w, ring, full, empty, steps, place, [&](int tile, int h) { return place.n(tile) * N + h * (N / 2); });
+            __syncwarp();
+        }
     } else {
         asm volatile("setmaxnreg.inc.sync.aligned.u32 232;");
         int half = threadIdx.x / 128 - 1, t = threadIdx.x % 128, warp = t / 32, g = t % 32 / 4, c = t % 4;
+        u32 tell = place.tell(t, empty);
         wait_for_previous();
         let_next_start();
-        int step = 0, tile = blockIdx.x;
+        Turn<STAGES> turn;
+        int tile = blockIdx.x;
         float d[N / 2];
-        multiply_tile<N, ROWS_, COLUMNS, STAGES>(d, ring, full, empty, steps, step, half, place);
+        multiply_tile<N, STAGES>(d, ring, full, place.tells(t), tell, steps, turn, half);
         // Through shared memory, so that rows are written whole.
         warpgroup_sync<256>(0);
         u32 mine = ring + half * 64 * PITCH, low = mine + (warp * 16 + g) * PITCH + c * 2 * SIZE, high = low + 8 * PITCH;
@@ -222,9 +107,11 @@ __device__ __forceinline__ void geglu_of(const Map& x, const Map& w, int rows, i
     auto arrive = [](u32 gate) { asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(gate) : "memory"); };
     if (group == 0) {
         asm volatile("setmaxnreg.dec.sync.aligned.u32 104;");
-        if (threadIdx.x == 0) {
-            fetch_all<N, ROWS_, COLUMNS, STAGES>(x, w, ring, full, empty, steps, place, [&](int tile, int h) { return h * columns + place.n(tile) * WIDE; });
-        } else if (t >= 32) {
+        if (t < 32) {
+            if (is_elected())
+                fetch_all<N, ROWS_, COLUMNS, STAGES>(x, w, ring, full, empty, steps, place, [&](int tile, int h) { return h * columns + place.n(tile) * WIDE; });
+            __syncwarp();
+        } else {
             // 8 threads per row, each with 8 columns in either half.
             int row = t / 8 - 4, lane = t % 8, count = 0;
             wait_for_previous();
@@ -266,12 +153,14 @@ __device__ __forceinline__ void geglu_of(const Map& x, const Map& w, int rows, i
         asm volatile("setmaxnreg.inc.sync.aligned.u32 200;");
         int half = group - 1, warp = t / 32, g = t % 32 / 4, c = t % 4;
         u32 low = staging + (half * 64 + warp * 16 + g) * GEGLU_PITCH + c * 4, high = low + 8 * GEGLU_PITCH;
+        u32 tell = place.tell(t, empty);
         wait_for_previous();
         let_next_start();
-        int step = 0, count = 0;
+        Turn<STAGES> turn;
+        int count = 0;
         for (int tile = blockIdx.x; tile < place.all; tile += gridDim.x, count++) {
             float d[N / 2];
-            multiply_tile<N, ROWS_, COLUMNS, STAGES>(d, ring, full, empty, steps, step, half, place);
+            multiply_tile<N, STAGES>(d, ring, full, place.tells(t), tell, steps, turn, half);
             if (count > 0) gate_wait(taken, (count - 1) % 2);
 #pragma unroll
             for (int j = 0; j < N / 8; j++) {
