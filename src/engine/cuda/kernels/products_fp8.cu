@@ -178,6 +178,7 @@ __device__ __forceinline__ void geglu_of(const Map& x, const Map& w, int rows, i
     extern "C" __global__ __launch_bounds__(384, 1) void NAME(ARGUMENTS) {                                                 \
         dense<N, ROWS_, COLUMNS, STAGES, GELU>(x, w, rows, columns, steps, y, bias, multipliers, inverse);                 \
     }
+DENSE(dense_64_2x2, 64, 2, 2, 8, false)
 DENSE(dense_64_1x2, 64, 1, 2, 8, false)
 DENSE(dense_128_1x2, 128, 1, 2, 6, false)
 DENSE(dense_128_2x1, 128, 2, 1, 6, false)
