@@ -167,24 +167,38 @@ __device__ __forceinline__ void product(const Map& x, const Map& w, int rows, in
                     put_2(low + 8 * PITCH + j * 32, f[2], f[3]);
                 }
                 warpgroup_sync<128>(1 + half);
+                // Loads, stores and shuffles in sets of their own: each of a set waits for none before it.
+                constexpr int EACH = N / 8;
+                float4 v[EACH];
+                float sum[EACH], squares[EACH];
+                auto local = [&](int i) { return i * (128 / QUADS) + t / QUADS; };
+                auto counts = [&](int i) { return has_quad && top + local(i) < rows; };
 #pragma unroll
-                for (int i = 0; i < N / 8; i++) {
-                    int local = i * (128 / QUADS) + t / QUADS;
-                    float4 v = get_4(mine + local * PITCH + t % QUADS * 16), o = old[i];
-                    v = make_float4(o.x + (v.x + plus.x), o.y + (v.y + plus.y), o.z + (v.z + plus.z), o.w + (v.w + plus.w));
-                    bool counts = has_quad && top + local < rows;
-                    size_t at = (size_t)(top + local) * columns + quad;
-                    if (counts) *(float4*)((float*)y + at) = v;
-                    if (!next.weights) continue;
-                    if (counts) *(uint2*)(next.scaled + at) = make_uint2(pack_bf16(v.x * weights.x, v.y * weights.y), pack_bf16(v.z * weights.z, v.w * weights.w));
-                    float sum = (v.x + v.y) + (v.z + v.w), squares = (v.x * v.x + v.y * v.y) + (v.z * v.z + v.w * v.w);
+                for (int i = 0; i < EACH; i++) v[i] = get_4(mine + local(i) * PITCH + t % QUADS * 16);
 #pragma unroll
-                    for (int lanes = 1; lanes < QUADS; lanes *= 2) {
-                        sum += __shfl_xor_sync(FULL, sum, lanes);
-                        squares += __shfl_xor_sync(FULL, squares, lanes);
-                    }
-                    if (counts && t % QUADS == 0) next.sums[(size_t)(quad / N) * rows + top + local] = make_float2(sum, squares);
+                for (int i = 0; i < EACH; i++) {
+                    float4 o = old[i];
+                    v[i] = make_float4(o.x + (v[i].x + plus.x), o.y + (v[i].y + plus.y), o.z + (v[i].z + plus.z), o.w + (v[i].w + plus.w));
+                    if (counts(i)) *(float4*)((float*)y + (size_t)(top + local(i)) * columns + quad) = v[i];
                 }
+                if (!next.weights) continue;
+#pragma unroll
+                for (int i = 0; i < EACH; i++) {
+                    sum[i] = (v[i].x + v[i].y) + (v[i].z + v[i].w);
+                    squares[i] = (v[i].x * v[i].x + v[i].y * v[i].y) + (v[i].z * v[i].z + v[i].w * v[i].w);
+                    uint2 scaled = make_uint2(pack_bf16(v[i].x * weights.x, v[i].y * weights.y), pack_bf16(v[i].z * weights.z, v[i].w * weights.w));
+                    if (counts(i)) *(uint2*)(next.scaled + (size_t)(top + local(i)) * columns + quad) = scaled;
+                }
+#pragma unroll
+                for (int lanes = 1; lanes < QUADS; lanes *= 2)
+#pragma unroll
+                    for (int i = 0; i < EACH; i++) {
+                        sum[i] += __shfl_xor_sync(FULL, sum[i], lanes);
+                        squares[i] += __shfl_xor_sync(FULL, squares[i], lanes);
+                    }
+#pragma unroll
+                for (int i = 0; i < EACH; i++)
+                    if (counts(i) && t % QUADS == 0) next.sums[(size_t)(quad / N) * rows + top + local(i)] = make_float2(sum[i], squares[i]);
                 continue;
             }
             // Through shared memory, so that rows are written whole.
@@ -202,27 +216,37 @@ __device__ __forceinline__ void product(const Map& x, const Map& w, int rows, in
                 }
             } else {
                 float2 low_row = get_2(factors + (half * 64 + row) * 8), high_row = get_2(factors + (half * 64 + row + 8) * 8);
+                // Some at a time: reads and writes of shared memory keep their order, and would wait for each other.
+                constexpr int GROUP = 4;
 #pragma unroll
-                for (int j = 0; j < N / 8; j++) {
-                    float* a = d + j * 4;
-                    float4 of = get_4(vectors + (j * 8 + c * 2) * 8); // bias and part of means of two columns
-                    a[0] = (a[0] - low_row.y * of.y) * low_row.x + of.x;
-                    a[1] = (a[1] - low_row.y * of.w) * low_row.x + of.z;
-                    a[2] = (a[2] - high_row.y * of.y) * high_row.x + of.x;
-                    a[3] = (a[3] - high_row.y * of.w) * high_row.x + of.z;
-                    if (KIND == BIAS)
-                        pair(j, a[0], a[1], a[2], a[3]);
-                    else
-                        pair(j, gelu_tanh(a[0]), gelu_tanh(a[1]), gelu_tanh(a[2]), gelu_tanh(a[3]));
+                for (int first = 0; first < N / 8; first += GROUP) {
+                    float4 of[GROUP]; // bias and part of means of two columns
+#pragma unroll
+                    for (int j = first; j < min(first + GROUP, N / 8); j++) of[j - first] = get_4(vectors + (j * 8 + c * 2) * 8);
+#pragma unroll
+                    for (int j = first; j < min(first + GROUP, N / 8); j++) {
+                        float* a = d + j * 4;
+                        float4 b = of[j - first];
+                        a[0] = (a[0] - low_row.y * b.y) * low_row.x + b.x;
+                        a[1] = (a[1] - low_row.y * b.w) * low_row.x + b.z;
+                        a[2] = (a[2] - high_row.y * b.y) * high_row.x + b.x;
+                        a[3] = (a[3] - high_row.y * b.w) * high_row.x + b.z;
+                        if (KIND == BIAS)
+                            pair(j, a[0], a[1], a[2], a[3]);
+                        else
+                            pair(j, gelu_tanh(a[0]), gelu_tanh(a[1]), gelu_tanh(a[2]), gelu_tanh(a[3]));
+                    }
                 }
             }
             warpgroup_sync<128>(1 + half);
-            constexpr int CHUNKS = WIDE / 8; // 16 bytes each
-            for (int e = t; e < 64 * CHUNKS; e += 128) {
-                int r = e / CHUNKS, chunk = e % CHUNKS, column = n * WIDE + chunk * 8;
-                uint4 values = get(mine + r * PITCH + chunk * 16);
-                if (top + r >= rows || column >= columns) continue;
-                *(uint4*)((u16*)y + (size_t)(top + r) * columns + column) = values;
+            constexpr int CHUNKS = WIDE / 8, EACH = CHUNKS / 2; // 16 bytes each, of a row; of a thread
+            uint4 values[EACH];
+#pragma unroll
+            for (int i = 0; i < EACH; i++) values[i] = get(mine + (i * 128 + t) / CHUNKS * PITCH + (i * 128 + t) % CHUNKS * 16);
+#pragma unroll
+            for (int i = 0; i < EACH; i++) {
+                int r = top + (i * 128 + t) / CHUNKS, column = n * WIDE + (i * 128 + t) % CHUNKS * 8;
+                if (r < rows && column < columns) *(uint4*)((u16*)y + (size_t)r * columns + column) = values[i];
             }
         }
     }

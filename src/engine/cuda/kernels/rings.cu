@@ -53,16 +53,17 @@ PRODUCT(208, 104, T0 ", " T1 ", " T2 ", " T3 ", " T4 ", " T5 ", " T6 ", " T7 ", 
 PRODUCT(256, 128, T0 ", " T1 ", " T2 ", " T3 ", " T4 ", " T5 ", " T6 ", " T7 ", " T8 ", " T9 ", " T10 ", " T11 ", " T12 ", " T13 ", " T14 ", " T15, O256, "%128", "%129", "%130")
 
 template <int N> __device__ __forceinline__ void warpgroup_sync(int group) { asm volatile("bar.sync %0, %1;" ::"r"(group + 1), "n"(N) : "memory"); }
-__device__ __forceinline__ void put(u32 at, u32 x) { asm volatile("st.shared.b32 [%0], %1;" ::"r"(at), "r"(x) : "memory"); }
-__device__ __forceinline__ void put_2(u32 at, float a, float b) { asm volatile("st.shared.v2.f32 [%0], {%1, %2};" ::"r"(at), "f"(a), "f"(b) : "memory"); }
+// Shared memory: these keep their order and that of barriers among themselves; global memory is none of theirs.
+__device__ __forceinline__ void put(u32 at, u32 x) { asm volatile("st.shared.b32 [%0], %1;" ::"r"(at), "r"(x)); }
+__device__ __forceinline__ void put_2(u32 at, float a, float b) { asm volatile("st.shared.v2.f32 [%0], {%1, %2};" ::"r"(at), "f"(a), "f"(b)); }
 __device__ __forceinline__ float2 get_2(u32 at) {
     float2 x;
-    asm volatile("ld.shared.v2.f32 {%0, %1}, [%2];" : "=f"(x.x), "=f"(x.y) : "r"(at) : "memory");
+    asm volatile("ld.shared.v2.f32 {%0, %1}, [%2];" : "=f"(x.x), "=f"(x.y) : "r"(at));
     return x;
 }
 __device__ __forceinline__ float4 get_4(u32 at) {
     float4 x;
-    asm volatile("ld.shared.v4.f32 {%0, %1, %2, %3}, [%4];" : "=f"(x.x), "=f"(x.y), "=f"(x.z), "=f"(x.w) : "r"(at) : "memory");
+    asm volatile("ld.shared.v4.f32 {%0, %1, %2, %3}, [%4];" : "=f"(x.x), "=f"(x.y), "=f"(x.z), "=f"(x.w) : "r"(at));
     return x;
 }
 // Here and now: neither earlier nor when it is used.
@@ -73,7 +74,7 @@ __device__ __forceinline__ float4 read_4(const float* from) {
 }
 __device__ __forceinline__ uint4 get(u32 at) {
     uint4 x;
-    asm volatile("ld.shared.v4.b32 {%0, %1, %2, %3}, [%4];" : "=r"(x.x), "=r"(x.y), "=r"(x.z), "=r"(x.w) : "r"(at) : "memory");
+    asm volatile("ld.shared.v4.b32 {%0, %1, %2, %3}, [%4];" : "=r"(x.x), "=r"(x.y), "=r"(x.z), "=r"(x.w) : "r"(at));
     return x;
 }
 
