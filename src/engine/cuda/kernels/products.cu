@@ -41,6 +41,9 @@ __device__ __forceinline__ void product(const Map& x, const Map& w, int rows, in
     constexpr int WIDE = KIND == GEGLU ? N / 2 : N;
     constexpr int PITCH = KIND == ADD ? N * 4 + 32 : WIDE * 2 + 16;
     constexpr int QUADS = N / 4; // of a row
+    // Steps whose W is asked for before the first of x: all, but where multiplications take longer than copies, few do, and
+    // x does not stand in line behind the others.
+    constexpr int AHEAD = FOLLOWED ? 2 : STAGES;
     extern __shared__ __align__(1024) unsigned char room[];
     u32 ring = address_of(room), staging = PERSISTS ? ring + STAGES * STAGE : ring;
     u32 vectors = ring + STAGES * STAGE + (PERSISTS ? 128 * PITCH : 0);
@@ -73,7 +76,7 @@ __device__ __forceinline__ void product(const Map& x, const Map& w, int rows, in
                     fetch(to, &w, full + stage * 8, s * STEP, row, to_column);
                     if (ROWS_ == 1) fetch(to + N / 2 * 128, &w, full + stage * 8, s * STEP, row + w_other, to_column);
                 };
-                int ahead = steps < STAGES ? steps : STAGES; // W fetched before the kernel before has ended
+                int ahead = steps < AHEAD ? steps : AHEAD; // W fetched before the kernel before has ended
                 for (int s = 0; s < ahead; s++) fetch_w(w_row(blockIdx.x), s, s);
                 wait_for_previous();
                 int stage = 0, round = 0;
