@@ -188,6 +188,8 @@ extern "C" __global__ __launch_bounds__(256, 1) void vision_attention_90(MAP wid
     u32 keys_came = zeros + queries * 16, values_came = keys_came + 8;
     int group = threadIdx.x / 128, warp = threadIdx.x % 128 / 32, lane = threadIdx.x % 32, g = lane / 4, c = lane % 4;
     if (threadIdx.x == 0) {
+        ready(&wide);
+        ready(&narrow);
         gate_init(keys_came, 1);
         gate_init(values_came, 1);
         asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
@@ -281,6 +283,9 @@ extern "C" __global__ __launch_bounds__(384, 1) void prefix_attention(MAP q, MAP
     u32 done = 6 * 8;
     int first = (blockIdx.x * 2 + blockIdx.y) * 64;
     if (threadIdx.x == 0) {
+        ready(&q);
+        ready(&k);
+        ready(&v);
         for (int i = 0; i < 7; i++) gate_init(gates + i * 8, 1);
         for (int i = 7; i < 13; i++) gate_init(gates + i * 8, 8); // a warp of a group of either block each
         asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");

@@ -64,6 +64,7 @@ __device__ __forceinline__ void product(const Map& x, const Map& w, int rows, in
         asm volatile("setmaxnreg.dec.sync.aligned.u32 40;");
         if (threadIdx.x < 32) {
             if (is_elected()) {
+                ready(&x);
                 u16 to_row = 0, to_column = 0; // x goes along the row, W along the column
                 for (int c = 0; c < COLUMNS; c++) to_row |= 1 << (c * ROWS_ + row_of);
                 for (int r = 0; r < ROWS_; r++) to_column |= 1 << (column_of * ROWS_ + r);

@@ -109,6 +109,7 @@ template <int STAGES> struct Turn {
 template <int N, int ROWS_, int COLUMNS, int STAGES, class P, class At>
 __device__ __forceinline__ void fetch_all(const Map& x, const Map& w, u32 ring, u32 full, u32 empty, int steps, const P& place, At at) {
     constexpr int STAGE = (128 + N) * 128, PART = 128 / COLUMNS, STEP = 128 / OPERAND_BYTES; // rows of x; elements of k
+    ready(&x);
     u16 to_row = 0, to_column = 0; // x goes along the row, W along the column
     for (int c = 0; c < COLUMNS; c++) to_row |= 1 << (c * ROWS_ + place.row_of);
     for (int r = 0; r < ROWS_; r++) to_column |= 1 << (place.column_of * ROWS_ + r);
