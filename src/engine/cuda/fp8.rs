@@ -142,9 +142,10 @@ fn best(rows: usize, columns: usize, processors: usize) -> &'static Tile {
 }
 
 impl Tile {
+    /// Pieces on their way, counters; results that are handed on, or columns' vectors.
     fn shared(&self) -> usize {
-        let handed = if self.name.starts_with("geglu") { ROWS * HANDED + 16 } else { 0 };
-        self.stages * ((ROWS + self.n) * 128 + 16) + handed
+        let beside = if self.name.starts_with("geglu") { ROWS * HANDED + 16 } else { self.n * 8 };
+        self.stages * ((ROWS + self.n) * 128 + 16) + beside
     }
 
     /// Clusters for so many rows of x and of W.

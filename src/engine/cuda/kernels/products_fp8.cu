@@ -7,7 +7,7 @@
 // before, so the first steps' are fetched before it has ended.
 
 #if __CUDA_ARCH__ == 900
-__device__ __forceinline__ void put_half(u32 at, u16 x) { asm volatile("st.shared.b16 [%0], %1;" ::"r"(at), "h"(x) : "memory"); }
+__device__ __forceinline__ void put_half(u32 at, u16 x) { asm volatile("st.shared.b16 [%0], %1;" ::"r"(at), "h"(x)); }
 // Two floats as e4m3, the first in the low byte; beyond 448 is 448.
 __device__ __forceinline__ u16 pack_e4m3(float lo, float hi) {
     u16 r;
@@ -29,7 +29,7 @@ __device__ __forceinline__ void dense(const Map& x, const Map& w, int rows, int 
         const float* multipliers, float inverse) {
     constexpr int STAGE = (128 + N) * 128, SIZE = GELU ? 1 : 2, PITCH = N * SIZE + 16;
     extern __shared__ __align__(1024) unsigned char room[];
-    u32 ring = address_of(room), full = ring + STAGES * STAGE, empty = full + STAGES * 8;
+    u32 ring = address_of(room), full = ring + STAGES * STAGE, empty = full + STAGES * 8, vectors = empty + STAGES * 8;
     Place<ROWS_, COLUMNS, N> place(rows, columns);
     if (threadIdx.x == 0) {
         open_gates<ROWS_, COLUMNS, STAGES>(full, empty);
@@ -42,6 +42,13 @@ __device__ __forceinline__ void dense(const Map& x, const Map& w, int rows, int 
             if (is_elected())
                 fetch_all<N, ROWS_, COLUMNS, STAGES>(x, w, ring, full, empty, steps, place, [&](int tile, int h) { return place.n(tile) * N + h * (N / 2); });
             __syncwarp();
+        } else {
+            // Others of this warpgroup get what follows the product: columns' multipliers and biases.
+            for (int i = threadIdx.x - 32; i < N; i += 96) {
+                int at = min(place.n(blockIdx.x) * N + i, columns - 1);
+                put_2(vectors + i * 8, multipliers[at], bias[at]);
+            }
+            asm volatile("bar.arrive 3, 352;" ::: "memory");
         }
     } else {
         asm volatile("setmaxnreg.inc.sync.aligned.u32 232;");
@@ -53,32 +60,44 @@ __device__ __forceinline__ void dense(const Map& x, const Map& w, int rows, int 
         int tile = blockIdx.x;
         float d[N / 2];
         multiply_tile<N, STAGES>(d, ring, full, place.tells(t), tell, steps, turn, half);
-        // Through shared memory, so that rows are written whole.
-        warpgroup_sync<256>(0);
+        // Through shared memory, so that rows are written whole; nobody reads the ring any more.
+        warpgroup_sync<352>(2);
         u32 mine = ring + half * 64 * PITCH, low = mine + (warp * 16 + g) * PITCH + c * 2 * SIZE, high = low + 8 * PITCH;
         int first = place.n(tile) * N;
+        // Some at a time: reads and writes of shared memory keep their order, and would wait for each other.
+        constexpr int GROUP = 4;
 #pragma unroll
-        for (int j = 0; j < N / 8; j++) {
-            float* a = d + j * 4;
-            int at = min(first + j * 8 + c * 2, columns - 2);
-            float2 f = *(const float2*)(multipliers + at);
-            float2 b = *(const float2*)(bias + at);
-            a[0] = fmaf(a[0], f.x, b.x); a[1] = fmaf(a[1], f.y, b.y); a[2] = fmaf(a[2], f.x, b.x); a[3] = fmaf(a[3], f.y, b.y);
-            if (GELU) {
-                put_half(low + j * 8, pack_e4m3(gelu_fast(a[0]) * inverse, gelu_fast(a[1]) * inverse));
-                put_half(high + j * 8, pack_e4m3(gelu_fast(a[2]) * inverse, gelu_fast(a[3]) * inverse));
-            } else {
-                put(low + j * 16, pack_bf16(a[0], a[1]));
-                put(high + j * 16, pack_bf16(a[2], a[3]));
+        for (int next = 0; next < N / 8; next += GROUP) {
+            float4 of[GROUP]; // multipliers and biases of two columns
+#pragma unroll
+            for (int j = next; j < min(next + GROUP, N / 8); j++) of[j - next] = get_4(vectors + (j * 8 + c * 2) * 8);
+#pragma unroll
+            for (int j = next; j < min(next + GROUP, N / 8); j++) {
+                float* a = d + j * 4;
+                float4 f = of[j - next];
+                a[0] = fmaf(a[0], f.x, f.y); a[1] = fmaf(a[1], f.z, f.w); a[2] = fmaf(a[2], f.x, f.y); a[3] = fmaf(a[3], f.z, f.w);
+                if (GELU) {
+                    put_half(low + j * 8, pack_e4m3(gelu_fast(a[0]) * inverse, gelu_fast(a[1]) * inverse));
+                    put_half(high + j * 8, pack_e4m3(gelu_fast(a[2]) * inverse, gelu_fast(a[3]) * inverse));
+                } else {
+                    put(low + j * 16, pack_bf16(a[0], a[1]));
+                    put(high + j * 16, pack_bf16(a[2], a[3]));
+                }
             }
         }
         warpgroup_sync<128>(1 + half);
-        constexpr int CHUNKS = N * SIZE / 16, EACH = 16 / SIZE; // 16 bytes each
+        constexpr int CHUNKS = N * SIZE / 16, EACH = (CHUNKS + 1) / 2, ALL = 64 * CHUNKS; // 16 bytes each; of a thread; of all
         int top = place.m(tile) + half * 64;
-        for (int e = t; e < 64 * CHUNKS; e += 128) {
-            int r = e / CHUNKS, chunk = e % CHUNKS, column = first + chunk * EACH;
-            uint4 values = get(mine + r * PITCH + chunk * 16);
-            if (top + r < rows && column < columns) *(uint4*)((u8*)y + ((size_t)(top + r) * columns + column) * SIZE) = values;
+        uint4 values[EACH];
+#pragma unroll
+        for (int i = 0; i < EACH; i++) {
+            int e = min(i * 128 + t, ALL - 1);
+            values[i] = get(mine + e / CHUNKS * PITCH + e % CHUNKS * 16);
+        }
+#pragma unroll
+        for (int i = 0; i < EACH; i++) {
+            int e = i * 128 + t, r = top + e / CHUNKS, column = first + e % CHUNKS * (16 / SIZE);
+            if (e < ALL && r < rows && column < columns) *(uint4*)((u8*)y + ((size_t)r * columns + column) * SIZE) = values[i];
         }
     }
     cluster_sync(); // nobody goes while others may still tell it something
