@@ -103,94 +103,39 @@ __device__ __forceinline__ void dense(const Map& x, const Map& w, int rows, int 
     cluster_sync(); // nobody goes while others may still tell it something
 }
 
-// W = [gate; up], bias too, y = GELU(x gate^T + ..) * (x up^T + ..) in e4m3 times `inverse`; blocks work on tiles one after the other. Three
-// warps of the first warpgroup do what follows the product, of a tile that is handed to them in bf16, while the next one is
-// multiplied. columns: a multiple of 128. block: 384.
-#define GEGLU_PITCH (256 * 2 + 16)
-template <int ROWS_, int COLUMNS, int STAGES>
-__device__ __forceinline__ void geglu_of(const Map& x, const Map& w, int rows, int columns, int steps, u8* y, const float* bias,
-        const float* multipliers, float inverse) {
-    constexpr int N = 256, WIDE = 128, STAGE = (128 + N) * 128;
-    extern __shared__ __align__(1024) unsigned char room[];
-    u32 ring = address_of(room), staging = ring + STAGES * STAGE;
-    u32 full = staging + 128 * GEGLU_PITCH, empty = full + STAGES * 8, handed = empty + STAGES * 8, taken = handed + 8;
-    int group = threadIdx.x / 128, t = threadIdx.x % 128;
-    Place<ROWS_, COLUMNS, WIDE> place(rows, columns);
-    if (threadIdx.x == 0) {
-        open_gates<ROWS_, COLUMNS, STAGES>(full, empty);
-        gate_init(handed, 256);
-        gate_init(taken, 96);
-        asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
-    }
-    cluster_sync();
-    auto arrive = [](u32 gate) { asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(gate) : "memory"); };
-    if (group == 0) {
-        asm volatile("setmaxnreg.dec.sync.aligned.u32 104;");
-        if (t < 32) {
-            if (is_elected())
-                fetch_all<N, ROWS_, COLUMNS, STAGES>(x, w, ring, full, empty, steps, place, [&](int tile, int h) { return h * columns + place.n(tile) * WIDE; });
-            __syncwarp();
-        } else {
-            // 8 threads per row, each with 8 columns in either half.
-            int row = t / 8 - 4, lane = t % 8, count = 0;
-            wait_for_previous();
-            for (int tile = blockIdx.x; tile < place.all; tile += gridDim.x, count++) {
-                int top = place.m(tile), first = place.n(tile) * WIDE;
-                float of_gate[16], of_up[16], gate_bias[16], up_bias[16];
+// GEGLU of x W^T + bias, W = [gate; up], to e4m3 times `inverse`. columns: a multiple of 128.
+struct ToE4m3 {
+    u8* y;
+    const float *bias, *multipliers;
+    float inverse;
+    int columns, first;
+    float of_gate[16], of_up[16], gate_bias[16], up_bias[16];
+    __device__ __forceinline__ void begin(int column) {
+        first = column;
 #pragma unroll
-                for (int e = 0; e < 16; e++) {
-                    int column = first + e / 8 * 64 + lane * 8 + e % 8;
-                    of_gate[e] = multipliers[column];
-                    of_up[e] = multipliers[columns + column] * inverse;
-                    gate_bias[e] = bias[column];
-                    up_bias[e] = bias[columns + column] * inverse;
-                }
-                gate_wait(handed, count % 2);
-                for (int r = row; r < 128; r += 12) {
-#pragma unroll
-                    for (int h = 0; h < 2; h++) {
-                        u32 at = staging + r * GEGLU_PITCH + (h * 64 + lane * 8) * 2;
-                        uint4 gates = get(at), ups = get(at + WIDE * 2);
-                        const u32 *g = &gates.x, *u = &ups.x;
-                        u16 out[4];
-#pragma unroll
-                        for (int e = 0; e < 4; e++) {
-                            int i = h * 8 + e * 2;
-                            float a = gelu_fast(fmaf(of_bf16(g[e] & 0xffff), of_gate[i], gate_bias[i])) * fmaf(of_bf16(u[e] & 0xffff), of_up[i], up_bias[i]);
-                            i++;
-                            float b = gelu_fast(fmaf(of_bf16(g[e] >> 16), of_gate[i], gate_bias[i])) * fmaf(of_bf16(u[e] >> 16), of_up[i], up_bias[i]);
-                            out[e] = pack_e4m3(a, b);
-                        }
-                        if (top + r < rows)
-                            *(uint2*)(y + (size_t)(top + r) * columns + first + h * 64 + lane * 8) = make_uint2(out[0] | (u32)out[1] << 16, out[2] | (u32)out[3] << 16);
-                    }
-                }
-                arrive(taken);
-            }
-        }
-    } else {
-        asm volatile("setmaxnreg.inc.sync.aligned.u32 200;");
-        int half = group - 1, warp = t / 32, g = t % 32 / 4, c = t % 4;
-        u32 low = staging + (half * 64 + warp * 16 + g) * GEGLU_PITCH + c * 4, high = low + 8 * GEGLU_PITCH;
-        u32 tell = place.tell(t, empty);
-        wait_for_previous();
-        let_next_start();
-        Turn<STAGES> turn;
-        int count = 0;
-        for (int tile = blockIdx.x; tile < place.all; tile += gridDim.x, count++) {
-            float d[N / 2];
-            multiply_tile<N, STAGES>(d, ring, full, place.tells(t), tell, steps, turn, half);
-            if (count > 0) gate_wait(taken, (count - 1) % 2);
-#pragma unroll
-            for (int j = 0; j < N / 8; j++) {
-                put(low + j * 16, pack_bf16(d[j * 4], d[j * 4 + 1]));
-                put(high + j * 16, pack_bf16(d[j * 4 + 2], d[j * 4 + 3]));
-            }
-            arrive(handed);
+        for (int e = 0; e < 16; e++) {
+            int at = column + e / 8 * 64 + e % 8;
+            of_gate[e] = multipliers[at];
+            of_up[e] = multipliers[columns + at] * inverse;
+            gate_bias[e] = bias[at];
+            up_bias[e] = bias[columns + at] * inverse;
         }
     }
-    cluster_sync(); // nobody goes while others may still tell it something
-}
+    __device__ __forceinline__ void finish(int h, uint4 gates, uint4 ups, int row, bool counts) const {
+        const u32 *g = &gates.x, *u = &ups.x;
+        u16 out[4];
+#pragma unroll
+        for (int e = 0; e < 4; e++) {
+            int i = h * 8 + e * 2;
+            float a = gelu_fast(fmaf(of_bf16(g[e] & 0xffff), of_gate[i], gate_bias[i])) * fmaf(of_bf16(u[e] & 0xffff), of_up[i], up_bias[i]);
+            i++;
+            float b = gelu_fast(fmaf(of_bf16(g[e] >> 16), of_gate[i], gate_bias[i])) * fmaf(of_bf16(u[e] >> 16), of_up[i], up_bias[i]);
+            out[e] = pack_e4m3(a, b);
+        }
+        if (counts)
+            *(uint2*)(y + (size_t)row * columns + first + h * 64) = make_uint2(out[0] | (u32)out[1] << 16, out[2] | (u32)out[3] << 16);
+    }
+};
 
 #define ARGUMENTS const __grid_constant__ Map x, const __grid_constant__ Map w, int rows, int columns, int steps, void* y, const float* bias, const float* multipliers, float inverse
 #define DENSE(NAME, N, ROWS_, COLUMNS, STAGES, GELU)                                                                        \
@@ -206,7 +151,8 @@ DENSE(dense_160_2x1, 160, 2, 1, 5, false)
 DENSE(gelu_208_2x1, 208, 2, 1, 5, true)
 #define GEGLU(NAME, ROWS_, COLUMNS)                                                                                         \
     extern "C" __global__ __launch_bounds__(384, 1) void NAME(ARGUMENTS) {                                                 \
-        geglu_of<ROWS_, COLUMNS, 3>(x, w, rows, columns, steps, (u8*)y, bias, multipliers, inverse);                       \
+        ToE4m3 follow{(u8*)y, bias, multipliers, inverse, columns};                                                        \
+        geglu_of<ROWS_, COLUMNS, 3>(x, w, rows, columns, steps, follow);                                                   \
     }
 GEGLU(geglu_256_2x1, 2, 1)
 GEGLU(geglu_256_1x2, 1, 2)

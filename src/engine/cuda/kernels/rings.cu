@@ -167,4 +167,79 @@ template <int ROWS_, int COLUMNS, int STAGES> __device__ __forceinline__ void op
         gate_init(empty + s * 8, (ROWS_ + COLUMNS - 1) * 2);
     }
 }
+
+// GELU(gate) * up of W = [gate; up]: blocks work on tiles one after the other. Three warps of the first warpgroup do what
+// follows the product, of a tile that is handed to them in bf16, while the next one is multiplied; of the last one, all do.
+// `follow` writes y: `begin` at a column, then `finish` row by row, if it counts, 8 columns from there on and, h = 1, 64
+// further. block: 384.
+#define GEGLU_PITCH (256 * 2 + 16)
+template <int ROWS_, int COLUMNS, int STAGES, class Follow>
+__device__ __forceinline__ void geglu_of(const Map& x, const Map& w, int rows, int columns, int steps, Follow follow) {
+    constexpr int N = 256, WIDE = 128, STAGE = (128 + N) * 128;
+    extern __shared__ __align__(1024) unsigned char room[];
+    u32 ring = address_of(room), staging = ring + STAGES * STAGE;
+    u32 full = staging + 128 * GEGLU_PITCH, empty = full + STAGES * 8, handed = empty + STAGES * 8, taken = handed + 8;
+    int group = threadIdx.x / 128, t = threadIdx.x % 128;
+    Place<ROWS_, COLUMNS, WIDE> place(rows, columns);
+    if (threadIdx.x == 0) {
+        open_gates<ROWS_, COLUMNS, STAGES>(full, empty);
+        gate_init(handed, 256);
+        gate_init(taken, 96);
+        asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+    }
+    cluster_sync();
+    auto arrive = [](u32 gate) { asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(gate) : "memory"); };
+    auto is_last = [&](int tile) { return tile + (int)gridDim.x >= place.all; };
+    // Every `step`-th row; 8 threads per row, each with 8 columns in either half.
+    auto finish = [&](int tile, int count, int row, int step) {
+        int top = place.m(tile), lane = t % 8;
+        follow.begin(place.n(tile) * WIDE + lane * 8);
+        gate_wait(handed, count % 2);
+        for (; row < 128; row += step) {
+#pragma unroll
+            for (int h = 0; h < 2; h++) {
+                u32 at = staging + row * GEGLU_PITCH + (h * 64 + lane * 8) * 2;
+                uint4 gates = get(at), ups = get(at + WIDE * 2);
+                follow.finish(h, gates, ups, top + row, top + row < rows);
+            }
+        }
+    };
+    if (group == 0) {
+        asm volatile("setmaxnreg.dec.sync.aligned.u32 104;");
+        if (t < 32) {
+            if (is_elected())
+                fetch_all<N, ROWS_, COLUMNS, STAGES>(x, w, ring, full, empty, steps, place, [&](int tile, int h) { return h * columns + place.n(tile) * WIDE; });
+            __syncwarp();
+        } else {
+            int count = 0;
+            wait_for_previous();
+            for (int tile = blockIdx.x; tile < place.all; tile += gridDim.x, count++) {
+                finish(tile, count, t / 8 - 4, is_last(tile) ? 44 : 12);
+                arrive(taken);
+            }
+        }
+    } else {
+        asm volatile("setmaxnreg.inc.sync.aligned.u32 200;");
+        int half = group - 1, warp = t / 32, g = t % 32 / 4, c = t % 4;
+        u32 low = staging + (half * 64 + warp * 16 + g) * GEGLU_PITCH + c * 4, high = low + 8 * GEGLU_PITCH;
+        u32 tell = place.tell(t, empty);
+        wait_for_previous();
+        let_next_start();
+        Turn<STAGES> turn;
+        int count = 0, tile = blockIdx.x; // there is one at least
+        for (; tile < place.all; tile += gridDim.x, count++) {
+            float d[N / 2];
+            multiply_tile<N, STAGES>(d, ring, full, place.tells(t), tell, steps, turn, half);
+            if (count > 0) gate_wait(taken, (count - 1) % 2);
+#pragma unroll
+            for (int j = 0; j < N / 8; j++) {
+                put(low + j * 16, pack_bf16(d[j * 4], d[j * 4 + 1]));
+                put(high + j * 16, pack_bf16(d[j * 4 + 2], d[j * 4 + 3]));
+            }
+            arrive(handed);
+        }
+        finish(tile - gridDim.x, count - 1, 12 + half * 16 + t / 8, 44);
+    }
+    cluster_sync(); // nobody goes while others may still tell it something
+}
 #endif
