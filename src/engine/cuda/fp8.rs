@@ -5,6 +5,7 @@ use super::driver::{Arg, Launch, Matrix};
 use super::gemm::{Operands, Shape};
 use super::lane::Lane;
 use super::load::Weight;
+use super::product::HANDED;
 use crate::engine::EngineError;
 
 /// Rows of a block's tile.
@@ -42,8 +43,6 @@ const DENSE: [Tile; 6] = [
 const GELU: Tile = tile("gelu_208_2x1", 208, [2, 1], 5);
 /// `GELU(x gate^T) * (x up^T)` to e4m3, W = [gate; up].
 const GEGLU: [Tile; 2] = [tile("geglu_256_2x1", 256, [2, 1], 3), tile("geglu_256_1x2", 256, [1, 2], 3)];
-/// Bytes of a row of what is handed from products to GEGLU.
-const HANDED: usize = 256 * 2 + 16;
 
 /// All kernels, with the shared memory of a block.
 pub fn kernels() -> Vec<(&'static str, usize)> {

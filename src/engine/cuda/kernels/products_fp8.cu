@@ -40,7 +40,7 @@ __device__ __forceinline__ void dense(const Map& x, const Map& w, int rows, int 
         asm volatile("setmaxnreg.dec.sync.aligned.u32 40;");
         if (threadIdx.x < 32) {
             if (is_elected())
-                fetch_all<N, ROWS_, COLUMNS, STAGES>(x, w, ring, full, empty, steps, place, [&](int tile, int h) { return place.n(tile) * N + h * (N / 2); });
+                fetch_all<N, ROWS_, COLUMNS, STAGES, STAGES>(x, w, ring, full, empty, steps, place, [&](int tile, int h) { return place.n(tile) * N + h * (N / 2); });
             __syncwarp();
         } else {
             // Others of this warpgroup get what follows the product: columns' multipliers and biases.

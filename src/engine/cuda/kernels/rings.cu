@@ -105,8 +105,9 @@ template <int STAGES> struct Turn {
     }
 };
 
-// One thread, elected, fetches all tiles of the block, W's rows at `at(tile, half)` by halves.
-template <int N, int ROWS_, int COLUMNS, int STAGES, class P, class At>
+// One thread, elected, fetches all tiles of the block, W's rows at `at(tile, half)` by halves. W of the
+// first AHEAD steps comes before the kernel before has ended.
+template <int N, int ROWS_, int COLUMNS, int STAGES, int AHEAD, class P, class At>
 __device__ __forceinline__ void fetch_all(const Map& x, const Map& w, u32 ring, u32 full, u32 empty, int steps, const P& place, At at) {
     constexpr int STAGE = (128 + N) * 128, PART = 128 / COLUMNS, STEP = 128 / OPERAND_BYTES; // rows of x; elements of k
     ready(&x);
@@ -121,7 +122,7 @@ __device__ __forceinline__ void fetch_all(const Map& x, const Map& w, u32 ring, 
         fetch(to, &w, full + stage * 8, s * STEP, row, to_column);
         if (ROWS_ == 1) fetch(to + N / 2 * 128, &w, full + stage * 8, s * STEP, other, to_column);
     };
-    int ahead = steps < STAGES ? steps : STAGES; // W fetched before the kernel before has ended
+    int ahead = steps < AHEAD ? steps : AHEAD;
     if ((int)blockIdx.x < place.all)
         for (int s = 0; s < ahead; s++) fetch_w(at(blockIdx.x, half), at(blockIdx.x, 1), s, s);
     wait_for_previous();
@@ -208,7 +209,7 @@ __device__ __forceinline__ void geglu_of(const Map& x, const Map& w, int rows, i
         asm volatile("setmaxnreg.dec.sync.aligned.u32 104;");
         if (t < 32) {
             if (is_elected())
-                fetch_all<N, ROWS_, COLUMNS, STAGES>(x, w, ring, full, empty, steps, place, [&](int tile, int h) { return h * columns + place.n(tile) * WIDE; });
+                fetch_all<N, ROWS_, COLUMNS, STAGES, STAGES>(x, w, ring, full, empty, steps, place, [&](int tile, int h) { return h * columns + place.n(tile) * WIDE; });
             __syncwarp();
         } else {
             int count = 0;
