@@ -84,8 +84,9 @@ const fn form(name: &'static str, kind: Kind, columns: usize, cluster: [usize; 2
     Form { name, kind, columns, cluster, stages }
 }
 
-const FORMS: [Form; 6] = [
+const FORMS: [Form; 7] = [
     form("geglu_2x1", Kind::Geglu, 256, [2, 1], 3),
+    form("geglu_1x2", Kind::Geglu, 256, [1, 2], 3),
     form("bias_112", Kind::Bias, 112, [2, 1], 6),
     form("bias_160", Kind::Bias, 160, [2, 1], 5),
     form("bias_gelu_144", Kind::BiasGelu, 144, [2, 2], 6),
@@ -231,7 +232,7 @@ mod tests {
             (512, 1152, 4304, added, "add_64", false),
             (256, 1152, 4304, added, "add_64", false),
             (968, 16384, 2048, After::Geglu, "geglu_2x1", true),
-            (544, 16384, 2048, After::Geglu, "geglu_2x1", false),
+            (544, 16384, 2048, After::Geglu, "geglu_1x2", true),
         ] {
             let product = product(rows, columns, k, after);
             assert_eq!(product.form(PROCESSORS).name, fastest, "{rows} x {columns}");

@@ -232,6 +232,7 @@ struct ToBf16 {
 #define BIASED(N, ROWS_, COLUMNS, STAGES, GELU) \
     biased<N, ROWS_, COLUMNS, STAGES, GELU>(x, w, rows, columns, steps, (u16*)y, bias, {sums, blocks, per_width, of_means})
 KERNEL(geglu_2x1, (geglu_of<2, 1, 3>(x, w, rows, columns, steps, ToBf16{(u16*)y, columns})))
+KERNEL(geglu_1x2, (geglu_of<1, 2, 3>(x, w, rows, columns, steps, ToBf16{(u16*)y, columns})))
 KERNEL(bias_112, (BIASED(112, 2, 1, 6, false)))
 KERNEL(bias_160, (BIASED(160, 2, 1, 5, false)))
 KERNEL(bias_gelu_144, (BIASED(144, 2, 2, 6, true)))
