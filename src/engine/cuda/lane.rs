@@ -56,8 +56,7 @@ pub const VISION_SHARED: usize = 2 * 256 * 72 * 2;
 pub const VISION_QUERIES: usize = 128;
 /// Its shared memory: keys, values and queries of a head, zeros after the queries' columns, counters.
 pub const VISION_SHARED_90: usize = 1024 + (2 * 256 + VISION_QUERIES) * 72 * 2 + VISION_QUERIES * 16 + 16;
-/// Shared memory of `prefix_attention`: queries, and for each half of the keys two sets of
-/// keys and one of values; counters.
+/// Shared memory of `prefix_attention`: queries, and for each half of the keys two sets of values and one of keys; counters.
 pub const PREFIX_SHARED: usize = 28 * 8192 + 1024 + 128;
 
 /// Kernels of `stages.cu`.
