@@ -30,15 +30,19 @@ pub const PRODUCTS: &[&str] = &[
     include_str!("kernels/element.cu"),
     include_str!("kernels/wgmma.cu"),
     include_str!("kernels/copies.cu"),
+    include_str!("kernels/rings.cu"),
     include_str!("kernels/products.cu"),
 ];
-/// The same of e4m3.
+/// The same of e4m3; [`E4M3`] is set for them.
 pub const PRODUCTS_FP8: &[&str] = &[
     include_str!("kernels/element.cu"),
     include_str!("kernels/wgmma.cu"),
     include_str!("kernels/copies.cu"),
+    include_str!("kernels/rings.cu"),
     include_str!("kernels/products_fp8.cu"),
 ];
+/// What is set for products of e4m3, besides BF16.
+pub const E4M3: &str = "E4M3";
 /// Attention of vision and prefix.
 pub const ATTENTION: &[&str] = &[
     include_str!("kernels/element.cu"),
@@ -52,8 +56,7 @@ pub const VISION_SHARED: usize = 2 * 256 * 72 * 2;
 pub const VISION_QUERIES: usize = 128;
 /// Its shared memory: keys, values and queries of a head, zeros after the queries' columns, counters.
 pub const VISION_SHARED_90: usize = 1024 + (2 * 256 + VISION_QUERIES) * 72 * 2 + VISION_QUERIES * 16 + 16;
-/// Shared memory of `prefix_attention`: queries, and for each half of the keys two sets of
-/// keys and one of values; counters.
+/// Shared memory of `prefix_attention`: queries, and for each half of the keys two sets of values and one of keys; counters.
 pub const PREFIX_SHARED: usize = 28 * 8192 + 1024 + 128;
 
 /// Kernels of `stages.cu`.
@@ -126,6 +129,7 @@ impl Lane {
                 names.push(("prefix_attention", PREFIX_SHARED));
                 kernels.extend(compiled(&gpu, PRODUCTS, &defines, &product::kernels())?);
                 if fp8 {
+                    let defines = [defines.clone(), vec![E4M3.to_owned()]].concat();
                     kernels.extend(compiled(&gpu, PRODUCTS_FP8, &defines, &fp8::kernels())?);
                 }
             }
@@ -265,5 +269,18 @@ impl Lane {
             tap.record(name, &values);
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn shared_memory_of_attentions_blocks_is_there() {
+        // The older kernel is also that of GPUs whose blocks have at most 99 KiB.
+        for (shared, most) in [(VISION_SHARED, 99), (VISION_SHARED_90, 227), (PREFIX_SHARED, 227)] {
+            assert!(shared <= most << 10, "{shared}");
+        }
     }
 }

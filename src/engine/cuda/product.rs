@@ -11,6 +11,8 @@ const ROWS: usize = 128;
 const THREADS: usize = 384;
 /// Bytes of a bf16.
 const SIZE: usize = 2;
+/// Bytes of a row of what is handed from products to GEGLU.
+pub const HANDED: usize = 256 * 2 + 16;
 /// Columns of the residual stream that are summed by one block for the next norm.
 pub const SUMMED: usize = 64;
 
@@ -82,8 +84,9 @@ const fn form(name: &'static str, kind: Kind, columns: usize, cluster: [usize; 2
     Form { name, kind, columns, cluster, stages }
 }
 
-const FORMS: [Form; 6] = [
-    form("geglu_bf16", Kind::Geglu, 256, [2, 1], 4),
+const FORMS: [Form; 7] = [
+    form("geglu_2x1", Kind::Geglu, 256, [2, 1], 3),
+    form("geglu_1x2", Kind::Geglu, 256, [1, 2], 3),
     form("bias_112", Kind::Bias, 112, [2, 1], 6),
     form("bias_160", Kind::Bias, 160, [2, 1], 5),
     form("bias_gelu_144", Kind::BiasGelu, 144, [2, 2], 6),
@@ -97,11 +100,11 @@ pub fn kernels() -> Vec<(&'static str, usize)> {
 }
 
 impl Form {
-    /// Pieces on their way; results that wait to be written, or vectors; counters.
+    /// Pieces on their way; results that are handed on, or vectors; counters.
     fn shared(&self) -> usize {
         let Self { columns, stages, .. } = *self;
         let beside = match self.kind {
-            Kind::Geglu => ROWS * (columns / 2 * SIZE + 16),
+            Kind::Geglu => ROWS * HANDED + 16,
             Kind::Bias | Kind::BiasGelu => (columns + ROWS) * 8,
             Kind::Add => 0,
         };
@@ -228,8 +231,8 @@ mod tests {
             (768, 1152, 4304, added, "add_64", true),
             (512, 1152, 4304, added, "add_64", false),
             (256, 1152, 4304, added, "add_64", false),
-            (968, 16384, 2048, After::Geglu, "geglu_bf16", true),
-            (544, 16384, 2048, After::Geglu, "geglu_bf16", false),
+            (968, 16384, 2048, After::Geglu, "geglu_2x1", true),
+            (544, 16384, 2048, After::Geglu, "geglu_1x2", true),
         ] {
             let product = product(rows, columns, k, after);
             assert_eq!(product.form(PROCESSORS).name, fastest, "{rows} x {columns}");

@@ -3,7 +3,7 @@
 use super::compile::{is_there, remarks};
 use super::expert::ACTIONS;
 use super::fused::defines;
-use super::lane::{ATTENTION, EXPERT, PRODUCTS, PRODUCTS_FP8, STAGES};
+use super::lane::{ATTENTION, E4M3, EXPERT, PRODUCTS, PRODUCTS_FP8, STAGES};
 use crate::engine::EngineError;
 use crate::model::dims::Dims;
 
@@ -43,7 +43,7 @@ pub fn programs(dims: &Dims, arch: i32) -> Vec<Program> {
     }
     if arch == 90 {
         all.push(program("products", PRODUCTS, bf16()));
-        all.push(program("products of e4m3", PRODUCTS_FP8, bf16()));
+        all.push(program("products of e4m3", PRODUCTS_FP8, [bf16(), vec![E4M3.to_owned()]].concat()));
     }
     if arch >= 90 && dims.expert.head_dim == 256 {
         // Hopper's matrix instructions are others for every 8 actions; elsewhere chunks of 1 to 8, 10, 50 and 64.

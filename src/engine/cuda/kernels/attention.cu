@@ -188,6 +188,8 @@ extern "C" __global__ __launch_bounds__(256, 1) void vision_attention_90(MAP wid
     u32 keys_came = zeros + queries * 16, values_came = keys_came + 8;
     int group = threadIdx.x / 128, warp = threadIdx.x % 128 / 32, lane = threadIdx.x % 32, g = lane / 4, c = lane % 4;
     if (threadIdx.x == 0) {
+        ready(&wide);
+        ready(&narrow);
         gate_init(keys_came, 1);
         gate_init(values_came, 1);
         asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
@@ -271,16 +273,19 @@ extern "C" __global__ __launch_bounds__(384, 1) void prefix_attention(MAP q, MAP
 #if __CUDA_ARCH__ == 900
     extern __shared__ uint4 room[];
     int group = threadIdx.x / 128, warp = threadIdx.x % 128 / 32, lane = threadIdx.x % 32, g = lane / 4, c = lane % 4;
-    // Queries, then each group's two sets of keys and one of values.
+    // Queries, then each group's two sets of values and one of keys.
     u32 qs = (shared_address(room) + 1023) / 1024 * 1024, gates = qs + 28 * TILE;
-    auto keys = [&](int of, int turn) { return qs + (4 + of * 12 + turn * 4) * TILE; };
-    auto values = [&](int of) { return qs + (12 + of * 12) * TILE; };
-    // What has come: queries, keys of a group and turn, values of a group; then what both blocks have done with.
-    auto keys_came = [&](int of, int turn) { return gates + (1 + of * 2 + turn) * 8; };
-    auto values_came = [&](int of) { return gates + (5 + of) * 8; };
+    auto values = [&](int of, int turn) { return qs + (4 + of * 12 + turn * 4) * TILE; };
+    auto keys = [&](int of) { return qs + (12 + of * 12) * TILE; };
+    // What has come: queries, values of a group and turn, keys of a group; then what both blocks have done with.
+    auto values_came = [&](int of, int turn) { return gates + (1 + of * 2 + turn) * 8; };
+    auto keys_came = [&](int of) { return gates + (5 + of) * 8; };
     u32 done = 6 * 8;
     int first = (blockIdx.x * 2 + blockIdx.y) * 64;
     if (threadIdx.x == 0) {
+        ready(&q);
+        ready(&k);
+        ready(&v);
         for (int i = 0; i < 7; i++) gate_init(gates + i * 8, 1);
         for (int i = 7; i < 13; i++) gate_init(gates + i * 8, 8); // a warp of a group of either block each
         asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
@@ -301,15 +306,17 @@ extern "C" __global__ __launch_bounds__(384, 1) void prefix_attention(MAP q, MAP
             };
             gate_expect(gates, 4 * TILE);
             for (int i = 0; i < 4; i++) fetch(qs + i * TILE, &q, gates, i * 64, first, 1 << blockIdx.y);
-            for (int j = -2; j < tiles; j++) {
-                int ahead = j + 2, of = ahead % 2, turn = ahead / 2 % 2;
-                if (ahead < tiles) {
-                    if (ahead >= 4) gate_wait(keys_came(of, turn) + done, (ahead / 4 - 1) % 2);
-                    half(keys(of, turn), &k, keys_came(of, turn), ahead);
+            // In the order in which places become free: keys once their scores are there, values a softmax later.
+            for (int j = 0; j <= tiles; j++) {
+                int of = j % 2, n = j / 2; // the group's n-th
+                if (j < tiles) {
+                    if (n >= 1) gate_wait(keys_came(of) + done, (n - 1) % 2);
+                    half(keys(of), &k, keys_came(of), j);
                 }
-                if (j < 0) continue;
-                if (j >= 2) gate_wait(values_came(of) + done, (j / 2 - 1) % 2);
-                half(values(of), &v, values_came(of), j);
+                if (j == 0) continue;
+                of = (j - 1) % 2, n = (j - 1) / 2;
+                if (n >= 2) gate_wait(values_came(of, n % 2) + done, (n / 2 - 1) % 2);
+                half(values(of, n % 2), &v, values_came(of, n % 2), j - 1);
             }
         }
         __syncwarp();
@@ -318,25 +325,37 @@ extern "C" __global__ __launch_bounds__(384, 1) void prefix_attention(MAP q, MAP
         float o[128], top[2] = {-1e30f, -1e30f}, sum[2] = {0.0f, 0.0f};
 #pragma unroll
         for (int i = 0; i < 128; i++) o[i] = 0.0f;
-        gate_wait(gates, 0);
-        for (int j = group, n = 0; j < tiles; j += 2, n++) {
-            u32 ks = keys(group, n % 2), vs = values(group);
-            gate_wait(keys_came(group, n % 2), n / 2 % 2);
-            float s[32];
+        float s[32];
+        u32 p[16];
+        // Asks for the scores of the group's n-th tile.
+        auto ask = [&](int n) {
+            gate_wait(keys_came(group), n % 2);
             wgmma_fence();
 #pragma unroll
             for (int i = 0; i < 16; i++) {
                 u32 at = i / 4 * TILE + i % 4 * 32;
-                wgmma_64(s, operand(qs + at, 16, 1024), operand(ks + at, 16, 1024), i > 0);
+                wgmma_64(s, operand(qs + at, 16, 1024), operand(keys(group) + at, 16, 1024), i > 0);
             }
             wgmma_commit();
-            wgmma_wait<0>();
-            if (lane < 2) gate_arrive(keys_came(group, n % 2) + done, lane);
+        };
+        // Asks for the n-th tile's values, times what its scores have become.
+        auto add = [&](int n) {
+            gate_wait(values_came(group, n % 2), n / 2 % 2);
+#pragma unroll
+            for (int i = 0; i < 4; i++)
+                wgmma_256_ra(o, p[4 * i], p[4 * i + 1], p[4 * i + 2], p[4 * i + 3], operand(values(group, n % 2) + i * 2048, TILE, 1024), 1);
+            wgmma_commit();
+        };
+        // Scores to numerators; how much those before shrink.
+        float shrink[2];
+        auto weigh = [&](int n) {
+            int j = n * 2 + group;
+            if (lane < 2) gate_arrive(keys_came(group) + done, lane);
             if (j == tiles - 1)
 #pragma unroll
                 for (int i = 0; i < 32; i++)
                     if (j * 64 + i / 4 * 8 + c * 2 + i % 2 >= end) s[i] = -1e30f;
-            float most[2] = {-1e30f, -1e30f}, shrink[2];
+            float most[2] = {-1e30f, -1e30f};
 #pragma unroll
             for (int i = 0; i < 32; i++) most[i / 2 % 2] = fmaxf(most[i / 2 % 2], s[i]);
 #pragma unroll
@@ -351,19 +370,33 @@ extern "C" __global__ __launch_bounds__(384, 1) void prefix_attention(MAP q, MAP
                 s[i] = power_of_2(fmaf(s[i], scale, -top[i / 2 % 2]));
                 sum[i / 2 % 2] += s[i];
             }
+        };
+        auto pack = [&] {
 #pragma unroll
-            for (int i = 0; i < 128; i++) o[i] *= shrink[i / 2 % 2];
-            gate_wait(values_came(group), n % 2);
-            wgmma_fence();
-#pragma unroll
-            for (int i = 0; i < 4; i++) {
-                float* t = s + i * 8;
-                wgmma_256_ra(o, pack_bf16(t[0], t[1]), pack_bf16(t[2], t[3]), pack_bf16(t[4], t[5]), pack_bf16(t[6], t[7]),
-                             operand(vs + i * 2048, TILE, 1024), 1);
-            }
-            wgmma_commit();
+            for (int i = 0; i < 16; i++) p[i] = pack_bf16(s[2 * i], s[2 * i + 1]);
+        };
+        int count = (tiles - group + 1) / 2; // of this group
+        gate_wait(gates, 0);
+        if (count > 0) {
+            ask(0);
             wgmma_wait<0>();
-            if (lane < 2) gate_arrive(values_came(group) + done, lane);
+            weigh(0);
+            pack();
+            // The softmax of a tile while the values of the one before are multiplied.
+            for (int n = 1; n < count; n++) {
+                ask(n);
+                add(n - 1);
+                wgmma_wait<1>();
+                weigh(n);
+                wgmma_wait<0>();
+                if (lane < 2) gate_arrive(values_came(group, (n - 1) % 2) + done, lane);
+#pragma unroll
+                for (int i = 0; i < 128; i++) o[i] *= shrink[i / 2 % 2];
+                pack();
+            }
+            wgmma_fence();
+            add(count - 1);
+            wgmma_wait<0>();
         }
         let_next_start();
         // The second group's results through shared memory.

@@ -31,6 +31,8 @@ __device__ __forceinline__ bool is_elected() {
     asm volatile("{\n.reg .pred p;\nelect.sync _|p, 0xffffffff;\nselp.u32 %0, 1, 0, p;\n}\n" : "=r"(is));
     return is;
 }
+// Has a map near, before what it describes is there to be fetched: else the first copy waits for it too.
+__device__ __forceinline__ void ready(const Map* map) { asm volatile("prefetch.tensormap [%0];" ::"l"(map) : "memory"); }
 // A box at column x, row y of a matrix to the same place in all blocks of `blocks`.
 __device__ __forceinline__ void fetch(u32 to, const Map* map, u32 gate, int x, int y, u16 blocks) {
     asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster [%0], [%1, {%3, %4}], [%2], %5;" ::"r"(to),

@@ -7,49 +7,7 @@
 // before, so the first steps' are fetched before it has ended.
 
 #if __CUDA_ARCH__ == 900
-#define E(i) "+f"(d[8 * i]), "+f"(d[8 * i + 1]), "+f"(d[8 * i + 2]), "+f"(d[8 * i + 3]), "+f"(d[8 * i + 4]), "+f"(d[8 * i + 5]), "+f"(d[8 * i + 6]), "+f"(d[8 * i + 7])
-#define T0 "%0, %1, %2, %3, %4, %5, %6, %7"
-#define T1 "%8, %9, %10, %11, %12, %13, %14, %15"
-#define T2 "%16, %17, %18, %19, %20, %21, %22, %23"
-#define T3 "%24, %25, %26, %27, %28, %29, %30, %31"
-#define T4 "%32, %33, %34, %35, %36, %37, %38, %39"
-#define T5 "%40, %41, %42, %43, %44, %45, %46, %47"
-#define T6 "%48, %49, %50, %51, %52, %53, %54, %55"
-#define T7 "%56, %57, %58, %59, %60, %61, %62, %63"
-#define T8 "%64, %65, %66, %67, %68, %69, %70, %71"
-#define T9 "%72, %73, %74, %75, %76, %77, %78, %79"
-#define T10 "%80, %81, %82, %83, %84, %85, %86, %87"
-#define T11 "%88, %89, %90, %91, %92, %93, %94, %95"
-#define T12 "%96, %97, %98, %99, %100, %101, %102, %103"
-#define T13 "%104, %105, %106, %107, %108, %109, %110, %111"
-#define T14 "%112, %113, %114, %115, %116, %117, %118, %119"
-#define T15 "%120, %121, %122, %123, %124, %125, %126, %127"
-// d [64 x N] += a [64 x 32] b [N x 32]^T, both in shared memory with k contiguous.
-#define PRODUCT(N, COUNT, TEXT, OPERANDS, A, B, P)                                                                          \
-    __device__ __forceinline__ void multiply(float (&d)[COUNT], u64 a, u64 b, int more) {                                  \
-        asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, " P ", 0;\n"                                                        \
-                     "wgmma.mma_async.sync.aligned.m64n" #N "k32.f32.e4m3.e4m3 {" TEXT "}, " A ", " B ", p, 1, 1;\n}\n"    \
-                     : OPERANDS : "l"(a), "l"(b), "r"(more));                                                              \
-    }
-#define O64 E(0), E(1), E(2), E(3)
-PRODUCT(64, 32, T0 ", " T1 ", " T2 ", " T3, O64, "%32", "%33", "%34")
-#define O128 E(0), E(1), E(2), E(3), E(4), E(5), E(6), E(7)
-PRODUCT(128, 64, T0 ", " T1 ", " T2 ", " T3 ", " T4 ", " T5 ", " T6 ", " T7, O128, "%64", "%65", "%66")
-#define O160 E(0), E(1), E(2), E(3), E(4), E(5), E(6), E(7), E(8), E(9)
-PRODUCT(160, 80, T0 ", " T1 ", " T2 ", " T3 ", " T4 ", " T5 ", " T6 ", " T7 ", " T8 ", " T9, O160, "%80", "%81", "%82")
-#define O208 E(0), E(1), E(2), E(3), E(4), E(5), E(6), E(7), E(8), E(9), E(10), E(11), E(12)
-PRODUCT(208, 104, T0 ", " T1 ", " T2 ", " T3 ", " T4 ", " T5 ", " T6 ", " T7 ", " T8 ", " T9 ", " T10 ", " T11 ", " T12, O208, "%104", "%105", "%106")
-#define O256 E(0), E(1), E(2), E(3), E(4), E(5), E(6), E(7), E(8), E(9), E(10), E(11), E(12), E(13), E(14), E(15)
-PRODUCT(256, 128, T0 ", " T1 ", " T2 ", " T3 ", " T4 ", " T5 ", " T6 ", " T7 ", " T8 ", " T9 ", " T10 ", " T11 ", " T12 ", " T13 ", " T14 ", " T15, O256, "%128", "%129", "%130")
-
-template <int N> __device__ __forceinline__ void warpgroup_sync(int group) { asm volatile("bar.sync %0, %1;" ::"r"(group + 1), "n"(N) : "memory"); }
-__device__ __forceinline__ void put(u32 at, u32 x) { asm volatile("st.shared.b32 [%0], %1;" ::"r"(at), "r"(x) : "memory"); }
-__device__ __forceinline__ void put_half(u32 at, u16 x) { asm volatile("st.shared.b16 [%0], %1;" ::"r"(at), "h"(x) : "memory"); }
-__device__ __forceinline__ uint4 get(u32 at) {
-    uint4 x;
-    asm volatile("ld.shared.v4.b32 {%0, %1, %2, %3}, [%4];" : "=r"(x.x), "=r"(x.y), "=r"(x.z), "=r"(x.w) : "r"(at) : "memory");
-    return x;
-}
+__device__ __forceinline__ void put_half(u32 at, u16 x) { asm volatile("st.shared.b16 [%0], %1;" ::"r"(at), "h"(x)); }
 // Two floats as e4m3, the first in the low byte; beyond 448 is 448.
 __device__ __forceinline__ u16 pack_e4m3(float lo, float hi) {
     u16 r;
@@ -64,84 +22,6 @@ __device__ __forceinline__ float gelu_fast(float x) {
     return fmaf(half, t, half);
 }
 
-// Where a block is in its cluster, and the tiles that there are; WIDE columns of y each.
-template <int ROWS_, int COLUMNS, int WIDE> struct Place {
-    int row_of, column_of, rows_m, all;
-    __device__ __forceinline__ Place(int rows, int columns) {
-        row_of = blockIdx.y % ROWS_;
-        column_of = blockIdx.y / ROWS_;
-        rows_m = (rows + ROWS_ * 128 - 1) / (ROWS_ * 128);
-        all = rows_m * (((columns + WIDE - 1) / WIDE + COLUMNS - 1) / COLUMNS);
-    }
-    __device__ __forceinline__ int m(int tile) const { return (tile % rows_m * ROWS_ + row_of) * 128; } // first row
-    __device__ __forceinline__ int n(int tile) const { return tile / rows_m * COLUMNS + column_of; }    // which columns
-};
-
-// One thread fetches all tiles of the block, W's rows at `at(tile, half)` by halves.
-template <int N, int ROWS_, int COLUMNS, int STAGES, class P, class At>
-__device__ __forceinline__ void fetch_all(const Map& x, const Map& w, u32 ring, u32 full, u32 empty, int steps, const P& place, At at) {
-    constexpr int STAGE = (128 + N) * 128;
-    u16 to_row = 0, to_column = 0; // x goes along the row, W along the column
-    for (int c = 0; c < COLUMNS; c++) to_row |= 1 << (c * ROWS_ + place.row_of);
-    for (int r = 0; r < ROWS_; r++) to_column |= 1 << (place.column_of * ROWS_ + r);
-    int ahead = steps < STAGES ? steps : STAGES; // W fetched before the kernel before has ended
-    int step = 0;
-    auto fetch_w = [&](int tile, int s, int stage) {
-#pragma unroll
-        for (int h = 0; h < 2; h++) {
-            if (ROWS_ == 2 && h != place.row_of) continue;
-            fetch(ring + stage * STAGE + 128 * 128 + h * (N / 2) * 128, &w, full + stage * 8, s * 128, at(tile, h), to_column);
-        }
-    };
-    if ((int)blockIdx.x < place.all)
-        for (int s = 0; s < ahead; s++) {
-            gate_expect(full + s * 8, STAGE);
-            fetch_w(blockIdx.x, s, s);
-        }
-    wait_for_previous();
-    constexpr int PART = 128 / COLUMNS; // rows of x
-    for (int tile = blockIdx.x; tile < place.all; tile += gridDim.x)
-        for (int s = 0; s < steps; s++, step++) {
-            int stage = step % STAGES;
-            if (step >= ahead) {
-                if (step >= STAGES) gate_wait(empty + stage * 8, (step / STAGES - 1) % 2);
-                gate_expect(full + stage * 8, STAGE);
-                fetch_w(tile, s, stage);
-            }
-            fetch(ring + stage * STAGE + place.column_of * PART * 128, &x, full + stage * 8, s * 128, place.m(tile) + place.column_of * PART, to_row);
-        }
-}
-
-// A warpgroup's half of a tile, `step` of all so far. Whoever writes to a stage is told that it is free.
-template <int N, int ROWS_, int COLUMNS, int STAGES, class P>
-__device__ __forceinline__ void multiply_tile(float (&d)[N / 2], u32 ring, u32 full, u32 empty, int steps, int& step, int half, const P& place) {
-    constexpr int STAGE = (128 + N) * 128;
-    int t = threadIdx.x % 128;
-    bool tells = t < ROWS_ + COLUMNS - 1;
-    int told = t < ROWS_ ? place.column_of * ROWS_ + t : (t - ROWS_ + (t - ROWS_ >= place.column_of)) * ROWS_ + place.row_of;
-    for (int s = 0; s < steps; s++, step++) {
-        int stage = step % STAGES;
-        gate_wait(full + stage * 8, step / STAGES % 2);
-        u32 at = ring + stage * STAGE;
-        wgmma_fence();
-#pragma unroll
-        for (int i = 0; i < 4; i++)
-            multiply(d, operand(at + half * 64 * 128 + i * 32, 16, 1024), operand(at + 128 * 128 + i * 32, 16, 1024), (s | i) != 0);
-        wgmma_commit();
-        wgmma_wait<1>();
-        if (s > 0 && tells) gate_arrive(empty + (step - 1) % STAGES * 8, told);
-    }
-    wgmma_wait<0>();
-    if (tells) gate_arrive(empty + (step - 1) % STAGES * 8, told);
-}
-
-template <int ROWS_, int COLUMNS, int STAGES> __device__ __forceinline__ void open_gates(u32 full, u32 empty) {
-    for (int s = 0; s < STAGES; s++) {
-        gate_init(full + s * 8, 1);
-        gate_init(empty + s * 8, (ROWS_ + COLUMNS - 1) * 2);
-    }
-}
-
 // y = x W^T + bias, in bf16; or GELU of it, in e4m3 times `inverse`. One tile per block. columns: a multiple of 16; steps
 // of 128 of k. block: 384.
 template <int N, int ROWS_, int COLUMNS, int STAGES, bool GELU>
@@ -149,7 +29,7 @@ __device__ __forceinline__ void dense(const Map& x, const Map& w, int rows, int 
         const float* multipliers, float inverse) {
     constexpr int STAGE = (128 + N) * 128, SIZE = GELU ? 1 : 2, PITCH = N * SIZE + 16;
     extern __shared__ __align__(1024) unsigned char room[];
-    u32 ring = address_of(room), full = ring + STAGES * STAGE, empty = full + STAGES * 8;
+    u32 ring = address_of(room), full = ring + STAGES * STAGE, empty = full + STAGES * 8, vectors = empty + STAGES * 8;
     Place<ROWS_, COLUMNS, N> place(rows, columns);
     if (threadIdx.x == 0) {
         open_gates<ROWS_, COLUMNS, STAGES>(full, empty);
@@ -158,137 +38,111 @@ __device__ __forceinline__ void dense(const Map& x, const Map& w, int rows, int 
     cluster_sync();
     if (threadIdx.x < 128) {
         asm volatile("setmaxnreg.dec.sync.aligned.u32 40;");
-        if (threadIdx.x == 0)
-            fetch_all<N, ROWS_, COLUMNS, STAGES>(x, w, ring, full, empty, steps, place, [&](int tile, int h) { return place.n(tile) * N + h * (N / 2); });
+        if (threadIdx.x < 32) {
+            if (is_elected())
+                fetch_all<N, ROWS_, COLUMNS, STAGES, STAGES>(x, w, ring, full, empty, steps, place, [&](int tile, int h) { return place.n(tile) * N + h * (N / 2); });
+            __syncwarp();
+        } else {
+            // Others of this warpgroup get what follows the product: columns' multipliers and biases.
+            for (int i = threadIdx.x - 32; i < N; i += 96) {
+                int at = min(place.n(blockIdx.x) * N + i, columns - 1);
+                put_2(vectors + i * 8, multipliers[at], bias[at]);
+            }
+            asm volatile("bar.arrive 3, 352;" ::: "memory");
+        }
     } else {
         asm volatile("setmaxnreg.inc.sync.aligned.u32 232;");
         int half = threadIdx.x / 128 - 1, t = threadIdx.x % 128, warp = t / 32, g = t % 32 / 4, c = t % 4;
+        u32 tell = place.tell(t, empty);
         wait_for_previous();
         let_next_start();
-        int step = 0, tile = blockIdx.x;
+        Turn<STAGES> turn;
+        int tile = blockIdx.x;
         float d[N / 2];
-        multiply_tile<N, ROWS_, COLUMNS, STAGES>(d, ring, full, empty, steps, step, half, place);
-        // Through shared memory, so that rows are written whole.
-        warpgroup_sync<256>(0);
+        multiply_tile<N, STAGES>(d, ring, full, place.tells(t), tell, steps, turn, half);
+        // Through shared memory, so that rows are written whole; nobody reads the ring any more.
+        warpgroup_sync<352>(2);
         u32 mine = ring + half * 64 * PITCH, low = mine + (warp * 16 + g) * PITCH + c * 2 * SIZE, high = low + 8 * PITCH;
         int first = place.n(tile) * N;
+        // Some at a time: reads and writes of shared memory keep their order, and would wait for each other.
+        constexpr int GROUP = 4;
 #pragma unroll
-        for (int j = 0; j < N / 8; j++) {
-            float* a = d + j * 4;
-            int at = min(first + j * 8 + c * 2, columns - 2);
-            float2 f = *(const float2*)(multipliers + at);
-            float2 b = *(const float2*)(bias + at);
-            a[0] = fmaf(a[0], f.x, b.x); a[1] = fmaf(a[1], f.y, b.y); a[2] = fmaf(a[2], f.x, b.x); a[3] = fmaf(a[3], f.y, b.y);
-            if (GELU) {
-                put_half(low + j * 8, pack_e4m3(gelu_fast(a[0]) * inverse, gelu_fast(a[1]) * inverse));
-                put_half(high + j * 8, pack_e4m3(gelu_fast(a[2]) * inverse, gelu_fast(a[3]) * inverse));
-            } else {
-                put(low + j * 16, pack_bf16(a[0], a[1]));
-                put(high + j * 16, pack_bf16(a[2], a[3]));
+        for (int next = 0; next < N / 8; next += GROUP) {
+            float4 of[GROUP]; // multipliers and biases of two columns
+#pragma unroll
+            for (int j = next; j < min(next + GROUP, N / 8); j++) of[j - next] = get_4(vectors + (j * 8 + c * 2) * 8);
+#pragma unroll
+            for (int j = next; j < min(next + GROUP, N / 8); j++) {
+                float* a = d + j * 4;
+                float4 f = of[j - next];
+                a[0] = fmaf(a[0], f.x, f.y); a[1] = fmaf(a[1], f.z, f.w); a[2] = fmaf(a[2], f.x, f.y); a[3] = fmaf(a[3], f.z, f.w);
+                if (GELU) {
+                    put_half(low + j * 8, pack_e4m3(gelu_fast(a[0]) * inverse, gelu_fast(a[1]) * inverse));
+                    put_half(high + j * 8, pack_e4m3(gelu_fast(a[2]) * inverse, gelu_fast(a[3]) * inverse));
+                } else {
+                    put(low + j * 16, pack_bf16(a[0], a[1]));
+                    put(high + j * 16, pack_bf16(a[2], a[3]));
+                }
             }
         }
         warpgroup_sync<128>(1 + half);
-        constexpr int CHUNKS = N * SIZE / 16, EACH = 16 / SIZE; // 16 bytes each
+        constexpr int CHUNKS = N * SIZE / 16, EACH = (CHUNKS + 1) / 2, ALL = 64 * CHUNKS; // 16 bytes each; of a thread; of all
         int top = place.m(tile) + half * 64;
-        for (int e = t; e < 64 * CHUNKS; e += 128) {
-            int r = e / CHUNKS, chunk = e % CHUNKS, column = first + chunk * EACH;
-            uint4 values = get(mine + r * PITCH + chunk * 16);
-            if (top + r < rows && column < columns) *(uint4*)((u8*)y + ((size_t)(top + r) * columns + column) * SIZE) = values;
+        uint4 values[EACH];
+#pragma unroll
+        for (int i = 0; i < EACH; i++) {
+            int e = min(i * 128 + t, ALL - 1);
+            values[i] = get(mine + e / CHUNKS * PITCH + e % CHUNKS * 16);
+        }
+#pragma unroll
+        for (int i = 0; i < EACH; i++) {
+            int e = i * 128 + t, r = top + e / CHUNKS, column = first + e % CHUNKS * (16 / SIZE);
+            if (e < ALL && r < rows && column < columns) *(uint4*)((u8*)y + ((size_t)r * columns + column) * SIZE) = values[i];
         }
     }
     cluster_sync(); // nobody goes while others may still tell it something
 }
 
-// W = [gate; up], bias too, y = GELU(x gate^T + ..) * (x up^T + ..) in e4m3 times `inverse`; blocks work on tiles one after the other. Three
-// warps of the first warpgroup do what follows the product, of a tile that is handed to them in bf16, while the next one is
-// multiplied. columns: a multiple of 128. block: 384.
-#define GEGLU_PITCH (256 * 2 + 16)
-template <int ROWS_, int COLUMNS, int STAGES>
-__device__ __forceinline__ void geglu_of(const Map& x, const Map& w, int rows, int columns, int steps, u8* y, const float* bias,
-        const float* multipliers, float inverse) {
-    constexpr int N = 256, WIDE = 128, STAGE = (128 + N) * 128;
-    extern __shared__ __align__(1024) unsigned char room[];
-    u32 ring = address_of(room), staging = ring + STAGES * STAGE;
-    u32 full = staging + 128 * GEGLU_PITCH, empty = full + STAGES * 8, handed = empty + STAGES * 8, taken = handed + 8;
-    int group = threadIdx.x / 128, t = threadIdx.x % 128;
-    Place<ROWS_, COLUMNS, WIDE> place(rows, columns);
-    if (threadIdx.x == 0) {
-        open_gates<ROWS_, COLUMNS, STAGES>(full, empty);
-        gate_init(handed, 256);
-        gate_init(taken, 96);
-        asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
-    }
-    cluster_sync();
-    auto arrive = [](u32 gate) { asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(gate) : "memory"); };
-    if (group == 0) {
-        asm volatile("setmaxnreg.dec.sync.aligned.u32 104;");
-        if (threadIdx.x == 0) {
-            fetch_all<N, ROWS_, COLUMNS, STAGES>(x, w, ring, full, empty, steps, place, [&](int tile, int h) { return h * columns + place.n(tile) * WIDE; });
-        } else if (t >= 32) {
-            // 8 threads per row, each with 8 columns in either half.
-            int row = t / 8 - 4, lane = t % 8, count = 0;
-            wait_for_previous();
-            for (int tile = blockIdx.x; tile < place.all; tile += gridDim.x, count++) {
-                int top = place.m(tile), first = place.n(tile) * WIDE;
-                float of_gate[16], of_up[16], gate_bias[16], up_bias[16];
+// GEGLU of x W^T + bias, W = [gate; up], to e4m3 times `inverse`. columns: a multiple of 128.
+struct ToE4m3 {
+    u8* y;
+    const float *bias, *multipliers;
+    float inverse;
+    int columns, first;
+    float of_gate[16], of_up[16], gate_bias[16], up_bias[16];
+    __device__ __forceinline__ void begin(int column) {
+        first = column;
 #pragma unroll
-                for (int e = 0; e < 16; e++) {
-                    int column = first + e / 8 * 64 + lane * 8 + e % 8;
-                    of_gate[e] = multipliers[column];
-                    of_up[e] = multipliers[columns + column] * inverse;
-                    gate_bias[e] = bias[column];
-                    up_bias[e] = bias[columns + column] * inverse;
-                }
-                gate_wait(handed, count % 2);
-                for (int r = row; r < 128; r += 12) {
-#pragma unroll
-                    for (int h = 0; h < 2; h++) {
-                        u32 at = staging + r * GEGLU_PITCH + (h * 64 + lane * 8) * 2;
-                        uint4 gates = get(at), ups = get(at + WIDE * 2);
-                        const u32 *g = &gates.x, *u = &ups.x;
-                        u16 out[4];
-#pragma unroll
-                        for (int e = 0; e < 4; e++) {
-                            int i = h * 8 + e * 2;
-                            float a = gelu_fast(fmaf(of_bf16(g[e] & 0xffff), of_gate[i], gate_bias[i])) * fmaf(of_bf16(u[e] & 0xffff), of_up[i], up_bias[i]);
-                            i++;
-                            float b = gelu_fast(fmaf(of_bf16(g[e] >> 16), of_gate[i], gate_bias[i])) * fmaf(of_bf16(u[e] >> 16), of_up[i], up_bias[i]);
-                            out[e] = pack_e4m3(a, b);
-                        }
-                        if (top + r < rows)
-                            *(uint2*)(y + (size_t)(top + r) * columns + first + h * 64 + lane * 8) = make_uint2(out[0] | (u32)out[1] << 16, out[2] | (u32)out[3] << 16);
-                    }
-                }
-                arrive(taken);
-            }
-        }
-    } else {
-        asm volatile("setmaxnreg.inc.sync.aligned.u32 200;");
-        int half = group - 1, warp = t / 32, g = t % 32 / 4, c = t % 4;
-        u32 low = staging + (half * 64 + warp * 16 + g) * GEGLU_PITCH + c * 4, high = low + 8 * GEGLU_PITCH;
-        wait_for_previous();
-        let_next_start();
-        int step = 0, count = 0;
-        for (int tile = blockIdx.x; tile < place.all; tile += gridDim.x, count++) {
-            float d[N / 2];
-            multiply_tile<N, ROWS_, COLUMNS, STAGES>(d, ring, full, empty, steps, step, half, place);
-            if (count > 0) gate_wait(taken, (count - 1) % 2);
-#pragma unroll
-            for (int j = 0; j < N / 8; j++) {
-                put(low + j * 16, pack_bf16(d[j * 4], d[j * 4 + 1]));
-                put(high + j * 16, pack_bf16(d[j * 4 + 2], d[j * 4 + 3]));
-            }
-            arrive(handed);
+        for (int e = 0; e < 16; e++) {
+            int at = column + e / 8 * 64 + e % 8;
+            of_gate[e] = multipliers[at];
+            of_up[e] = multipliers[columns + at] * inverse;
+            gate_bias[e] = bias[at];
+            up_bias[e] = bias[columns + at] * inverse;
         }
     }
-    cluster_sync(); // nobody goes while others may still tell it something
-}
+    __device__ __forceinline__ void finish(int h, uint4 gates, uint4 ups, int row, bool counts) const {
+        const u32 *g = &gates.x, *u = &ups.x;
+        u16 out[4];
+#pragma unroll
+        for (int e = 0; e < 4; e++) {
+            int i = h * 8 + e * 2;
+            float a = gelu_fast(fmaf(of_bf16(g[e] & 0xffff), of_gate[i], gate_bias[i])) * fmaf(of_bf16(u[e] & 0xffff), of_up[i], up_bias[i]);
+            i++;
+            float b = gelu_fast(fmaf(of_bf16(g[e] >> 16), of_gate[i], gate_bias[i])) * fmaf(of_bf16(u[e] >> 16), of_up[i], up_bias[i]);
+            out[e] = pack_e4m3(a, b);
+        }
+        if (counts)
+            *(uint2*)(y + (size_t)row * columns + first + h * 64) = make_uint2(out[0] | (u32)out[1] << 16, out[2] | (u32)out[3] << 16);
+    }
+};
 
 #define ARGUMENTS const __grid_constant__ Map x, const __grid_constant__ Map w, int rows, int columns, int steps, void* y, const float* bias, const float* multipliers, float inverse
 #define DENSE(NAME, N, ROWS_, COLUMNS, STAGES, GELU)                                                                        \
     extern "C" __global__ __launch_bounds__(384, 1) void NAME(ARGUMENTS) {                                                 \
         dense<N, ROWS_, COLUMNS, STAGES, GELU>(x, w, rows, columns, steps, y, bias, multipliers, inverse);                 \
     }
+DENSE(dense_64_2x2, 64, 2, 2, 8, false)
 DENSE(dense_64_1x2, 64, 1, 2, 8, false)
 DENSE(dense_128_1x2, 128, 1, 2, 6, false)
 DENSE(dense_128_2x1, 128, 2, 1, 6, false)
@@ -297,7 +151,8 @@ DENSE(dense_160_2x1, 160, 2, 1, 5, false)
 DENSE(gelu_208_2x1, 208, 2, 1, 5, true)
 #define GEGLU(NAME, ROWS_, COLUMNS)                                                                                         \
     extern "C" __global__ __launch_bounds__(384, 1) void NAME(ARGUMENTS) {                                                 \
-        geglu_of<ROWS_, COLUMNS, 3>(x, w, rows, columns, steps, (u8*)y, bias, multipliers, inverse);                       \
+        ToE4m3 follow{(u8*)y, bias, multipliers, inverse, columns};                                                        \
+        geglu_of<ROWS_, COLUMNS, 3>(x, w, rows, columns, steps, follow);                                                   \
     }
 GEGLU(geglu_256_2x1, 2, 1)
 GEGLU(geglu_256_1x2, 1, 2)
