@@ -310,7 +310,6 @@ pub fn defines(dims: &GemmaDims, tiles: usize) -> Vec<String> {
         ("MLP", dims.mlp),
         ("QWIDTH", dims.q_width()),
         ("NT", tiles),
-        ("LATE", late_units(dims, tiles)),
     ];
     let values = values.iter().map(|(name, value)| format!("{name}={value}"));
     std::iter::once("BF16".to_owned()).chain(values).collect()
@@ -335,7 +334,7 @@ fn block_kernels(hopper: bool, dims: &GemmaDims, tiles: usize) -> [(&'static str
             // Queries, keys and values.
             ("expert_attention_90", 3 * 32768 + 1024 + attention),
             ("expert_o_90", activations(dims.q_width() / SHARES)),
-            ("expert_gate_up_90", activations(dims.width) + late_units(dims, tiles) * 8192),
+            ("expert_gate_up_90", activations(dims.width / 2) + behind(dims)),
             ("expert_down_90", activations(dims.mlp / SHARES)),
         ]
     } else {
@@ -349,11 +348,9 @@ fn block_kernels(hopper: bool, dims: &GemmaDims, tiles: usize) -> [(&'static str
     }
 }
 
-/// Units of 32 columns of a warp's weights of gate and up that wait in shared memory, on Hopper: of what the registers
-/// have no room for, all but two where activations leave no room.
-fn late_units(dims: &GemmaDims, tiles: usize) -> usize {
-    let left = (dims.width / 64).saturating_sub(10);
-    if tiles > 5 { left.saturating_sub(2) } else { left }
+/// Weights of gate and up of a block that wait in shared memory, on Hopper: what the registers have no room for.
+fn behind(dims: &GemmaDims) -> usize {
+    (dims.width / 64).saturating_sub(10) * 8192
 }
 
 /// Activations of `k` columns, then eight warps' sums of 32 rows.
