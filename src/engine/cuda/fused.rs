@@ -269,7 +269,7 @@ impl Fused {
                 keys.into(),
             ];
             let (grid, block, last) = match self.hopper {
-                true => ([rows.div_ceil(HOPPER_ROWS), HOPPER_CLUSTER, 1], 128, LOG2_E.into()),
+                true => ([rows.div_ceil(HOPPER_ROWS), HOPPER_CLUSTER, 1], 256, LOG2_E.into()),
                 false => ([rows.div_ceil(TILE[0]), keys.div_ceil(TILE[1]), 1], 256, cache.capacity.into()),
             };
             put(attention, grid, block, grid[1], &[&args, &[last], &ask(gate_up, 1, 2)])?;
@@ -328,7 +328,7 @@ fn block_kernels(hopper: bool, dims: &GemmaDims, tiles: usize) -> [(&'static str
         let activations = |k: usize| k / 32 * tiles * 512;
         // Two blocks of q, k and v on a multiprocessor may leave no room for one of attention, whose cluster then waits:
         // so these ask for more than they need where that is, and attention where it is not, which keeps gate and up away.
-        let (qkv, attention) = if tiles > 4 { (107 << 10, 0) } else { (0, 32768) };
+        let (qkv, attention) = if tiles > 4 { (100 << 10, 0) } else { (0, 32768) };
         [
             ("expert_qkv_90", activations(dims.width / 2).max(qkv)),
             // Queries, keys and values.
