@@ -326,16 +326,18 @@ fn compile(gpu: &Gpu, dims: &GemmaDims, tiles: usize) -> Result<Kernels, EngineE
 fn block_kernels(hopper: bool, dims: &GemmaDims, tiles: usize) -> [(&'static str, usize); 5] {
     if hopper {
         let activations = |k: usize| k / 32 * tiles * 512;
+        // With what two warpgroups give each other.
+        let product = |k: usize| activations(k) + tiles * 2048;
         // Two blocks of q, k and v on a multiprocessor may leave no room for one of attention, whose cluster then waits:
         // so these ask for more than they need where that is, and attention where it is not, which keeps gate and up away.
         let (qkv, attention) = if tiles > 4 { (100 << 10, 0) } else { (0, 32768) };
         [
-            ("expert_qkv_90", activations(dims.width / 2).max(qkv)),
+            ("expert_qkv_90", product(dims.width / 2).max(qkv)),
             // Queries, keys and values.
             ("expert_attention_90", 3 * 32768 + 1024 + attention),
-            ("expert_o_90", activations(dims.q_width() / SHARES)),
+            ("expert_o_90", product(dims.q_width() / SHARES)),
             ("expert_gate_up_90", activations(dims.width / 2) + behind(dims)),
-            ("expert_down_90", activations(dims.mlp / SHARES)),
+            ("expert_down_90", product(dims.mlp / SHARES)),
         ]
     } else {
         [

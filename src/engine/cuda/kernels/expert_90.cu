@@ -130,9 +130,8 @@ __device__ __forceinline__ void product_90(const uint4* packed, const u16* x, in
     float d[NT * 4] = {};
     sums_90<UNITS, UNITS, 2, PIECES, SHARED, EARLY>(packed, x, units, tile, first, squares, to_squares, d, here, meanwhile, fellows);
     int group = threadIdx.x / 128;
-    __syncthreads(); // activations have been read
-    // The warpgroups give each other what the other finishes.
-    float4* slots = (float4*)shared + threadIdx.x % 128;
+    // The warpgroups give each other what the other finishes, behind the activations, which the other may still read.
+    float4* slots = (float4*)(shared + 2 * UNITS * NT * 512) + threadIdx.x % 128;
 #pragma unroll
     for (int n = 0; n < NT; n++)
         if ((n < HALF) == group) slots[n * 128] = make_float4(d[n * 4], d[n * 4 + 1], d[n * 4 + 2], d[n * 4 + 3]);
