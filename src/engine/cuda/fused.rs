@@ -298,7 +298,7 @@ impl Fused {
         let channels = |part| pass.channels(width, 2 * layers, part);
         let args: [Arg; 3] = [x.into(), channels(0).into(), channels(1).into()];
         let out: [Arg; 4] = [w.into(), b.into(), ends.out.into(), self.action_dim.into()];
-        put(("expert_end", 0), [tokens, 1, 1], 256, 1, &[&args, &clean, &out])
+        put(("expert_end", 0), [tokens, self.action_dim.div_ceil(16), 1], 256, 1, &[&args, &clean, &out])
     }
 }
 
