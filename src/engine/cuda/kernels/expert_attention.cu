@@ -158,7 +158,7 @@ extern "C" __global__ __launch_bounds__(256) void expert_attention(const u16* q,
 }
 
 // The same on Hopper, with its matrix instructions: 64 rows and 64 keys per block. Of its two warpgroups each makes the
-// numerators of half of the keys, then half of the columns. v [keys, dim]. scale: log2 e (q is scaled already).
+// numerators of half of the keys, then half of the columns. q: as `query` has it. v [keys, dim]. scale: log2 e (q is scaled already).
 // grid: (rows / 64 rounded up, 16), cluster 16: each block then finishes 4 rows. block: 256.
 #define TILE 8192 // bytes of 64 rows x 64 columns
 extern "C" __global__ __launch_bounds__(256, 2) void expert_attention_90(const u16* q, const u16* k, const u16* v, u16* out,
@@ -166,48 +166,56 @@ extern "C" __global__ __launch_bounds__(256, 2) void expert_attention_90(const u
 #if __CUDA_ARCH__ == 900
     __shared__ float tops[2][64];
     __shared__ __align__(8) float statistics[4][16][2][2]; // [row][share][warpgroup]: maximum, denominator
-    __shared__ __align__(8) u64 together;
+    __shared__ __align__(8) u64 together, came[4];
     u32 base = (local_address(shared) + 1023) / 1024 * 1024, qs = base, ks = qs + 4 * TILE, vs = ks + 4 * TILE;
     int warp = threadIdx.x / 32, lane = threadIdx.x % 32, group = warp / 4, g = lane / 4, c = lane % 4, mine = warp % 4 * 16 + g;
     int first = blockIdx.x * 64, rank = blockIdx.y, tiles = (keys + 63) / 64, shares = min(tiles, 16);
-    // 64 rows of 256 as four tiles of 64 columns, 16-byte chunks swizzled within their 128-byte rows. What lies beyond
-    // the rows that count is finite.
-    auto fetch = [&](u32 to, const u16* from, int row) {
+    // 64 rows of keys or values, swizzled like queries. What lies beyond the rows that count is finite.
+    auto load = [&](u32 to, const u16* from, int row) {
         const u16* source = from + (size_t)(row + warp) * 256 + lane * 8;
         to += lane / 8 * TILE + warp * 128 + (lane % 8 ^ warp) * 16;
 #pragma unroll
         for (int i = 0; i < 8; i++)
             asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to + i * 1024), "l"(source + i * 2048) : "memory");
     };
-    if (threadIdx.x == 0) expect(&together, 4 * shares * (512 + 16));
+    if (threadIdx.x == 0) {
+        expect(&together, 4 * shares * (512 + 16));
+        if (rank < tiles)
+            for (int i = 0; i < 4; i++) expect(&came[i], TILE);
+    }
     __syncwarp();
     if (rank >= tiles) cluster_arrive_relaxed();
     // The prefix's keys and values have long been there.
     bool early = (rank + 1) * 64 <= prefix;
     if (early) {
-        fetch(ks, k, rank * 64);
-        fetch(vs, v, rank * 64);
+        load(ks, k, rank * 64);
+        load(vs, v, rank * 64);
     }
     ask_for(next, kilobytes);
     if (NT <= 4) let_next_start(); // more tokens' weights would be in the way of queries
     int end = *valid;
+    asm volatile("cp.async.wait_all;" ::: "memory");
+    fence_async();
+    __syncthreads();
     wait_for_previous();
-    if (rank < tiles) fetch(qs, q, first);
+    if (rank < tiles && threadIdx.x == 0)
+        for (int i = 0; i < 4; i++) fetch<1>(shared + (qs - local_address(shared)) + i * TILE, q + (size_t)first * 256 + i * 4096, TILE, &came[i]);
     if (NT > 4) let_next_start();
     float o[64], top[2] = {-1e30f, -1e30f}, sum[2] = {0.0f, 0.0f};
     for (int j = rank; j < tiles; j += shares) {
         if (j > rank || !early) {
             __syncthreads();
-            fetch(ks, k, j * 64);
-            fetch(vs, v, j * 64);
+            load(ks, k, j * 64);
+            load(vs, v, j * 64);
+            asm volatile("cp.async.wait_all;" ::: "memory");
+            fence_async();
+            __syncthreads();
         }
-        asm volatile("cp.async.wait_all;" ::: "memory");
-        fence_async();
-        __syncthreads();
         float s[16];
         wgmma_fence();
 #pragma unroll
         for (int i = 0; i < 16; i++) {
+            if (i % 4 == 0) wait_for_data(&came[i / 4]);
             u32 at = i / 4 * TILE + i % 4 * 32;
             wgmma_32(s, operand(qs + at, 16, 1024), operand(ks + group * (TILE / 2) + at, 16, 1024), i > 0);
         }
