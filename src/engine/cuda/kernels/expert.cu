@@ -69,12 +69,17 @@ __device__ __forceinline__ void wait_for_data(u64* barrier) {
     asm volatile("{\n.reg .pred p;\nagain:\nmbarrier.try_wait.parity.shared::cta.b64 p, [%0], 0;\n@!p bra again;\n}" ::"r"(local_address(barrier)) : "memory");
 }
 // From memory into shared memory, counted by a barrier: this block's, or those of SHARED blocks of the cluster from `first`.
-template <int SHARED> __device__ __forceinline__ void fetch(const void* to, const void* from, u32 bytes, u64* barrier, int first = 0) {
+template <int SHARED> __device__ __forceinline__ void fetch(u32 to, const void* from, u32 bytes, u32 barrier, int first = 0) {
     if (SHARED == 1)
-        asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(local_address(to)), "l"(from), "r"(bytes), "r"(local_address(barrier)) : "memory");
+        asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(to), "l"(from), "r"(bytes), "r"(barrier) : "memory");
     else
-        asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster [%0], [%1], %2, [%3], %4;" ::"r"(local_address(to)), "l"(from), "r"(bytes), "r"(local_address(barrier)), "h"((u16)(((1 << SHARED) - 1) << first)) : "memory");
+        asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster [%0], [%1], %2, [%3], %4;" ::"r"(to), "l"(from), "r"(bytes), "r"(barrier), "h"((u16)(((1 << SHARED) - 1) << first)) : "memory");
 }
+template <int SHARED> __device__ __forceinline__ void fetch(const void* to, const void* from, u32 bytes, u64* barrier, int first = 0) {
+    fetch<SHARED>(local_address(to), from, bytes, local_address(barrier), first);
+}
+// Computed here, not where they are needed.
+__device__ __forceinline__ void have(u32& a, u32& b, const void*& c) { asm volatile("" : "+r"(a), "+r"(b), "+l"(c)); }
 // Four 8 x 8 matrices, a row of 16 bytes per lane: matrix lane / 8, row lane % 8.
 __device__ __forceinline__ uint4 matrices(u32 row) {
     uint4 r;

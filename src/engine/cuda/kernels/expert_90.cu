@@ -77,20 +77,21 @@ __device__ __forceinline__ void sums_90(const uint4* packed, const u16* x, int u
         expect(of_behind, BEHIND * 1024);
         fetch<1>(behind, from + AHEAD * 64, BEHIND * 1024, of_behind);
     }
-    bool fetches = lane == 0 && warp % 4 == 0 && group < PARTS;
-    if (fetches)
-        for (int p = 0; p < PIECES; p++) expect(mine + p, piece);
+    // A warp a piece, so that none is asked for after another.
+    static_assert(PIECES <= 4, "a part's warps");
+    const int p = warp % 4;
+    bool fetches = p < PIECES && group < PARTS;
+    if (fetches && is_elected()) expect(mine + p, piece);
     if (squares && threadIdx.x == 0) expect(of_squares, SQUARES * 4);
     __syncthreads();
     if (SHARED > 1) cluster_arrive_relaxed();
     if (SHARED > 1) cluster_wait();
+    const void* source = (const unsigned char*)x + (size_t)unit * unit_bytes + p * piece;
+    u32 to = local_address(activations + p * piece), counted = local_address(mine + p);
+    have(to, counted, source);
     wait_for_previous();
-    if (fetches) {
-        const unsigned char* source = (const unsigned char*)x + (size_t)unit * unit_bytes;
-        for (int p = 0; p < PIECES; p++)
-            if (SHARED == 1 || p % SHARED == fellow) fetch<SHARED>(activations + p * piece, source + p * piece, piece, mine + p, fellows);
-    }
-    if (squares && threadIdx.x == (PARTS == 2 ? 0 : 128) && (SHARED == 1 || fellow == SHARED - 1))
+    if (fetches && (SHARED == 1 || p % SHARED == fellow) && is_elected()) fetch<SHARED>(to, source, piece, counted, fellows);
+    if (squares && warp == (PARTS == 2 ? 2 : 4) && (SHARED == 1 || fellow == SHARED - 1) && is_elected())
         fetch<SHARED>(to_squares, squares, SQUARES * 4, of_squares, fellows);
     if (!EARLY) let_next_start();
     meanwhile();

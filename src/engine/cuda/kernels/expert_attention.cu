@@ -197,9 +197,11 @@ extern "C" __global__ __launch_bounds__(256, 2) void expert_attention_90(const u
     asm volatile("cp.async.wait_all;" ::: "memory");
     fence_async();
     __syncthreads();
+    const void* source = q + (size_t)first * 256 + warp * 4096;
+    u32 to_queries = qs + warp * TILE, counted = local_address(came + warp);
+    have(to_queries, counted, source);
     wait_for_previous();
-    if (rank < tiles && threadIdx.x == 0)
-        for (int i = 0; i < 4; i++) fetch<1>(shared + (qs - local_address(shared)) + i * TILE, q + (size_t)first * 256 + i * 4096, TILE, &came[i]);
+    if (rank < tiles && warp < 4 && is_elected()) fetch<1>(to_queries, source, TILE, counted);
     if (NT > 4) let_next_start();
     float o[64], top[2] = {-1e30f, -1e30f}, sum[2] = {0.0f, 0.0f};
     for (int j = rank; j < tiles; j += shares) {
