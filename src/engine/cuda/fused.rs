@@ -269,7 +269,7 @@ impl Fused {
                 keys.into(),
             ];
             let (grid, block, last) = match self.hopper {
-                true => ([rows.div_ceil(HOPPER_ROWS), HOPPER_CLUSTER, 1], 128, LOG2_E.into()),
+                true => ([rows.div_ceil(HOPPER_ROWS), HOPPER_CLUSTER, 1], 256, LOG2_E.into()),
                 false => ([rows.div_ceil(TILE[0]), keys.div_ceil(TILE[1]), 1], 256, cache.capacity.into()),
             };
             put(attention, grid, block, grid[1], &[&args, &[last], &ask(gate_up, 1, 2)])?;
@@ -298,7 +298,7 @@ impl Fused {
         let channels = |part| pass.channels(width, 2 * layers, part);
         let args: [Arg; 3] = [x.into(), channels(0).into(), channels(1).into()];
         let out: [Arg; 4] = [w.into(), b.into(), ends.out.into(), self.action_dim.into()];
-        put(("expert_end", 0), [tokens, 1, 1], 256, 1, &[&args, &clean, &out])
+        put(("expert_end", 0), [tokens, self.action_dim.div_ceil(16), 1], 256, 1, &[&args, &clean, &out])
     }
 }
 
@@ -310,7 +310,6 @@ pub fn defines(dims: &GemmaDims, tiles: usize) -> Vec<String> {
         ("MLP", dims.mlp),
         ("QWIDTH", dims.q_width()),
         ("NT", tiles),
-        ("LATE", late_units(dims, tiles)),
     ];
     let values = values.iter().map(|(name, value)| format!("{name}={value}"));
     std::iter::once("BF16".to_owned()).chain(values).collect()
@@ -327,16 +326,18 @@ fn compile(gpu: &Gpu, dims: &GemmaDims, tiles: usize) -> Result<Kernels, EngineE
 fn block_kernels(hopper: bool, dims: &GemmaDims, tiles: usize) -> [(&'static str, usize); 5] {
     if hopper {
         let activations = |k: usize| k / 32 * tiles * 512;
+        // With what two warpgroups give each other.
+        let product = |k: usize| activations(k) + tiles * 2048;
         // Two blocks of q, k and v on a multiprocessor may leave no room for one of attention, whose cluster then waits:
         // so these ask for more than they need where that is, and attention where it is not, which keeps gate and up away.
-        let (qkv, attention) = if tiles > 4 { (107 << 10, 0) } else { (0, 32768) };
+        let (qkv, attention) = if tiles > 4 { (100 << 10, 0) } else { (0, 32768) };
         [
-            ("expert_qkv_90", activations(dims.width / 2).max(qkv)),
+            ("expert_qkv_90", product(dims.width / 2).max(qkv)),
             // Queries, keys and values.
             ("expert_attention_90", 3 * 32768 + 1024 + attention),
-            ("expert_o_90", activations(dims.q_width() / SHARES)),
-            ("expert_gate_up_90", activations(dims.width) + late_units(dims, tiles) * 8192),
-            ("expert_down_90", activations(dims.mlp / SHARES)),
+            ("expert_o_90", product(dims.q_width() / SHARES)),
+            ("expert_gate_up_90", activations(dims.width / 2) + behind(dims)),
+            ("expert_down_90", product(dims.mlp / SHARES)),
         ]
     } else {
         [
@@ -349,11 +350,9 @@ fn block_kernels(hopper: bool, dims: &GemmaDims, tiles: usize) -> [(&'static str
     }
 }
 
-/// Units of 32 columns of a warp's weights of gate and up that wait in shared memory, on Hopper: of what the registers
-/// have no room for, all but two where activations leave no room.
-fn late_units(dims: &GemmaDims, tiles: usize) -> usize {
-    let left = (dims.width / 64).saturating_sub(10);
-    if tiles > 5 { left.saturating_sub(2) } else { left }
+/// Weights of gate and up of a block that wait in shared memory, on Hopper: what the registers have no room for.
+fn behind(dims: &GemmaDims) -> usize {
+    (dims.width / 64).saturating_sub(10) * 8192
 }
 
 /// Activations of `k` columns, then eight warps' sums of 32 rows.

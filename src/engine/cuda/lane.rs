@@ -20,6 +20,7 @@ pub const STAGES: &[&str] = &[include_str!("kernels/element.cu"), include_str!("
 pub const EXPERT: &[&str] = &[
     include_str!("kernels/element.cu"),
     include_str!("kernels/wgmma.cu"),
+    include_str!("kernels/copies.cu"),
     include_str!("kernels/expert.cu"),
     include_str!("kernels/expert_90.cu"),
     include_str!("kernels/expert_attention.cu"),

@@ -69,12 +69,17 @@ __device__ __forceinline__ void wait_for_data(u64* barrier) {
     asm volatile("{\n.reg .pred p;\nagain:\nmbarrier.try_wait.parity.shared::cta.b64 p, [%0], 0;\n@!p bra again;\n}" ::"r"(local_address(barrier)) : "memory");
 }
 // From memory into shared memory, counted by a barrier: this block's, or those of SHARED blocks of the cluster from `first`.
-template <int SHARED> __device__ __forceinline__ void fetch(const void* to, const void* from, u32 bytes, u64* barrier, int first = 0) {
+template <int SHARED> __device__ __forceinline__ void fetch(u32 to, const void* from, u32 bytes, u32 barrier, int first = 0) {
     if (SHARED == 1)
-        asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(local_address(to)), "l"(from), "r"(bytes), "r"(local_address(barrier)) : "memory");
+        asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(to), "l"(from), "r"(bytes), "r"(barrier) : "memory");
     else
-        asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster [%0], [%1], %2, [%3], %4;" ::"r"(local_address(to)), "l"(from), "r"(bytes), "r"(local_address(barrier)), "h"((u16)(((1 << SHARED) - 1) << first)) : "memory");
+        asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster [%0], [%1], %2, [%3], %4;" ::"r"(to), "l"(from), "r"(bytes), "r"(barrier), "h"((u16)(((1 << SHARED) - 1) << first)) : "memory");
 }
+template <int SHARED> __device__ __forceinline__ void fetch(const void* to, const void* from, u32 bytes, u64* barrier, int first = 0) {
+    fetch<SHARED>(local_address(to), from, bytes, local_address(barrier), first);
+}
+// Computed here, not where they are needed.
+__device__ __forceinline__ void have(u32& a, u32& b, const void*& c) { asm volatile("" : "+r"(a), "+r"(b), "+l"(c)); }
 // Four 8 x 8 matrices, a row of 16 bytes per lane: matrix lane / 8, row lane % 8.
 __device__ __forceinline__ uint4 matrices(u32 row) {
     uint4 r;
@@ -271,6 +276,9 @@ extern "C" __global__ void expert_begin(float* action, const float* velocity, fl
     float4 s = ((const float4*)(scale + (token < clean ? to_clean : 0)))[i], v = ((const float4*)b)[i], early[16];
 #pragma unroll
     for (int j = 0; j < 16; j++) early[j] = j < dim ? ((const float4*)w)[j * (WIDTH / 4) + i] : make_float4(0, 0, 0, 0);
+    // The others are to be in the cache by then: they left it since the last step.
+    if (i % 8 == 0)
+        for (int j = 16; j < dim; j++) asm volatile("prefetch.global.L2 [%0];" ::"l"((const float4*)w + j * (WIDTH / 4) + i));
     let_next_start();
     wait_for_previous();
     for (int j = i; j < dim; j += WIDTH / 4) {
@@ -300,8 +308,8 @@ extern "C" __global__ void expert_begin(float* action, const float* velocity, fl
     if (i % 16 == 0) squares[i / 16 * TOKENS + token] = sum;
 }
 
-// velocity = norm(x) W^T + b in f32; W [dim, WIDTH]. grid: tokens, block: 256. The first `clean` rows' modulation is
-// `to_clean` floats further on.
+// velocity = norm(x) W^T + b in f32; W [dim, WIDTH]. grid: (tokens, dim / 16 rounded up), so that all of W is there before
+// x; block: 256. The first `clean` rows' modulation is `to_clean` floats further on.
 extern "C" __global__ __launch_bounds__(256) void expert_end(const float* x, const float* scale, const float* shift, int clean, int to_clean,
         const float* w, const float* b, float* velocity, int dim) {
     __shared__ float4 scales[WIDTH / 4], shifts[WIDTH / 4];
@@ -312,10 +320,14 @@ extern "C" __global__ __launch_bounds__(256) void expert_end(const float* x, con
         shifts[i] = ((const float4*)(shift + far))[i];
     }
     float4 early[2][Q];
+    float bias[2];
 #pragma unroll
-    for (int o = 0; o < 2; o++)
+    for (int o = 0; o < 2; o++) {
+        int row = blockIdx.y * 16 + o * 8 + warp;
+        bias[o] = row < dim ? b[row] : 0.0f;
 #pragma unroll
-        for (int i = 0; i < Q; i++) early[o][i] = warp + o * 8 < dim ? ((const float4*)w)[(warp + o * 8) * (WIDTH / 4) + lane + i * 32] : make_float4(0, 0, 0, 0);
+        for (int i = 0; i < Q; i++) early[o][i] = row < dim ? ((const float4*)w)[row * (WIDTH / 4) + lane + i * 32] : make_float4(0, 0, 0, 0);
+    }
     __syncthreads();
     let_next_start();
     wait_for_previous();
@@ -332,15 +344,17 @@ extern "C" __global__ __launch_bounds__(256) void expert_end(const float* x, con
         float4 s = scales[lane + i * 32], t = shifts[lane + i * 32];
         h[i].x = h[i].x * r * s.x + t.x; h[i].y = h[i].y * r * s.y + t.y; h[i].z = h[i].z * r * s.z + t.z; h[i].w = h[i].w * r * s.w + t.w;
     }
-    for (int o = warp, n = 0; o < dim; o += 8, n++) {
+#pragma unroll
+    for (int o = 0; o < 2; o++) {
+        int row = blockIdx.y * 16 + o * 8 + warp;
         float sum = 0.0f;
 #pragma unroll
         for (int i = 0; i < Q; i++) {
-            float4 y = n == 0 ? early[0][i] : n == 1 ? early[1][i] : ((const float4*)w)[o * (WIDTH / 4) + lane + i * 32];
+            float4 y = early[o][i];
             sum += h[i].x * y.x + h[i].y * y.y + h[i].z * y.z + h[i].w * y.w;
         }
         sum = warp_sum(sum);
-        if (lane == 0) velocity[token * dim + o] = sum + b[o];
+        if (lane == 0 && row < dim) velocity[token * dim + row] = sum + bias[o];
     }
 }
 

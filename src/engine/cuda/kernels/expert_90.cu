@@ -50,57 +50,52 @@ __device__ __forceinline__ void multiply(float (&d)[NT * 4], uint4 a, u32 at) {
     asm volatile(PRODUCT : REGISTERS(d) : "r"(a.x), "r"(a.y), "r"(a.z), "r"(a.w), "l"((u64)(TOKENS << 16 | at) | 8ull << 32));
 }
 
-#define HALF ((NT + 1) / 2) // 8 tokens by 8: the first warpgroup finishes so many, the second the rest
-
-// This block's product, in halves of tokens: own[i] of tokens 8 (group HALF + i) .. (group: which warpgroup), rows
-// lane / 4 and + 8 of the warp's 16, as the matrix instruction leaves them. Over UNITS units of 32 k per warpgroup from
-// `first`. Before the kernel before has ended, AHEAD of them wait in registers, BEHIND in shared memory behind the
-// activations, and the last ones in the cache. Activations come in PIECES per warpgroup, in time counted by `here`: the
-// pieces of both warpgroups, squares, each warp's weights in shared memory. SHARED blocks of the cluster, from `fellows`
-// on, have the same activations. EARLY: the next kernel may start at once, else once activations are asked for, so that
-// what it asks for is not in their way. Else as `product`.
-template <int UNITS, int AHEAD, int BEHIND, int PIECES, int SHARED, bool EARLY, class F>
-__device__ __forceinline__ void product_90(const uint4* packed, const u16* x, int units, int tile, int first,
-        const float* squares, float* to_squares, float4 (&own)[HALF], u64* here, F meanwhile, int fellows = 0) {
-    const int LAST = AHEAD + BEHIND, EACH = UNITS / PIECES, fellow = (int)blockIdx.y - fellows;
+// The sums d of a warpgroup: 64 rows of W, from tile `tile` on, over UNITS units of 32 k from `first` on. PARTS 2: the
+// warpgroups have the same rows, the second the UNITS after the first's; PARTS 1: the same k, the second the next 64 rows.
+// Before the kernel before has ended, AHEAD of the units wait in registers, the others in shared memory behind the
+// activations. Activations come in PIECES per part, in time counted by `here`: the pieces of all parts, squares, each
+// warp's weights in shared memory. SHARED blocks of the cluster, from `fellows` on, have the same activations. EARLY: the
+// next kernel may start at once, else once activations are asked for, so that what it asks for is not in their way. Else
+// as `product`.
+template <int UNITS, int AHEAD, int PARTS, int PIECES, int SHARED, bool EARLY, class F>
+__device__ __forceinline__ void sums_90(const uint4* packed, const u16* x, int units, int tile, int first,
+        const float* squares, float* to_squares, float (&d)[NT * 4], u64* here, F meanwhile, int fellows = 0) {
+    const int BEHIND = UNITS - AHEAD, EACH = UNITS / PIECES, fellow = (int)blockIdx.y - fellows;
     const u32 unit_bytes = NT * 512, piece = EACH * unit_bytes;
     if (EARLY) let_next_start();
-    int warp = threadIdx.x / 32, lane = threadIdx.x % 32, group = warp / 4, unit = first + group * UNITS;
-    const uint4* from = packed + ((size_t)(tile * 4 + warp % 4) * units + unit) * 64 + lane;
+    int warp = threadIdx.x / 32, lane = threadIdx.x % 32, group = warp / 4, part = PARTS == 2 ? group : 0, unit = first + part * UNITS;
+    const uint4* from = packed + ((size_t)((tile + group - part) * 4 + warp % 4) * units + unit) * 64 + lane;
     uint4 a[AHEAD][2];
 #pragma unroll
     for (int b = 0; b < AHEAD; b++) {
         a[b][0] = stream16(from + b * 64);
         a[b][1] = stream16(from + b * 64 + 32);
     }
-    u64 *mine = here + group * PIECES, *of_squares = here + 2 * PIECES, *of_behind = of_squares + 1 + warp;
-    unsigned char *activations = shared + group * UNITS * unit_bytes, *behind = shared + 2 * UNITS * unit_bytes + warp * BEHIND * 1024;
+    u64 *mine = here + part * PIECES, *of_squares = here + PARTS * PIECES, *of_behind = of_squares + 1 + warp;
+    unsigned char *activations = shared + part * UNITS * unit_bytes, *behind = shared + PARTS * UNITS * unit_bytes + warp * BEHIND * 1024;
     if (BEHIND && lane == 0) {
         expect(of_behind, BEHIND * 1024);
         fetch<1>(behind, from + AHEAD * 64, BEHIND * 1024, of_behind);
     }
-    if (LAST < UNITS && lane == 0)
-        asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(from + LAST * 64), "n"((UNITS - LAST) * 1024) : "memory");
-    bool fetches = lane == 0 && warp % 4 == 0;
-    if (fetches)
-        for (int p = 0; p < PIECES; p++) expect(mine + p, piece);
+    // A warp a piece, so that none is asked for after another.
+    static_assert(PIECES <= 4, "a part's warps");
+    const int p = warp % 4;
+    bool fetches = p < PIECES && group < PARTS;
+    if (fetches && is_elected()) expect(mine + p, piece);
     if (squares && threadIdx.x == 0) expect(of_squares, SQUARES * 4);
     __syncthreads();
     if (SHARED > 1) cluster_arrive_relaxed();
     if (SHARED > 1) cluster_wait();
+    const void* source = (const unsigned char*)x + (size_t)unit * unit_bytes + p * piece;
+    u32 to = local_address(activations + p * piece), counted = local_address(mine + p);
+    have(to, counted, source);
     wait_for_previous();
-    if (fetches) {
-        const unsigned char* source = (const unsigned char*)x + (size_t)unit * unit_bytes;
-        for (int p = 0; p < PIECES; p++)
-            if (SHARED == 1 || p % SHARED == fellow) fetch<SHARED>(activations + p * piece, source + p * piece, piece, mine + p, fellows);
-    }
-    if (squares && threadIdx.x == 0 && (SHARED == 1 || fellow == SHARED - 1))
+    if (fetches && (SHARED == 1 || p % SHARED == fellow) && is_elected()) fetch<SHARED>(to, source, piece, counted, fellows);
+    if (squares && warp == (PARTS == 2 ? 2 : 4) && (SHARED == 1 || fellow == SHARED - 1) && is_elected())
         fetch<SHARED>(to_squares, squares, SQUARES * 4, of_squares, fellows);
     if (!EARLY) let_next_start();
     meanwhile();
-    float d[NT * 4] = {};
     u32 at = __shfl_sync(FULL, local_address(activations) & 0x3ffff, 0) >> 4;
-    // Registers that were read are filled again, from the cache at once and then from shared memory, which is read first.
     auto add = [&](int u, uint4 (&w)[2]) {
         if (u % EACH == 0) wait_for_data(mine + u / EACH);
         wgmma_fence();
@@ -108,37 +103,36 @@ __device__ __forceinline__ void product_90(const uint4* packed, const u16* x, in
         multiply(d, w[1], at + u * (unit_bytes / 16) + unit_bytes / 32);
     };
 #pragma unroll
-    for (int u = 0; u < UNITS - LAST; u++) add(u, a[u]);
-    if (LAST < UNITS) wgmma_commit();
-#pragma unroll
-    for (int u = UNITS - LAST; u < AHEAD; u++) add(u, a[u]);
+    for (int u = 0; u < AHEAD; u++) add(u, a[u]);
     wgmma_commit();
-    if (LAST < UNITS) {
-        wgmma_wait<1>();
-#pragma unroll
-        for (int u = LAST; u < UNITS; u++) {
-            a[u - LAST][0] = stream16(from + u * 64);
-            a[u - LAST][1] = stream16(from + u * 64 + 32);
-        }
-    }
-    if (BEHIND) {
+    if (BEHIND) { // registers that were read are filled again
         wait_for_data(of_behind);
         wgmma_wait<0>();
 #pragma unroll
         for (int u = 0; u < BEHIND; u++) {
-            a[UNITS - LAST + u][0] = ((const uint4*)behind)[u * 64 + lane];
-            a[UNITS - LAST + u][1] = ((const uint4*)behind)[u * 64 + 32 + lane];
+            a[u][0] = ((const uint4*)behind)[u * 64 + lane];
+            a[u][1] = ((const uint4*)behind)[u * 64 + 32 + lane];
         }
 #pragma unroll
-        for (int u = 0; u < BEHIND; u++) add(AHEAD + u, a[UNITS - LAST + u]);
-#pragma unroll
-        for (int u = LAST; u < UNITS; u++) add(u, a[u - LAST]);
+        for (int u = 0; u < BEHIND; u++) add(AHEAD + u, a[u]);
         wgmma_commit();
     }
     wgmma_wait<0>();
-    __syncthreads(); // activations have been read
-    // The warpgroups give each other what the other finishes.
-    float4* slots = (float4*)shared + threadIdx.x % 128;
+}
+
+#define HALF ((NT + 1) / 2) // 8 tokens by 8: the first warpgroup finishes so many, the second the rest
+
+// A block's product whose k its warpgroups share, in halves of tokens: own[i] of tokens 8 (group HALF + i) .. (group:
+// which warpgroup), rows lane / 4 and + 8 of the warp's 16, as the matrix instruction leaves them. All weights wait in
+// registers. Else as `sums_90`.
+template <int UNITS, int PIECES, int SHARED, bool EARLY, class F>
+__device__ __forceinline__ void product_90(const uint4* packed, const u16* x, int units, int tile, int first,
+        const float* squares, float* to_squares, float4 (&own)[HALF], u64* here, F meanwhile, int fellows = 0) {
+    float d[NT * 4] = {};
+    sums_90<UNITS, UNITS, 2, PIECES, SHARED, EARLY>(packed, x, units, tile, first, squares, to_squares, d, here, meanwhile, fellows);
+    int group = threadIdx.x / 128;
+    // The warpgroups give each other what the other finishes, behind the activations, which the other may still read.
+    float4* slots = (float4*)(shared + 2 * UNITS * NT * 512) + threadIdx.x % 128;
 #pragma unroll
     for (int n = 0; n < NT; n++)
         if ((n < HALF) == group) slots[n * 128] = make_float4(d[n * 4], d[n * 4 + 1], d[n * 4 + 2], d[n * 4 + 3]);
@@ -192,7 +186,7 @@ __device__ __forceinline__ void residual_90(const uint4* packed, const u16* in, 
         copy4(&scales[threadIdx.x], scale + far + of);
     }
     float4 own[HALF];
-    product_90<UNITS, UNITS, 0, 2, 1, true>(packed, in, UNITS * 2 * SHARES, blockIdx.x, rank * UNITS * 2, nullptr, nullptr, own, here, [&] {
+    product_90<UNITS, 2, 1, true>(packed, in, UNITS * 2 * SHARES, blockIdx.x, rank * UNITS * 2, nullptr, nullptr, own, here, [&] {
         int token = threadIdx.x / 16, part = threadIdx.x % 16 * 4;
         if (token < 8 && rank * 8 + token < tokens) copy16(&old[token][part], x + (size_t)(rank * 8 + token) * WIDTH + blockIdx.x * 64 + part);
     });
@@ -246,8 +240,14 @@ __device__ __forceinline__ void residual_90(const uint4* packed, const u16* in, 
 
 // The kernels of `expert.cu`, with the same arguments, and but for the first the same grids.
 
-// A tile has two blocks, each with half of k; each finishes every second 8 tokens of a warpgroup. grid: ((heads + 2) * dim /
-// 128, 4), cluster 4: two tiles.
+// Where the queries of attention are: 64 rows (of all heads of a token, then of the next) as four tiles of 64 columns,
+// 16-byte chunks swizzled within their 128-byte rows, as the matrix instruction takes them.
+__device__ __forceinline__ size_t query(int row, int column) {
+    return (size_t)(row / 64 * 4 + column / 64) * 4096 + row % 64 * 64 + (column % 64 / 8 ^ row % 8) * 8 + column % 8;
+}
+
+// A tile has two blocks, each with half of k; each finishes every second 8 tokens of a warpgroup. q: as `query` has it.
+// grid: ((heads + 2) * dim / 128, 4), cluster 4: two tiles.
 extern "C" __global__ __maxnreg__(NT > 7 ? 144 : 136) void expert_qkv_90(const uint4* packed, const u16* xs, const float* squares,
         const float* shift, int clean, int to_clean, u16* q, u16* k, u16* v, int v_token, int v_dim, const float* cos,
         const float* sin, const int* valid, int heads, int first, int tokens, float scale, const char* next, int kilobytes) {
@@ -276,7 +276,7 @@ extern "C" __global__ __maxnreg__(NT > 7 ? 144 : 136) void expert_qkv_90(const u
     }
     asm volatile("cp.async.wait_all;" ::: "memory");
     float4 own[HALF];
-    product_90<UNITS, UNITS, 0, 2, 2, false>(packed, xs, WIDTH / 32, tile, part * UNITS * 2, squares, sq, own, here, [&] {
+    product_90<UNITS, 2, 2, false>(packed, xs, WIDTH / 32, tile, part * UNITS * 2, squares, sq, own, here, [&] {
         wait_for_data(here + 2 * 2);
         root_mean_squares(sq, r);
     }, part * 2);
@@ -308,43 +308,59 @@ extern "C" __global__ __maxnreg__(NT > 7 ? 144 : 136) void expert_qkv_90(const u
         }
         u32 s = transposed(pack_bf16(a[0], a[1])), t = transposed(pack_bf16(b[0], b[1]));
         token = token / 8 * 8 + lane / 4;
-        u16* to = head < heads ? q + ((size_t)token * heads + head) * dim : (head == heads ? k : v) + (size_t)(first + token) * dim;
         if (token >= tokens) continue;
-        *(u32*)(to + column(thread) + lane % 4 * 2) = s;
-        *(u32*)(to + half + column(thread) + lane % 4 * 2) = t;
+        u16 *to = head < heads ? q + query(token * heads + head, column(thread)) : (head == heads ? k : v) + (size_t)(first + token) * dim + column(thread);
+        *(u32*)(to + lane % 4 * 2) = s;
+        *(u32*)(to + (head < heads ? half * 64 : half) + lane % 4 * 2) = t;
     }
 #endif
 }
 
 // Two kernels are on a multiprocessor at a time, one that runs and one that waits: together they have 256 registers per
-// thread and 227 KB of shared memory, so gate's and up's weights wait wherever the others' leave room.
+// thread and 227 KB of shared memory, so gate's and up's weights wait wherever the others' leave room. Two tiles have two
+// blocks, each with half of k, so that it fetches half of the activations; each finishes every second 8 tokens.
 extern "C" __global__ __maxnreg__(NT > 7 ? 144 : 136) void expert_gate_up_90(const uint4* packed, const u16* xs, const float* squares,
         const float* shift, int clean, int to_clean, u16* hidden, int tokens, const char* next, int kilobytes) {
 #if __CUDA_ARCH__ == 900
     const int UNITS = WIDTH / 64, AHEAD = UNITS < 10 ? UNITS : 10;
     __shared__ __align__(128) float sq[SQUARES];
+    __shared__ __align__(16) float4 given[HALF][256];
     __shared__ __align__(8) float r[TOKENS];
-    __shared__ __align__(8) u64 here[2 * 4 + 1 + 8];
-    int tile = blockIdx.x * 2 + blockIdx.y, warp = threadIdx.x / 32, lane = threadIdx.x % 32, group = warp / 4, row = tile * 64 + warp % 4 * 16 + lane / 4;
+    __shared__ __align__(8) u64 together, here[4 + 1 + 8];
+    const int part = blockIdx.y;
+    if (threadIdx.x == 0) expect(&together, (part ? NT / 2 : HALF) * sizeof(given[0]));
+    __syncwarp();
+    cluster_arrive_relaxed(); // the other block has started
     ask_for(next, kilobytes);
+    int row = (blockIdx.x * 8 + threadIdx.x / 32) * 16 + threadIdx.x % 32 / 4;
     float g[2] = {shift[row], clean ? shift[to_clean + row] : 0.0f}, u[2] = {shift[row + 8], clean ? shift[to_clean + row + 8] : 0.0f};
-    float4 own[HALF];
-    product_90<UNITS, AHEAD, LATE, 4, 2, true>(packed, xs, WIDTH / 32, tile, 0, squares, sq, own, here, [&] {
-        wait_for_data(here + 2 * 4);
+    float d[NT * 4] = {};
+    sums_90<UNITS, AHEAD, 1, 4, 1, true>(packed, xs, WIDTH / 32, blockIdx.x * 2, part * UNITS, squares, sq, d, here, [&] {
+        wait_for_data(here + 4);
         root_mean_squares(sq, r);
     });
+    cluster_wait();
+    int thread = this_thread(), lane = thread % 32;
+#pragma unroll
+    for (int i = 0; i < HALF; i++) { // what the other finishes
+        const int a = 8 * i, b = 2 * i + 1 < NT ? a + 4 : a;
+        float4 y = part ? make_float4(d[a], d[a + 1], d[a + 2], d[a + 3]) : make_float4(d[b], d[b + 1], d[b + 2], d[b + 3]);
+        if (2 * i + 1 - part < NT) push4(of_rank(&given[i][thread], 1 - part), y, of_rank(&together, 1 - part));
+    }
+    __syncthreads(); // r
+    wait_for_data(&together);
 #pragma unroll
     for (int i = 0; i < HALF; i++) {
-        int n = group * HALF + i;
+        const int a = 8 * i, b = 2 * i + 1 < NT ? a + 4 : a;
+        int n = 2 * i + part, token = n * 8 + lane % 4 * 2;
         if (n >= NT) break;
-        int token = n * 8 + lane % 4 * 2;
+        float4 y = part ? make_float4(d[b], d[b + 1], d[b + 2], d[b + 3]) : make_float4(d[a], d[a + 1], d[a + 2], d[a + 3]), z = given[i][thread];
         float2 s = *(const float2*)(r + token);
-        float4 y = own[i];
-        int a = token < clean, b = token + 1 < clean;
-        u32 both = transposed(pack_bf16(gelu_tanh(y.x * s.x + (a ? g[1] : g[0])) * (y.z * s.x + (a ? u[1] : u[0])),
-                                        gelu_tanh(y.y * s.y + (b ? g[1] : g[0])) * (y.w * s.y + (b ? u[1] : u[0]))));
+        int e = token < clean, f = token + 1 < clean;
+        u32 both = transposed(pack_bf16(gelu_tanh((y.x + z.x) * s.x + (e ? g[1] : g[0])) * ((y.z + z.z) * s.x + (e ? u[1] : u[0])),
+                                        gelu_tanh((y.y + z.y) * s.y + (f ? g[1] : g[0])) * ((y.w + z.w) * s.y + (f ? u[1] : u[0]))));
         token = n * 8 + lane / 4;
-        if (token < tokens) *(u32*)(hidden + fragment(token, tile * 32 + warp % 4 * 8) + lane % 4 * 2) = both;
+        if (token < tokens) *(u32*)(hidden + fragment(token, (blockIdx.x * 8 + thread / 32) * 8) + lane % 4 * 2) = both;
     }
 #endif
 }
