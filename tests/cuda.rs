@@ -131,7 +131,12 @@ fn bf16_is_near_the_reference() {
 fn calibrated() -> (Weights, Dims, Calibration) {
     let model = Model::open_network("synth:tiny").unwrap();
     let (weights, dims) = (model.weights(|_, _| {}).unwrap(), model.dims().unwrap());
-    let mut cpu = Engine::new(&weights, dims, Choice::Cpu, None, 3).unwrap();
+    let calibration = calibration_of(&weights, dims);
+    (weights, dims, calibration)
+}
+
+fn calibration_of(weights: &Weights, dims: Dims) -> Calibration {
+    let mut cpu = Engine::new(weights, dims, Choice::Cpu, None, 3).unwrap();
     let mut look = |probe: &mut dyn Probe| {
         let features = cpu.vision(&input(1).images, &mut Tap::new(probe)).unwrap();
         cpu.prefix(&features, &input(1).tokens, &mut Tap::new(probe)).unwrap();
@@ -143,7 +148,7 @@ fn calibrated() -> (Weights, Dims, Calibration) {
     let mut means = Means::new(&ranges, &width);
     look(&mut means);
     let means = means.means();
-    (weights, dims, ranges.with_means(means))
+    ranges.with_means(means)
 }
 
 #[test]
@@ -299,6 +304,16 @@ impl Probe for Heard {
     }
 }
 
+/// Two layers of SigLIP in π0.5's own widths, and of heads of its own in prefix and expert.
+fn full_width() -> Dims {
+    Dims {
+        vision: VisionDims { layers: 2, ..Dims::FULL.vision },
+        language: GemmaDims { layers: 2, heads: 8, head_dim: 256, ..Dims::TINY.language },
+        expert: GemmaDims { layers: 2, ..Dims::FULL.expert },
+        ..Dims::TINY
+    }
+}
+
 /// SigLIP of π0.5's own widths has products that do norms themselves; of one, two and three cameras not the same ones.
 /// Calibration wants to hear of these norms too.
 #[test]
@@ -306,12 +321,7 @@ fn full_width_vision_tells_all_that_the_reference_does_and_gives_the_same_bits_u
     if !has_gpu() {
         return;
     }
-    let dims = Dims {
-        vision: VisionDims { layers: 2, ..Dims::FULL.vision },
-        language: GemmaDims { layers: 2, heads: 8, head_dim: 256, ..Dims::TINY.language },
-        expert: GemmaDims { layers: 2, ..Dims::FULL.expert },
-        ..Dims::TINY
-    };
+    let dims = full_width();
     let weights = Weights::synthetic(&dims, Dtype::F32, |_| {}).unwrap();
     let engine = |choice| Engine::new(&weights, dims, choice, None, 3).unwrap();
     let (mut gpu, mut cpu) = (engine(Choice::Cuda(Precision::Bf16)), engine(Choice::Cpu));
@@ -337,6 +347,38 @@ fn full_width_vision_tells_all_that_the_reference_does_and_gives_the_same_bits_u
             assert!(difference <= 5e-2 * largest, "{cameras} cameras, {name}: {difference} of {largest}");
         }
         assert_eq!(bits(&told), bits(&run(&mut gpu, &mut Tap::none())), "{cameras} cameras");
+    }
+}
+
+/// SigLIP of π0.5's own widths, and the prefix's own heads, have attentions that write e4m3, and products of their own.
+#[test]
+fn full_width_fp8_is_what_the_cpu_emulates() {
+    if !has_gpu() || CudaEngine::present().unwrap().1 != 90 {
+        return;
+    }
+    let dims = full_width();
+    let weights = Weights::synthetic(&dims, Dtype::F32, |_| {}).unwrap();
+    let calibration = calibration_of(&weights, dims);
+    let engine = |choice| Engine::new(&weights, dims, choice, Some(&calibration), 3).unwrap();
+    let (mut gpu, mut cpu) = (engine(Choice::Cuda(Precision::Fp8)), engine(Choice::CpuFp8));
+    let heard = |engine: &mut Engine, i: usize| {
+        let of = ["vision.projected", "prefix.kv.1.k", "prefix.kv.1.v"].map(str::to_owned);
+        let mut heard = Heard(BTreeMap::new(), of.into());
+        infer(engine, &input(i), &noise_of(i), &ten_steps(), &Rtc::Off, &mut Tap::new(&mut heard)).unwrap();
+        heard.0
+    };
+    for i in 0..2 {
+        let (found, again, expected) = (heard(&mut gpu, i), heard(&mut gpu, i), heard(&mut cpu, i));
+        assert!(expected.len() > 2 && found.keys().eq(expected.keys()), "{i}: {:?}", found.keys());
+        for (name, expected) in &expected {
+            assert_eq!(bits(&found[name]), bits(&again[name]), "{i}, {name}: the same bits again");
+            let square =
+                |values: &mut dyn Iterator<Item = f32>| values.map(|x| f64::from(x * x)).sum::<f64>();
+            let lost = square(&mut found[name].iter().zip(expected).map(|(a, b)| a - b));
+            let share = (lost / square(&mut expected.iter().copied())).sqrt();
+            // What is between two numbers of e4m3 goes to the other one now and then: steps are a sixteenth.
+            assert!(share <= 0.1, "{i}, {name}: {share}");
+        }
     }
 }
 
