@@ -5,7 +5,7 @@
 //! stamped before belongs to another time.
 
 use std::sync::Arc;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use parking_lot::Mutex;
 
@@ -14,6 +14,8 @@ use crate::control::thread::{SimulatedTime, TickClock, monotonic};
 
 /// The system's clock may be set by this much before it is a jump.
 const JUMP_NS: i64 = 50 * NS_PER_MS;
+/// Simulated time that does not change for so long stands.
+const STANDSTILL: Duration = Duration::from_secs(1);
 /// A drift below this is not followed, so that the same stamp stays the same time.
 const DRIFT_NS: i64 = NS_PER_MS;
 
@@ -38,6 +40,8 @@ struct State {
     offset: i64,
     /// The newest `/clock`.
     simulated: Option<Stamp>,
+    /// When it came to be so.
+    changed: Option<Instant>,
 }
 
 impl RosClock {
@@ -107,9 +111,17 @@ impl RosClock {
         if let Some(last) = back {
             state.offset = state.offset.saturating_add(last.since(now));
         }
-        state.simulated = Some(now);
+        if state.simulated.replace(now) != Some(now) {
+            state.changed = Some(Instant::now());
+        }
         time.advance(Steady(now.0.saturating_add(state.offset)));
         back.is_some()
+    }
+
+    /// Whether simulated time stands: it is paused, or whoever makes it is gone.
+    pub fn stands(&self) -> bool {
+        let changed = self.state.lock().changed;
+        self.is_simulated() && changed.is_none_or(|changed| changed.elapsed() >= STANDSTILL)
     }
 
     fn measured_offset(&self) -> i64 {

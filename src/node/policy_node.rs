@@ -376,10 +376,14 @@ impl PolicyNode {
             Work::Loading(_) => None, // taken below
             Work::Waiting(until) => self.try_to_activate(*until),
             Work::Braking(until) => {
+                let deactivates = underway.request.transition.goal == State::Deactivating;
+                if let Some(session) = self.session.as_ref().filter(|_| !deactivates && self.clock.stands()) {
+                    session.give_up();
+                }
                 let resting = self.session.as_mut().is_none_or(Session::is_resting);
                 if !resting && Instant::now() < *until {
                     None
-                } else if underway.request.transition.goal == State::Deactivating {
+                } else if deactivates {
                     Some(Ok(()))
                 } else {
                     let closing = self.session.take().map(|session| session.close(&mut self.ros));

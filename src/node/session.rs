@@ -264,6 +264,13 @@ impl Session {
         }
     }
 
+    /// Ends control where it is: simulated time stands, so the arm does, and no brake would ever end.
+    pub fn give_up(&self) {
+        if let Some(active) = &self.active {
+            active.control.give_up();
+        }
+    }
+
     /// Whether control has ended, or never begun.
     pub fn is_resting(&mut self) -> bool {
         let ended = |active: &mut Active| !active.control.is_alive() && active.publisher.is_finished();

@@ -1,5 +1,6 @@
 """`use_sim_time`: ROS time and control's ticks come from /clock."""
 
+import signal
 import time
 
 from clock import SimulatedClock
@@ -98,3 +99,12 @@ def test_when_time_goes_back_it_brakes_and_goes_on_with_fresh_inputs_only(world)
     assert stamps == sorted(stamps) and stamps[-1] <= clock.now, "commands carry the new time"
     run(robot, clock, policy, arm, lambda: policy.status.last.control == "running", "it runs again")
     assert len(policy.chunks.received) > chunks
+
+
+def test_a_signal_ends_it_while_simulated_time_stands(world):
+    robot, arm, clock, policy = simulated(world)
+    active(robot, arm, clock, policy)
+    run(robot, clock, policy, arm, lambda: policy.status.last.control == "running" and arm.moves(), "it runs")
+    policy.process.signal(signal.SIGTERM)  # as when the simulator was ended first
+    assert policy.process.wait(4) == 0
+    assert "panicked" not in policy.process.log

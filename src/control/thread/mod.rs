@@ -325,7 +325,7 @@ impl ControlHandle {
     pub fn status(&self) -> Status {
         let alive = self.is_alive(); // before looking: the last status is told first
         let mut status = *self.status.lock().read();
-        if !alive && status.state != State::Idle {
+        if !alive && status.state != State::Idle && !self.shared.given_up.load(Ordering::Acquire) {
             status.state = State::Fault;
             status.reason = Reason::new("the control thread has ended unexpectedly");
         }
@@ -376,6 +376,12 @@ impl ControlHandle {
         self.shared.is_alive()
     }
 
+    /// Ends the thread where it is, without a brake: for a clock that stands, by which no tick will ever be due.
+    pub fn give_up(&self) {
+        self.shared.given_up.store(true, Ordering::Release);
+        self.clock.wake();
+    }
+
     /// Waits up to `timeout` until the thread has ended. Whether it has.
     pub fn wait_for_end(&self, timeout: Duration) -> bool {
         self.wait_until(timeout, |_| !self.is_alive());
@@ -388,7 +394,6 @@ impl Drop for ControlHandle {
         if self.has_thread && self.request(Request::Deactivate).is_ok() {
             self.wait_for_end(DROP_PATIENCE);
         }
-        self.shared.given_up.store(true, Ordering::Release);
-        self.clock.wake();
+        self.give_up();
     }
 }
