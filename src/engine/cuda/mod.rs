@@ -389,10 +389,26 @@ impl CudaEngine {
     }
 }
 
-/// What the prefix reads: valid rows, which features, then the prompt, padded.
+/// What the prefix reads: valid rows, which features, then the prompt, padded. Without tokens, for a first try, at least
+/// one row is valid: attention to no key is no number, and would stay in the cache beyond the keys of shorter prompts.
 fn request(layout: Layout, slot: usize, tokens: &[u32]) -> Vec<i32> {
-    let mut request = vec![(layout.image_rows + tokens.len()) as i32, slot as i32];
+    let mut request = vec![(layout.image_rows + tokens.len()).max(1) as i32, slot as i32];
     request.extend(tokens.iter().map(|&token| token as i32));
     request.resize(2 + layout.rows - layout.image_rows, 0);
     request
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn attention_always_has_a_key() {
+        for (image_rows, tokens, valid) in [(0, 0, 1), (0, 3, 3), (256, 0, 256), (512, 20, 532)] {
+            let layout = Layout::new(image_rows, tokens.max(1), 200);
+            let request = request(layout, 1, &vec![7; tokens]);
+            assert_eq!(request[..2], [valid, 1], "{image_rows} and {tokens}");
+            assert_eq!(request.len(), 2 + layout.rows - image_rows);
+        }
+    }
 }
