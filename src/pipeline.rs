@@ -194,8 +194,8 @@ impl Model {
             _ => {}
         }
         let file = self.calibration_file();
-        if choice.is_fp8() && !file.exists() {
-            calibrated::read(&file, "")?;
+        if choice.is_fp8() {
+            calibrated::find(&file)?;
         }
         let weights = self.weights(progress)?;
         let calibration = match choice.is_fp8() {

@@ -174,10 +174,7 @@ pub fn run(args: Args) -> Result<Verdict, Failure> {
         Workload::B => (3, 200, 50),
     };
     let loading = Instant::now();
-    let bar = progress::bar("weights");
-    let mut engine =
-        model.load_by(&args.recipe, choice, |made, all| progress::set(&bar, made as u64, all as u64))?;
-    bar.finish_and_clear();
+    let mut engine = progress::weights(|told| model.load_by(&args.recipe, choice, told))?;
     let load_s = loading.elapsed().as_secs_f64();
 
     let side = dims.vision.image;

@@ -56,9 +56,7 @@ pub fn run(args: Args) -> Result<Verdict, Failure> {
     let recipe = Recipe::open(&args.recipe)?;
     let Frames { model, inputs, source, .. } = args.frames.read()?;
     let dims = model.dims()?;
-    let bar = progress::bar("weights");
-    let weights = model.weights(|made, all| progress::set(&bar, made as u64, all as u64))?;
-    bar.finish_and_clear();
+    let weights = progress::weights(|told| model.weights(told))?;
     let mut engine = Engine::new(&weights, dims, choice, None, model.cameras().names.len())?;
     let from = Provenance {
         checkpoint: weights.fingerprint(&dims)?,

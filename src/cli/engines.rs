@@ -163,9 +163,7 @@ fn build(args: Build) -> Result<Verdict, Failure> {
         prompt: args.tokens.map_or(dims.max_tokens, |n| n as usize),
         horizon: args.horizon.map_or(dims.horizon, |n| n as usize),
     };
-    let bar = progress::bar("weights");
-    let weights = model.weights(|made, all| progress::set(&bar, made as u64, all as u64))?;
-    bar.finish_and_clear();
+    let weights = progress::weights(|told| model.weights(told))?;
     let checkpoint_sha256 = weights.fingerprint(&dims)?;
     let calibration = match format {
         Format::Fp8 => {

@@ -11,6 +11,14 @@ pub fn bar(what: &'static str) -> ProgressBar {
     bar
 }
 
+/// A bar over a network's parameters while `load` makes or reads them.
+pub fn weights<T>(load: impl FnOnce(&mut dyn FnMut(usize, usize)) -> T) -> T {
+    let bar = bar("weights");
+    let loaded = load(&mut |made, all| set(&bar, made as u64, all as u64));
+    bar.finish_and_clear();
+    loaded
+}
+
 /// Sets both ends of a bar.
 pub fn set(bar: &ProgressBar, done: u64, all: u64) {
     bar.set_length(all);

@@ -58,9 +58,7 @@ pub fn run(args: Args) -> Result<Verdict, Failure> {
     let recipe = Recipe::open(&args.recipe)?;
     let Frames { model, inputs, noise, source } = args.frames.read()?;
     let dims = model.dims()?;
-    let bar = progress::bar("weights");
-    let weights = model.weights(|made, all| progress::set(&bar, made as u64, all as u64))?;
-    bar.finish_and_clear();
+    let weights = progress::weights(|told| model.weights(told))?;
 
     let file = model.calibration_file();
     let mut out = io::stdout().lock();

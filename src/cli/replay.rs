@@ -87,9 +87,7 @@ pub fn run(args: Args) -> Result<Verdict, Failure> {
     let setup = Setup::open(&config)?;
     let topics = Topics::resolve(&bag, &config, &setup.cameras)?;
 
-    let bar = progress::bar("weights");
-    let inference = setup.load(&config, |made, all| progress::set(&bar, made as u64, all as u64))?;
-    bar.finish_and_clear();
+    let inference = progress::weights(|told| setup.load(&config, told))?;
     let replay = Replay {
         config: &config,
         cameras: &setup.cameras.names,

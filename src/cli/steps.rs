@@ -177,9 +177,7 @@ fn of_case(config: &Config, path: &Path) -> Result<Subject, Failure> {
     let model = Model::open_network(&config.checkpoint)?;
     let dims = model.dims()?;
     let start = Case::read(path, &dims)?.start();
-    let bar = progress::bar("weights");
-    let engine = model.load(engine::Choice::Cpu, |made, all| progress::set(&bar, made as u64, all as u64))?;
-    bar.finish_and_clear();
+    let engine = progress::weights(|told| model.load(engine::Choice::Cpu, told))?;
     Ok(Subject { engine, starts: vec![start], rounding: model.time_rounding(), columns: dims.action_dim })
 }
 
@@ -192,11 +190,8 @@ fn of_bag(config: &Config, path: &Path, count: usize) -> Result<Subject, Failure
         let path = path.display();
         return Err(format!("{path}: no complete observation: `pi05 replay` says what is missing").into());
     }
-    let bar = progress::bar("weights");
     let config = &Config { backend: Backend::Cpu, dtype: DtypeChoice::Auto, ..config.clone() };
-    let Inference { engine, policy, seed, .. } =
-        setup.load(config, |made, all| progress::set(&bar, made as u64, all as u64))?;
-    bar.finish_and_clear();
+    let Inference { engine, policy, seed, .. } = progress::weights(|told| setup.load(config, told))?;
     let shape = policy.shape();
     let starts = observations.iter().zip(0..).map(|((observation, prompt), id)| {
         let input = policy.encode(observation, prompt)?.input;

@@ -51,10 +51,7 @@ pub fn run(args: Args) -> Result<Verdict, Failure> {
     let model = Model::open_network(&args.checkpoint)?;
     let dims = model.dims()?;
     let cases = args.cases.iter().map(|path| Case::read(path, &dims)).collect::<Result<Vec<_>, _>>()?;
-    let bar = progress::bar("weights");
-    let mut engine =
-        model.load_by(&args.recipe, choice, |made, all| progress::set(&bar, made as u64, all as u64))?;
-    bar.finish_and_clear();
+    let mut engine = progress::weights(|told| model.load_by(&args.recipe, choice, told))?;
 
     let mut out = io::stdout().lock();
     let mut failed = 0;

@@ -116,7 +116,7 @@ impl Weights {
                 hash.update(&bytes[start..bytes.len().min(start + SAMPLE)]);
             }
         }
-        Ok(hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
+        Ok(format!("{:x}", hash.finalize()))
     }
 
     /// A tensor that is in the table; `None` otherwise.

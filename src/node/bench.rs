@@ -132,10 +132,9 @@ impl Period {
 /// Starts nodes, feeds and measures them. `progress` hears of (done, all) seconds. A node that refuses a transition, or
 /// ends, is an error that says why.
 pub fn run(plan: &Plan, mut progress: impl FnMut(f64, f64)) -> Result<Results, String> {
-    let said = |error: r2r::Error| format!("ROS 2: {error}");
-    let context = Context::create().map_err(said)?;
-    let ros = Node::create(context, "bench", process::NAMESPACE).map_err(said)?;
-    let mut peer = Peer::new(ros).map_err(said)?;
+    let context = Context::create().map_err(of_ros)?;
+    let ros = Node::create(context, "bench", process::NAMESPACE).map_err(of_ros)?;
+    let mut peer = Peer::new(ros).map_err(of_ros)?;
     let measurements = usize::from(plan.latency) + usize::from(plan.robot) + plan.rates.len();
     let all = plan.seconds * measurements as f64;
     let mut before = 0.0;
@@ -153,6 +152,11 @@ pub fn run(plan: &Plan, mut progress: impl FnMut(f64, f64)) -> Result<Results, S
         before += plan.seconds;
     }
     Ok(results)
+}
+
+/// What ROS 2 says went wrong.
+fn of_ros(error: r2r::Error) -> String {
+    format!("ROS 2: {error}")
 }
 
 /// One observation and its chunk.
@@ -207,12 +211,23 @@ fn period(
 
 /// An active node that moves the arm.
 fn start(peer: &mut Peer, plan: &Plan, rate_hz: f64) -> Result<NodeProcess, String> {
-    let rate = format!("control.rate_hz:={rate_hz:?}");
-    let own = AGES.into_iter().chain([rate.as_str()]);
-    let mut node = NodeProcess::start(own.chain(plan.parameters.iter().map(String::as_str)))?;
-    peer.configure(&mut node)?;
+    let (mut node, _) = configured(peer, plan, rate_hz, &AGES)?;
     peer.activate(&mut node, |peer| peer.observe().map(|_| ()))?;
     Ok(node)
+}
+
+/// A configured node, and the seconds that this took. The plan's parameters win over `own`.
+fn configured(
+    peer: &mut Peer,
+    plan: &Plan,
+    rate_hz: f64,
+    own: &[&str],
+) -> Result<(NodeProcess, f64), String> {
+    let rate = format!("control.rate_hz:={rate_hz:?}");
+    let own = own.iter().copied().chain([rate.as_str()]);
+    let mut node = NodeProcess::start(own.chain(plan.parameters.iter().map(String::as_str)))?;
+    let seconds = peer.configure(&mut node)?;
+    Ok((node, seconds))
 }
 
 /// Until nothing is under way from what the node was fed before.

@@ -38,10 +38,8 @@ enum Source {
 struct State {
     /// Steady time less ROS time.
     offset: i64,
-    /// The newest `/clock`.
-    simulated: Option<Stamp>,
-    /// When it came to be so.
-    changed: Option<Instant>,
+    /// The newest `/clock`, and when it came to be so.
+    simulated: Option<(Stamp, Instant)>,
 }
 
 impl RosClock {
@@ -75,7 +73,7 @@ impl RosClock {
         let state = *self.state.lock();
         match self.source {
             Source::System => Some(Stamp(monotonic().0.saturating_sub(state.offset))),
-            Source::Simulated(_) => state.simulated,
+            Source::Simulated(_) => state.simulated.map(|(newest, _)| newest),
         }
     }
 
@@ -107,12 +105,13 @@ impl RosClock {
     pub fn simulate(&self, now: Stamp) -> bool {
         let Source::Simulated(time) = &self.source else { return false };
         let mut state = self.state.lock();
-        let back = state.simulated.filter(|last| now < *last);
+        let last = state.simulated.map(|(newest, _)| newest);
+        let back = last.filter(|last| now < *last);
         if let Some(last) = back {
             state.offset = state.offset.saturating_add(last.since(now));
         }
-        if state.simulated.replace(now) != Some(now) {
-            state.changed = Some(Instant::now());
+        if last != Some(now) {
+            state.simulated = Some((now, Instant::now()));
         }
         time.advance(Steady(now.0.saturating_add(state.offset)));
         back.is_some()
@@ -120,8 +119,8 @@ impl RosClock {
 
     /// Whether simulated time stands: it is paused, or whoever makes it is gone.
     pub fn stands(&self) -> bool {
-        let changed = self.state.lock().changed;
-        self.is_simulated() && changed.is_none_or(|changed| changed.elapsed() >= STANDSTILL)
+        let simulated = self.state.lock().simulated;
+        self.is_simulated() && simulated.is_none_or(|(_, since)| since.elapsed() >= STANDSTILL)
     }
 
     fn measured_offset(&self) -> i64 {

@@ -125,25 +125,31 @@ pub fn write(path: &Path, measured: &Calibrated, from: &Provenance) -> Result<()
     fs::write(&part, file).and_then(|()| fs::rename(&part, path)).map_err(failed)
 }
 
-/// Reads the calibration of the weights with this fingerprint.
-pub fn read(path: &Path, checkpoint: &str) -> Result<Calibrated, CalibrationError> {
+/// Whether a calibration may be there: a file of a size that one has.
+pub fn find(path: &Path) -> Result<(), CalibrationError> {
     let file = path.display().to_string();
-    let malformed = |found: String| CalibrationError::Malformed { file: file.clone(), found };
-    let length = match fs::metadata(path) {
-        Ok(metadata) if metadata.is_file() => metadata.len(),
-        Ok(_) => return Err(malformed("no regular file".into())),
-        Err(e) if e.kind() != io::ErrorKind::NotFound => {
-            return Err(CalibrationError::Io { file, source: e });
+    match fs::metadata(path) {
+        Ok(metadata) if !metadata.is_file() => {
+            Err(CalibrationError::Malformed { file, found: "no regular file".into() })
         }
-        Err(_) => {
+        Ok(metadata) if metadata.len() > MAX_BYTES => {
+            Err(CalibrationError::Malformed { file, found: format!("{} bytes", metadata.len()) })
+        }
+        Ok(_) => Ok(()),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => {
             let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
             let checkpoint = folder.map_or("D".to_owned(), |folder| folder.display().to_string());
-            return Err(CalibrationError::Missing { file, checkpoint });
+            Err(CalibrationError::Missing { file, checkpoint })
         }
-    };
-    if length > MAX_BYTES {
-        return Err(malformed(format!("{length} bytes")));
+        Err(source) => Err(CalibrationError::Io { file, source }),
     }
+}
+
+/// Reads the calibration of the weights with this fingerprint.
+pub fn read(path: &Path, checkpoint: &str) -> Result<Calibrated, CalibrationError> {
+    find(path)?;
+    let file = path.display().to_string();
+    let malformed = |found: String| CalibrationError::Malformed { file: file.clone(), found };
     let bytes = fs::read(path).map_err(|source| CalibrationError::Io { file: file.clone(), source })?;
     let (_, header) = SafeTensors::read_metadata(&bytes).map_err(|e| malformed(e.to_string()))?;
     let found = header.metadata().as_ref().and_then(|metadata| metadata.get("checkpoint").cloned());

@@ -180,7 +180,7 @@ pub fn write_whole(path: &Path, bytes: &[u8]) -> Result<(), TensorRtError> {
 
 /// SHA-256 in hexadecimal.
 pub fn sha256(bytes: &[u8]) -> String {
-    hex(Sha256::digest(bytes).as_slice())
+    format!("{:x}", Sha256::digest(bytes))
 }
 
 fn sha256_of(mut file: File) -> std::io::Result<String> {
@@ -188,14 +188,10 @@ fn sha256_of(mut file: File) -> std::io::Result<String> {
     let mut piece = vec![0; 1 << 20];
     loop {
         match file.read(&mut piece)? {
-            0 => return Ok(hex(hash.finalize().as_slice())),
+            0 => return Ok(format!("{:x}", hash.finalize())),
             read => hash.update(&piece[..read]),
         }
     }
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 #[cfg(test)]

@@ -11,6 +11,7 @@ use r2r::lifecycle_msgs::msg::Transition as TransitionMessage;
 use r2r::lifecycle_msgs::srv::ChangeState;
 use r2r::{Client, Node, PublisherUntyped, QosProfile};
 
+use super::of_ros;
 use super::process::{NAMESPACE, NodeProcess};
 use crate::clock::Stamp;
 use crate::config::{Config, RobotKind};
@@ -123,7 +124,7 @@ impl Sources {
             data: &self.pixels,
         };
         image.put(&mut self.payload);
-        self.cameras[camera].publish_raw(&self.payload).map_err(|error| format!("ROS 2: {error}"))
+        self.cameras[camera].publish_raw(&self.payload).map_err(of_ros)
     }
 
     /// Joints at rest.
@@ -134,7 +135,7 @@ impl Sources {
             position: vec![0.1; self.joint_names.len()],
             ..JointStateMessage::default()
         };
-        self.joints.publish_raw(&joints.encode()).map_err(|error| format!("ROS 2: {error}"))
+        self.joints.publish_raw(&joints.encode()).map_err(of_ros)
     }
 }
 
@@ -306,12 +307,11 @@ impl Peer {
         patience: Duration,
         mut feed: impl FnMut(&mut Self) -> Result<(), String>,
     ) -> Result<bool, String> {
-        let said = |error: r2r::Error| format!("ROS 2: {error}");
-        let mut offered = Box::pin(Node::is_available(&self.change).map_err(said)?);
+        let mut offered = Box::pin(Node::is_available(&self.change).map_err(of_ros)?);
         self.wait(node, PATIENCE, "~/change_state", |_| offered.as_mut().now_or_never().is_some())?;
         let label = wanted.transition.label;
         let transition = TransitionMessage { id: wanted.transition.id, label: label.to_owned() };
-        let answer = self.change.request(&ChangeState::Request { transition }).map_err(said)?;
+        let answer = self.change.request(&ChangeState::Request { transition }).map_err(of_ros)?;
         let mut answer: Pin<Box<dyn Future<Output = r2r::Result<ChangeState::Response>>>> = Box::pin(answer);
         let (mut made, mut fed) = (None, Ok(()));
         self.wait(node, patience, &format!("the answer to {label}"), |peer| {
@@ -321,7 +321,7 @@ impl Peer {
         })?;
         fed?;
         match made {
-            Some(answer) => answer.map(|answer| answer.success).map_err(said),
+            Some(answer) => answer.map(|answer| answer.success).map_err(of_ros),
             None => Ok(false),
         }
     }

@@ -10,7 +10,7 @@ use serde::Serialize;
 
 use super::peer::{ChunkArrival, Peer, Said, Sources};
 use super::process::NodeProcess;
-use super::{Percentiles, Period, Plan};
+use super::{Percentiles, Period, Plan, configured};
 use crate::clock::NS_PER_MS;
 use crate::node::clock::RosClock;
 
@@ -88,10 +88,7 @@ pub struct Rest {
 
 /// Measures for the plan's seconds, then cuts the cameras off and gives them back.
 pub fn measure(peer: &mut Peer, plan: &Plan, progress: impl FnMut(f64)) -> Result<Robot, String> {
-    let rate = format!("control.rate_hz:={CONTROL_HZ:?}");
-    let own = [rate.as_str()].into_iter();
-    let mut node = NodeProcess::start(own.chain(plan.parameters.iter().map(String::as_str)))?;
-    let configure_s = peer.configure(&mut node)?;
+    let (mut node, configure_s) = configured(peer, plan, CONTROL_HZ, &[])?;
     let (sources, clock, switch) = (peer.sources(), peer.clock.clone(), Switch::default());
     let robot = thread::scope(|scope| {
         let _off = Off(&switch);
