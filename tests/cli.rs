@@ -46,6 +46,7 @@ fn wrong_usage_exits_with_2() {
         &["synth", "medium", "folder"],
         &["bench", "--workload", "C"],
         &["bench", "--runs", "0"],
+        &["bench", "--every", "0"],
     ] {
         let output = pi05(args);
         assert_eq!(output.status.code(), Some(2), "{args:?}: {}", text(&output.stderr));
@@ -58,6 +59,7 @@ fn what_this_version_lacks_is_refused_in_one_line() {
     for args in [
         &["bench", "--backend", "cuda", "--checkpoint", "synth:tiny"][..],
         &["bench", "--dtype", "bf16", "--checkpoint", "synth:tiny"],
+        &["bench", "--streams", "pipelined", "--every", "100", "--backend", "cuda"],
         &["replay", "tests/data/bags/aloha_raw", "--backend", "tensorrt"],
         &["bench", "--backend", "vision=tensorrt,prefix=tensorrt,denoise=cuda"],
         &[

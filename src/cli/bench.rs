@@ -3,7 +3,8 @@
 use std::fs;
 use std::io::{self, Write};
 use std::path::PathBuf;
-use std::time::Instant;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use clap::ValueEnum;
 use serde::Serialize;
@@ -54,6 +55,10 @@ pub struct Args {
     /// One chunk after the other, or the vision of the next one beside the actions of this one (the latter on cuda)
     #[arg(long, value_enum, default_value = "sequential", value_name = "S")]
     streams: Streams,
+    /// Begin an inference every so many milliseconds, as a robot asks for them; without it one follows the other, which
+    /// may take the GPU to the limit of its power, and so down in its clock
+    #[arg(long, value_name = "MS", value_parser = clap::value_parser!(u32).range(1..=60_000))]
+    every: Option<u32>,
     /// Inferences measured, after some that warm up [default: 3 on cpu, 200 on cuda]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=100_000))]
     runs: Option<u32>,
@@ -104,6 +109,8 @@ struct Results {
     checkpoint: String,
     workload: Workload,
     streams: Streams,
+    /// From the start of one inference to the next one's; null: as soon as the one before is done.
+    every_ms: Option<u32>,
     runs: u32,
     threads: usize,
     load_s: f64,
@@ -130,6 +137,8 @@ pub(super) struct Chunk {
     pub input: ModelInput,
     pub noise: Vec<f32>,
     pub sampler: Sampler,
+    /// From the start of one inference to the next one's, where they do not follow each other at once.
+    pub every: Option<Duration>,
 }
 
 /// One inference's times.
@@ -167,6 +176,11 @@ pub fn run(args: Args) -> Result<Verdict, Failure> {
         let option = if args.trace.is_some() { "--trace" } else { "--streams" };
         return Err(format!("{option}: only a GPU has streams; use --backend cuda").into());
     }
+    if args.every.is_some() && args.streams != Streams::Sequential {
+        return Err(
+            "--every: expected one chunk after the other, found two in flight; leave --streams out".into()
+        );
+    }
     let model = Model::open_network(&args.checkpoint)?;
     let dims = model.dims()?;
     let (cameras, tokens, horizon) = match args.workload {
@@ -185,7 +199,8 @@ pub fn run(args: Args) -> Result<Verdict, Failure> {
         tokens: (0..tokens).map(|t| (t * 7919 + 3) % vocab).collect(),
     };
     let noise = noise(0, 0, horizon * dims.action_dim);
-    let chunk = Chunk { input, noise, sampler: Sampler::euler(STEPS, model.time_rounding()) };
+    let every = args.every.map(|ms| Duration::from_millis(ms.into()));
+    let chunk = Chunk { input, noise, sampler: Sampler::euler(STEPS, model.time_rounding()), every };
     let work = Work { cameras, tokens: tokens as usize, horizon, steps: STEPS };
     let (times, peak, gpu) = match &mut engine {
         Engine::Cpu(_) => (sequential(&mut engine, &chunk, args.runs.unwrap_or(3), 1)?, peak_flops(), None),
@@ -223,6 +238,7 @@ pub fn run(args: Args) -> Result<Verdict, Failure> {
         checkpoint: args.checkpoint,
         workload: args.workload,
         streams: args.streams,
+        every_ms: args.every,
         runs: times.len() as u32,
         threads: rayon::current_num_threads(),
         load_s,
@@ -260,20 +276,22 @@ pub(super) fn sequential(
     for run in 0..warm_up + runs {
         progress::set(&bar, run.into(), (warm_up + runs).into());
         let start = Instant::now();
-        let Chunk { input, noise, sampler } = chunk;
+        let Chunk { input, noise, sampler, every } = chunk;
         let (_, stages) = infer(engine, input, noise, sampler, &Rtc::Off, &mut Tap::none())?;
         if run >= warm_up {
             times.push(Run { stages, total_ms: start.elapsed().as_secs_f64() * 1e3 });
         }
+        thread::sleep(every.unwrap_or_default().saturating_sub(start.elapsed()));
     }
     bar.finish_and_clear();
     Ok(times)
 }
 
 fn print(out: &mut impl Write, r: &Results) -> io::Result<()> {
+    let every = r.every_ms.map(|ms| format!(", one every {ms} ms")).unwrap_or_default();
     writeln!(
         out,
-        "{} {}, {}, workload {:?}, {:?}, {} runs on {} threads, loaded in {:.2} s",
+        "{} {}, {}, workload {:?}, {:?}{every}, {} runs on {} threads, loaded in {:.2} s",
         r.backend, r.dtype, r.checkpoint, r.workload, r.streams, r.runs, r.threads, r.load_s
     )?;
     let pipelined = r.streams != Streams::Sequential;

@@ -81,7 +81,7 @@ pub fn run(args: Args) -> Result<Verdict, Failure> {
     };
     let (chosen, layers) = measured.by(&recipe, &dims, &file)?;
     let sampler = Sampler::euler(STEPS, model.time_rounding());
-    let chunk = Chunk { input: inputs.into_iter().next().ok_or("no frame")?, noise, sampler };
+    let chunk = Chunk { input: inputs.into_iter().next().ok_or("no frame")?, noise, sampler, every: None };
 
     // What this recipe's matrices add, whatever the bound then says of their layer.
     let unbound = recipe.clone().without_bound();
@@ -225,7 +225,7 @@ fn times(
         let mut engine = Engine::new(weights, *dims, Choice::Cuda(precision), Some(chosen), cameras)?;
         let runs = sequential(&mut engine, chunk, RUNS, 20)?;
         if precision == Precision::Fp8 {
-            let Chunk { input, noise, sampler } = chunk;
+            let Chunk { input, noise, sampler, .. } = chunk;
             found = Some(infer(&mut engine, input, noise, sampler, &Rtc::Off, &mut Tap::none())?.0);
         }
         let p50 = |stage: fn(&super::bench::Run) -> f64| Latency::of(&runs, stage).p50;

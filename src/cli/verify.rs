@@ -71,7 +71,7 @@ pub fn run(args: Args) -> Result<Verdict, Failure> {
         for stage in &outcome.comparisons {
             let verdict = if stage.ok() { "ok" } else { "FAIL" };
             let (name, max, rms, tolerance) = (&stage.stage, stage.max, stage.rms, stage.tolerance);
-            writeln!(out, "{name:<50} {max:>10.2e} {rms:>10.2e} {tolerance:>10.0e}  {verdict}")?;
+            writeln!(out, "{name:<50} {max:>10.2e} {rms:>10.2e} {tolerance:>10.1e}  {verdict}")?;
             failed += usize::from(!stage.ok());
         }
         if let Some(Likeness { cosine, relative_mse }) = outcome.likeness {
