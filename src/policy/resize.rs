@@ -123,9 +123,7 @@ fn pillow(source: &Source<'_>, inner: &Inner) -> Vec<u8> {
                 *sum += u32::from(sample) * weight;
             }
         }
-        for (out, &sum) in out.iter_mut().zip(&sums) {
-            *out = rounded(sum);
-        }
+        round(out, sums.iter().copied());
     })
 }
 
@@ -142,10 +140,12 @@ fn narrow(source: &Source<'_>, width: usize) -> Vec<u8> {
         let lower = if lower.is_empty() { upper } else { lower }; // an odd last row goes alone
         let pixels = upper.as_chunks::<3>().0.iter().zip(lower.as_chunks::<3>().0);
         for (pair, (upper, lower)) in pairs.iter_mut().zip(pixels) {
-            *pair = std::array::from_fn(|c| u64::from(upper[c]) | u64::from(lower[c]) << 32);
+            for (pair, (&upper, &lower)) in pair.iter_mut().zip(upper.iter().zip(lower)) {
+                *pair = u64::from(upper) | u64::from(lower) << 32;
+            }
         }
         let mut out_lower = out_lower.as_chunks_mut::<3>().0.iter_mut();
-        for (out, (first, weights)) in out_upper.as_chunks_mut().0.iter_mut().zip(filter.windows()) {
+        for (out, (first, weights)) in out_upper.as_chunks_mut::<3>().0.iter_mut().zip(filter.windows()) {
             let half = u64::from(WEIGHT_HALF);
             let mut sums = [half | half << 32; 3];
             for (pair, &weight) in pairs[first..].iter().zip(weights) {
@@ -153,19 +153,22 @@ fn narrow(source: &Source<'_>, width: usize) -> Vec<u8> {
                     *sum += samples * u64::from(weight);
                 }
             }
-            *out = sums.map(|sum| rounded(sum as u32));
+            round(out, sums.iter().map(|&sum| sum as u32));
             if let Some(out) = out_lower.next() {
-                *out = sums.map(|sum| rounded((sum >> 32) as u32));
+                round(out, sums.iter().map(|&sum| (sum >> 32) as u32));
             }
         }
     }
     narrowed
 }
 
-/// A sum of samples times weights, with a half added, to a byte. No weight is negative and together they are 1 within
+/// Sums of samples times weights, with a half added, to bytes. No weight is negative and together they are 1 within
 /// rounding, so that a sum stays below 2³¹ (255 · 2²² < 2³⁰).
-fn rounded(sum: u32) -> u8 {
-    (sum >> WEIGHT_BITS).min(255) as u8
+#[inline(always)] // a call for every byte would take longer than the rest
+fn round(out: &mut [u8], sums: impl Iterator<Item = u32>) {
+    for (out, sum) in out.iter_mut().zip(sums) {
+        *out = (sum >> WEIGHT_BITS).min(255) as u8;
+    }
 }
 
 /// For every output position along one axis the input positions that it takes, and their weights.
@@ -225,11 +228,11 @@ fn torch(source: &Source<'_>, inner: &Inner) -> Vec<f32> {
         for (out, columns) in out.as_chunks_mut::<3>().0.iter_mut().zip(&columns) {
             let (a, b) = (upper[columns.first], upper[columns.second]);
             let (c, d) = (lower[columns.first], lower[columns.second]);
-            *out = std::array::from_fn(|channel| {
+            for (channel, out) in out.iter_mut().enumerate() {
                 let sample = |pixel: [u8; 3]| unit[usize::from(pixel[channel])];
                 let value = rows.mix(columns.mix(sample(a), sample(b)), columns.mix(sample(c), sample(d)));
-                value.clamp(0.0, 1.0) * 2.0 - 1.0
-            });
+                *out = value.clamp(0.0, 1.0) * 2.0 - 1.0;
+            }
         }
     })
 }
