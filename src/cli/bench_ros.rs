@@ -120,7 +120,7 @@ fn print_robot(out: &mut impl Write, robot: &Robot) -> io::Result<()> {
     row(out, "oldest image to chunk in", &robot.image_age_ms)?;
     row(out, "chunk to chunk", &robot.between_ms)?;
     print_period(out, &robot.period)?;
-    writeln!(out, "in the node's own words ({images_sent} images sent to each camera in all):")?;
+    writeln!(out, "in the node's own words ({images_sent} images sent to each camera by then):")?;
     for part in &robot.parts {
         let values: Vec<String> = part.values.iter().map(|(key, value)| format!("{key} {value}")).collect();
         writeln!(out, "  {}, {}: {}", part.name, part.message, values.join(", "))?;

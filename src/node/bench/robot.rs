@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::mem;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -50,7 +50,7 @@ pub struct Robot {
     pub around_ms: Percentiles,
     /// From the oldest image of an observation to its chunk, ms.
     pub image_age_ms: Percentiles,
-    /// Images sent to each camera's topic, over the node's whole life.
+    /// Images that each camera had sent by then, since the node was configured.
     pub images_sent: u64,
     /// Commands.
     pub period: Period,
@@ -95,20 +95,22 @@ pub fn measure(peer: &mut Peer, plan: &Plan, progress: impl FnMut(f64)) -> Resul
         let feeding = thread::Builder::new().name("sources".to_owned());
         let feeder = feeding.spawn_scoped(scope, || feed(sources, &clock, &switch));
         let feeder = feeder.map_err(|error| format!("the sources' thread: {error}"))?;
-        let mut robot = measure_fed(peer, &mut node, plan, configure_s, &switch, progress)?;
+        let robot = measure_fed(peer, &mut node, plan, configure_s, &switch, progress)?;
         switch.end.store(true, Ordering::Relaxed);
-        robot.images_sent = feeder.join().map_err(|_| "the sources' thread panicked".to_owned())??;
+        feeder.join().map_err(|_| "the sources' thread panicked".to_owned())??;
         Ok::<_, String>(robot)
     })?;
     node.end()?;
     Ok(robot)
 }
 
-/// What the sources are told.
+/// What the sources are told, and tell.
 #[derive(Default)]
 struct Switch {
     blind: AtomicBool,
     end: AtomicBool,
+    /// Of each camera, so far.
+    images_sent: AtomicU64,
 }
 
 /// Ends the sources, however the measurement ends.
@@ -120,21 +122,21 @@ impl Drop for Off<'_> {
     }
 }
 
-/// Images and joint states, each when it is due, until the end; gives the images that each camera has sent.
-fn feed(mut sources: Sources, clock: &RosClock, switch: &Switch) -> Result<u64, String> {
+/// Images and joint states, each when it is due, until the end.
+fn feed(mut sources: Sources, clock: &RosClock, switch: &Switch) -> Result<(), String> {
     let now = || clock.now().unwrap_or_default();
     let (start, period) = (Instant::now(), Duration::from_secs_f64(1.0 / IMAGES_HZ));
     let cameras = sources.cameras();
     let between = period / cameras as u32;
     let mut images: Vec<Instant> = (0..cameras as u32).map(|camera| start + between * camera).collect();
-    let (mut joints, mut rounds) = (start, 0);
+    let mut joints = start;
     while !switch.end.load(Ordering::Relaxed) {
         for (camera, due) in images.iter_mut().enumerate() {
             if *due <= Instant::now() {
                 *due += period;
                 if !switch.blind.load(Ordering::Relaxed) {
                     sources.send_image(camera, now())?;
-                    rounds += u64::from(camera == 0);
+                    switch.images_sent.fetch_add(u64::from(camera == 0), Ordering::Relaxed);
                 }
             }
         }
@@ -145,7 +147,7 @@ fn feed(mut sources: Sources, clock: &RosClock, switch: &Switch) -> Result<u64, 
         let next = images.iter().min().map_or(joints, |&image| image.min(joints));
         thread::sleep(next.saturating_duration_since(Instant::now()));
     }
-    Ok(rounds)
+    Ok(())
 }
 
 fn measure_fed(
@@ -171,7 +173,7 @@ fn measure_fed(
     let chunks = mem::take(&mut peer.chunks);
     let interruptions = interruptions(&peer.said);
     let period = Period::of(&peer.commands, CONTROL_HZ)?;
-    let parts = parts(peer);
+    let (parts, images_sent) = (parts(peer), switch.images_sent.load(Ordering::Relaxed));
     let rest = blind(peer, node, switch)?;
 
     let column = |f: fn(&ChunkArrival) -> f64| Percentiles::of(chunks.iter().map(f));
@@ -187,7 +189,7 @@ fn measure_fed(
         engine_ms: column(|chunk| chunk.engine_ms),
         around_ms: column(|chunk| latency_ms(chunk) - chunk.engine_ms),
         image_age_ms: column(|chunk| chunk.now.since(chunk.oldest_image) as f64 / NS_PER_MS as f64),
-        images_sent: 0,
+        images_sent,
         period,
         interruptions,
         parts,
