@@ -269,7 +269,7 @@ impl Fused {
                 keys.into(),
             ];
             let (grid, block, last) = match self.hopper {
-                true => ([rows.div_ceil(HOPPER_ROWS), HOPPER_CLUSTER, 1], 256, LOG2_E.into()),
+                true => ([rows.div_ceil(HOPPER_ROWS), HOPPER_CLUSTER, 1], 128, LOG2_E.into()),
                 false => ([rows.div_ceil(TILE[0]), keys.div_ceil(TILE[1]), 1], 256, cache.capacity.into()),
             };
             put(attention, grid, block, grid[1], &[&args, &[last], &ask(gate_up, 1, 2)])?;

@@ -50,6 +50,9 @@ __device__ __forceinline__ void multiply(float (&d)[NT * 4], uint4 a, u32 at) {
     asm volatile(PRODUCT : REGISTERS(d) : "r"(a.x), "r"(a.y), "r"(a.z), "r"(a.w), "l"((u64)(TOKENS << 16 | at) | 8ull << 32));
 }
 
+// Warps that ask for the pieces of activations: few tokens' come at once, of many tokens' the first are to come first.
+#define ASKERS (NT > 4 ? 1 : 4)
+
 // The sums d of a warpgroup: 64 rows of W, from tile `tile` on, over UNITS units of 32 k from `first` on. PARTS 2: the
 // warpgroups have the same rows, the second the UNITS after the first's; PARTS 1: the same k, the second the next 64 rows.
 // Before the kernel before has ended, AHEAD of the units wait in registers, the others in shared memory behind the
@@ -77,11 +80,10 @@ __device__ __forceinline__ void sums_90(const uint4* packed, const u16* x, int u
         expect(of_behind, BEHIND * 1024);
         fetch<1>(behind, from + AHEAD * 64, BEHIND * 1024, of_behind);
     }
-    // A warp a piece, so that none is asked for after another.
-    static_assert(PIECES <= 4, "a part's warps");
     const int p = warp % 4;
-    bool fetches = p < PIECES && group < PARTS;
-    if (fetches && is_elected()) expect(mine + p, piece);
+    bool fetches = p < min(PIECES, ASKERS) && group < PARTS;
+    if (fetches && is_elected())
+        for (int i = p; i < PIECES; i += ASKERS) expect(mine + i, piece);
     if (squares && threadIdx.x == 0) expect(of_squares, SQUARES * 4);
     __syncthreads();
     if (SHARED > 1) cluster_arrive_relaxed();
@@ -90,7 +92,11 @@ __device__ __forceinline__ void sums_90(const uint4* packed, const u16* x, int u
     u32 to = local_address(activations + p * piece), counted = local_address(mine + p);
     have(to, counted, source);
     wait_for_previous();
-    if (fetches && (SHARED == 1 || p % SHARED == fellow) && is_elected()) fetch<SHARED>(to, source, piece, counted, fellows);
+    if (fetches && is_elected())
+#pragma unroll
+        for (int i = 0; i < PIECES; i += ASKERS)
+            if (SHARED == 1 || (p + i) % SHARED == fellow)
+                fetch<SHARED>(to + i * piece, (const unsigned char*)source + i * piece, piece, counted + i * 8, fellows);
     if (squares && warp == (PARTS == 2 ? 2 : 4) && (SHARED == 1 || fellow == SHARED - 1) && is_elected())
         fetch<SHARED>(to_squares, squares, SQUARES * 4, of_squares, fellows);
     if (!EARLY) let_next_start();
