@@ -326,17 +326,23 @@ fn compile(gpu: &Gpu, dims: &GemmaDims, tiles: usize) -> Result<Kernels, EngineE
 fn block_kernels(hopper: bool, dims: &GemmaDims, tiles: usize) -> [(&'static str, usize); 5] {
     if hopper {
         let activations = |k: usize| k / 32 * tiles * 512;
+        // Weights that registers have no room for.
+        let behind = |units: usize| units.saturating_sub(10) * 8192;
         // With what two warpgroups give each other.
         let product = |k: usize| activations(k) + tiles * 2048;
-        // Two blocks of q, k and v on a multiprocessor may leave no room for one of attention, whose cluster then waits:
-        // so these ask for more than they need where that is, and attention where it is not, which keeps gate and up away.
-        let (qkv, attention) = if tiles > 4 { (100 << 10, 0) } else { (0, 32768) };
+        // Who shares a multiprocessor with whom decides when blocks can start, so some ask for more than they need. Two
+        // blocks of q, k and v together would leave no room for one of attention, whose cluster would wait for it. Gate
+        // and up beside attention would be in the way of o; and of few tokens o beside attention.
+        let few = tiles <= 3;
+        let at_least = |room: usize, kilobytes: usize| room.max(kilobytes << 10);
+        let beside_attention = (130 << 10) - tiles.div_ceil(2) * 4096 - tiles * 544;
+        let gate_up = activations(dims.width / 2) + behind(dims.width / 64);
         [
-            ("expert_qkv_90", product(dims.width / 2).max(qkv)),
+            ("expert_qkv_90", at_least(product(dims.width / 2), if tiles > 4 { 103 } else { 0 })),
             // Queries, keys and values.
-            ("expert_attention_90", 3 * 32768 + 1024 + attention),
-            ("expert_o_90", product(dims.q_width() / SHARES)),
-            ("expert_gate_up_90", activations(dims.width / 2) + behind(dims)),
+            ("expert_attention_90", 3 * 32768 + 1024 + if few { 48 << 10 } else { 0 }),
+            ("expert_o_90", at_least(product(dims.q_width() / SHARES), if few { 84 } else { 60 })),
+            ("expert_gate_up_90", gate_up.max(if few { 88 << 10 } else { beside_attention })),
             ("expert_down_90", product(dims.mlp / SHARES)),
         ]
     } else {
@@ -348,11 +354,6 @@ fn block_kernels(hopper: bool, dims: &GemmaDims, tiles: usize) -> [(&'static str
             ("expert_down", product_shared(tiles, dims.mlp / SHARES)),
         ]
     }
-}
-
-/// Weights of gate and up of a block that wait in shared memory, on Hopper: what the registers have no room for.
-fn behind(dims: &GemmaDims) -> usize {
-    (dims.width / 64).saturating_sub(10) * 8192
 }
 
 /// Activations of `k` columns, then eight warps' sums of 32 rows.
