@@ -287,7 +287,8 @@ impl Fused {
             let to: [Arg; 1] = [(&self.hidden).into()];
             let args: [&[Arg]; 7] =
                 [&[gate_up.into()], &normed, &[shift(i, 1)], &clean_shift, &to, &count, &ask(&next[0], 0, 1)];
-            put(gate_up_kernel, [mlp / 64, 2, 1], 256, 2, &args)?;
+            let together = if self.hopper { gate_up_blocks(tokens.div_ceil(8)) } else { 2 };
+            put(gate_up_kernel, [mlp / 64, 2, 1], 256, together, &args)?;
 
             let args: [&[Arg]; 5] =
                 [&residual(down, &self.hidden, 2 * i + 1), &clean, &normed, &count, &ask(&next[1], 0, 1)];
@@ -310,9 +311,15 @@ pub fn defines(dims: &GemmaDims, tiles: usize) -> Vec<String> {
         ("MLP", dims.mlp),
         ("QWIDTH", dims.q_width()),
         ("NT", tiles),
+        ("GATE_UP_BLOCKS", gate_up_blocks(tiles)),
     ];
     let values = values.iter().map(|(name, value)| format!("{name}={value}"));
     std::iter::once("BF16".to_owned()).chain(values).collect()
+}
+
+/// Blocks that share the k of gate and up on Hopper.
+fn gate_up_blocks(tiles: usize) -> usize {
+    if tiles > 2 { 2 } else { 1 }
 }
 
 fn compile(gpu: &Gpu, dims: &GemmaDims, tiles: usize) -> Result<Kernels, EngineError> {
@@ -329,14 +336,17 @@ fn block_kernels(hopper: bool, dims: &GemmaDims, tiles: usize) -> [(&'static str
         // Weights that registers have no room for.
         let behind = |units: usize| units.saturating_sub(10) * 8192;
         // With what two warpgroups give each other.
-        let product = |k: usize| activations(k) + tiles * 2048;
+        let product = |k: usize| activations(k) + behind(k / 64) + tiles * 2048;
         // Who shares a multiprocessor with whom decides when blocks can start, so some ask for more than they need. Two
         // blocks of q, k and v together would leave no room for one of attention, whose cluster would wait for it. Gate
         // and up beside attention would be in the way of o; and of few tokens o beside attention.
         let few = tiles <= 3;
         let at_least = |room: usize, kilobytes: usize| room.max(kilobytes << 10);
         let beside_attention = (130 << 10) - tiles.div_ceil(2) * 4096 - tiles * 544;
-        let gate_up = activations(dims.width / 2) + behind(dims.width / 64);
+        let gate_up = match gate_up_blocks(tiles) {
+            1 => product(dims.width),
+            _ => activations(dims.width / 2) + behind(dims.width / 64),
+        };
         [
             ("expert_qkv_90", at_least(product(dims.width / 2), if tiles > 4 { 103 } else { 0 })),
             // Queries, keys and values.
