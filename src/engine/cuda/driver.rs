@@ -491,6 +491,14 @@ impl Module {
     }
 }
 
+impl Kernel {
+    /// Leaves to the driver how a multiprocessor's memory is divided once a block of this kernel comes to an empty one.
+    pub fn divides_anew(&self) -> Result<(), EngineError> {
+        let attribute = sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT;
+        cu!(cuFuncSetAttribute(self.0, attribute, -1)) // CU_SHAREDMEM_CARVEOUT_DEFAULT
+    }
+}
+
 /// A recording under way.
 #[must_use]
 pub struct Capture(());

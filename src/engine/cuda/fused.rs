@@ -269,7 +269,7 @@ impl Fused {
                 keys.into(),
             ];
             let (grid, block, last) = match self.hopper {
-                true => ([rows.div_ceil(HOPPER_ROWS), HOPPER_CLUSTER, 1], 256, LOG2_E.into()),
+                true => ([rows.div_ceil(HOPPER_ROWS), HOPPER_CLUSTER, 1], 128, LOG2_E.into()),
                 false => ([rows.div_ceil(TILE[0]), keys.div_ceil(TILE[1]), 1], 256, cache.capacity.into()),
             };
             put(attention, grid, block, grid[1], &[&args, &[last], &ask(gate_up, 1, 2)])?;
@@ -287,7 +287,8 @@ impl Fused {
             let to: [Arg; 1] = [(&self.hidden).into()];
             let args: [&[Arg]; 7] =
                 [&[gate_up.into()], &normed, &[shift(i, 1)], &clean_shift, &to, &count, &ask(&next[0], 0, 1)];
-            put(gate_up_kernel, [mlp / 64, 2, 1], 256, 2, &args)?;
+            let together = if self.hopper { gate_up_blocks(tokens.div_ceil(8)) } else { 2 };
+            put(gate_up_kernel, [mlp / 64, 2, 1], 256, together, &args)?;
 
             let args: [&[Arg]; 5] =
                 [&residual(down, &self.hidden, 2 * i + 1), &clean, &normed, &count, &ask(&next[1], 0, 1)];
@@ -310,33 +311,55 @@ pub fn defines(dims: &GemmaDims, tiles: usize) -> Vec<String> {
         ("MLP", dims.mlp),
         ("QWIDTH", dims.q_width()),
         ("NT", tiles),
+        ("GATE_UP_BLOCKS", gate_up_blocks(tiles)),
     ];
     let values = values.iter().map(|(name, value)| format!("{name}={value}"));
     std::iter::once("BF16".to_owned()).chain(values).collect()
 }
 
+/// Blocks that share the k of gate and up on Hopper.
+fn gate_up_blocks(tiles: usize) -> usize {
+    if tiles > 2 { 2 } else { 1 }
+}
+
 fn compile(gpu: &Gpu, dims: &GemmaDims, tiles: usize) -> Result<Kernels, EngineError> {
     let shift = ("expert_shift", product_shared(tiles, dims.width));
     let others = [("pack_weights", 0), ("expert_begin", 0), ("expert_end", 0), shift];
-    let names = [&others[..], &block_kernels(gpu.arch == 90, dims, tiles)].concat();
-    compiled(gpu, EXPERT, &defines(dims, tiles), &names)
+    let block = block_kernels(gpu.arch == 90, dims, tiles);
+    let kernels = compiled(gpu, EXPERT, &defines(dims, tiles), &[&others[..], &block].concat())?;
+    if gpu.arch == 90 && tiles == 7 {
+        // Attention has 112 multiprocessors. Measured: faster if what follows cannot share the others at will.
+        for (name, _) in &block[2..] {
+            kernels[name].divides_anew()?;
+        }
+    }
+    Ok(kernels)
 }
 
 /// A block's kernels in their order, and what shared memory each asks for.
 fn block_kernels(hopper: bool, dims: &GemmaDims, tiles: usize) -> [(&'static str, usize); 5] {
     if hopper {
         let activations = |k: usize| k / 32 * tiles * 512;
+        // Weights that registers have no room for.
+        let behind = |units: usize| units.saturating_sub(10) * 8192;
         // With what two warpgroups give each other.
-        let product = |k: usize| activations(k) + tiles * 2048;
-        // Two blocks of q, k and v on a multiprocessor may leave no room for one of attention, whose cluster then waits:
-        // so these ask for more than they need where that is, and attention where it is not, which keeps gate and up away.
-        let (qkv, attention) = if tiles > 4 { (100 << 10, 0) } else { (0, 32768) };
+        let product = |k: usize| activations(k) + behind(k / 64) + tiles * 2048;
+        // Who shares a multiprocessor with whom decides when blocks can start, so some ask for more than they need. Two
+        // blocks of q, k and v together would leave no room for one of attention, whose cluster would wait for it. Gate
+        // and up beside attention would be in the way of o; and of few tokens o beside attention.
+        let few = tiles <= 3;
+        let at_least = |room: usize, kilobytes: usize| room.max(kilobytes << 10);
+        let beside_attention = (130 << 10) - tiles.div_ceil(2) * 4096 - tiles * 544;
+        let gate_up = match gate_up_blocks(tiles) {
+            1 => product(dims.width),
+            _ => activations(dims.width / 2) + behind(dims.width / 64),
+        };
         [
-            ("expert_qkv_90", product(dims.width / 2).max(qkv)),
+            ("expert_qkv_90", at_least(product(dims.width / 2), if tiles > 4 { 103 } else { 0 })),
             // Queries, keys and values.
-            ("expert_attention_90", 3 * 32768 + 1024 + attention),
-            ("expert_o_90", product(dims.q_width() / SHARES)),
-            ("expert_gate_up_90", activations(dims.width / 2) + behind(dims)),
+            ("expert_attention_90", 3 * 32768 + 1024 + if few { 48 << 10 } else { 0 }),
+            ("expert_o_90", at_least(product(dims.q_width() / SHARES), if few { 84 } else { 60 })),
+            ("expert_gate_up_90", gate_up.max(if few { 88 << 10 } else { beside_attention })),
             ("expert_down_90", product(dims.mlp / SHARES)),
         ]
     } else {
@@ -348,11 +371,6 @@ fn block_kernels(hopper: bool, dims: &GemmaDims, tiles: usize) -> [(&'static str
             ("expert_down", product_shared(tiles, dims.mlp / SHARES)),
         ]
     }
-}
-
-/// Weights of gate and up of a block that wait in shared memory, on Hopper: what the registers have no room for.
-fn behind(dims: &GemmaDims) -> usize {
-    (dims.width / 64).saturating_sub(10) * 8192
 }
 
 /// Activations of `k` columns, then eight warps' sums of 32 rows.

@@ -6,10 +6,11 @@
 // and each 32 columns' sum of squares, and the next product is W norm(x) = r W xs + W shift, with r = 1 / rms(x) in its
 // epilogue. W shift depends on the time alone and is made with the schedule.
 //
-// NT: tokens / 8, rounded up, set when these are compiled. Hopper's products are in `expert_90.cu`.
+// NT: tokens / 8, rounded up, and GATE_UP_BLOCKS are set when these are compiled. Hopper's products are in `expert_90.cu`.
 
 #ifndef NT
 #define NT 7
+#define GATE_UP_BLOCKS 2
 #endif
 #define TOKENS (NT * 8)
 #define WARPS 8

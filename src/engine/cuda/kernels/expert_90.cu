@@ -50,17 +50,22 @@ __device__ __forceinline__ void multiply(float (&d)[NT * 4], uint4 a, u32 at) {
     asm volatile(PRODUCT : REGISTERS(d) : "r"(a.x), "r"(a.y), "r"(a.z), "r"(a.w), "l"((u64)(TOKENS << 16 | at) | 8ull << 32));
 }
 
+// Warps that ask for the pieces of activations: few tokens' come at once, of many tokens' the first are to come first.
+#define ASKERS (NT > 4 ? 1 : 4)
+// Units of weights that registers have room for.
+#define AHEAD_OF(units) ((units) < 10 ? (units) : 10)
+
 // The sums d of a warpgroup: 64 rows of W, from tile `tile` on, over UNITS units of 32 k from `first` on. PARTS 2: the
 // warpgroups have the same rows, the second the UNITS after the first's; PARTS 1: the same k, the second the next 64 rows.
-// Before the kernel before has ended, AHEAD of the units wait in registers, the others in shared memory behind the
-// activations. Activations come in PIECES per part, in time counted by `here`: the pieces of all parts, squares, each
+// Before the kernel before has ended, weights wait in registers, and those that find no room there in shared memory behind
+// the activations. Activations come in PIECES per part, in time counted by `here`: the pieces of all parts, squares, each
 // warp's weights in shared memory. SHARED blocks of the cluster, from `fellows` on, have the same activations. EARLY: the
 // next kernel may start at once, else once activations are asked for, so that what it asks for is not in their way. Else
 // as `product`.
-template <int UNITS, int AHEAD, int PARTS, int PIECES, int SHARED, bool EARLY, class F>
+template <int UNITS, int PARTS, int PIECES, int SHARED, bool EARLY, class F>
 __device__ __forceinline__ void sums_90(const uint4* packed, const u16* x, int units, int tile, int first,
         const float* squares, float* to_squares, float (&d)[NT * 4], u64* here, F meanwhile, int fellows = 0) {
-    const int BEHIND = UNITS - AHEAD, EACH = UNITS / PIECES, fellow = (int)blockIdx.y - fellows;
+    const int AHEAD = AHEAD_OF(UNITS), BEHIND = UNITS - AHEAD, EACH = UNITS / PIECES, fellow = (int)blockIdx.y - fellows;
     const u32 unit_bytes = NT * 512, piece = EACH * unit_bytes;
     if (EARLY) let_next_start();
     int warp = threadIdx.x / 32, lane = threadIdx.x % 32, group = warp / 4, part = PARTS == 2 ? group : 0, unit = first + part * UNITS;
@@ -77,11 +82,10 @@ __device__ __forceinline__ void sums_90(const uint4* packed, const u16* x, int u
         expect(of_behind, BEHIND * 1024);
         fetch<1>(behind, from + AHEAD * 64, BEHIND * 1024, of_behind);
     }
-    // A warp a piece, so that none is asked for after another.
-    static_assert(PIECES <= 4, "a part's warps");
     const int p = warp % 4;
-    bool fetches = p < PIECES && group < PARTS;
-    if (fetches && is_elected()) expect(mine + p, piece);
+    bool fetches = p < min(PIECES, ASKERS) && group < PARTS;
+    if (fetches && is_elected())
+        for (int i = p; i < PIECES; i += ASKERS) expect(mine + i, piece);
     if (squares && threadIdx.x == 0) expect(of_squares, SQUARES * 4);
     __syncthreads();
     if (SHARED > 1) cluster_arrive_relaxed();
@@ -90,7 +94,11 @@ __device__ __forceinline__ void sums_90(const uint4* packed, const u16* x, int u
     u32 to = local_address(activations + p * piece), counted = local_address(mine + p);
     have(to, counted, source);
     wait_for_previous();
-    if (fetches && (SHARED == 1 || p % SHARED == fellow) && is_elected()) fetch<SHARED>(to, source, piece, counted, fellows);
+    if (fetches && is_elected())
+#pragma unroll
+        for (int i = 0; i < PIECES; i += ASKERS)
+            if (SHARED == 1 || (p + i) % SHARED == fellow)
+                fetch<SHARED>(to + i * piece, (const unsigned char*)source + i * piece, piece, counted + i * 8, fellows);
     if (squares && warp == (PARTS == 2 ? 2 : 4) && (SHARED == 1 || fellow == SHARED - 1) && is_elected())
         fetch<SHARED>(to_squares, squares, SQUARES * 4, of_squares, fellows);
     if (!EARLY) let_next_start();
@@ -123,16 +131,15 @@ __device__ __forceinline__ void sums_90(const uint4* packed, const u16* x, int u
 #define HALF ((NT + 1) / 2) // 8 tokens by 8: the first warpgroup finishes so many, the second the rest
 
 // A block's product whose k its warpgroups share, in halves of tokens: own[i] of tokens 8 (group HALF + i) .. (group:
-// which warpgroup), rows lane / 4 and + 8 of the warp's 16, as the matrix instruction leaves them. All weights wait in
-// registers. Else as `sums_90`.
+// which warpgroup), rows lane / 4 and + 8 of the warp's 16, as the matrix instruction leaves them. Else as `sums_90`.
 template <int UNITS, int PIECES, int SHARED, bool EARLY, class F>
 __device__ __forceinline__ void product_90(const uint4* packed, const u16* x, int units, int tile, int first,
         const float* squares, float* to_squares, float4 (&own)[HALF], u64* here, F meanwhile, int fellows = 0) {
     float d[NT * 4] = {};
-    sums_90<UNITS, UNITS, 2, PIECES, SHARED, EARLY>(packed, x, units, tile, first, squares, to_squares, d, here, meanwhile, fellows);
+    sums_90<UNITS, 2, PIECES, SHARED, EARLY>(packed, x, units, tile, first, squares, to_squares, d, here, meanwhile, fellows);
     int group = threadIdx.x / 128;
-    // The warpgroups give each other what the other finishes, behind the activations, which the other may still read.
-    float4* slots = (float4*)(shared + 2 * UNITS * NT * 512) + threadIdx.x % 128;
+    // The warpgroups give each other what the other finishes, behind what the other may still read.
+    float4* slots = (float4*)(shared + 2 * UNITS * NT * 512 + 8 * (UNITS - AHEAD_OF(UNITS)) * 1024) + threadIdx.x % 128;
 #pragma unroll
     for (int n = 0; n < NT; n++)
         if ((n < HALF) == group) slots[n * 128] = make_float4(d[n * 4], d[n * 4 + 1], d[n * 4 + 2], d[n * 4 + 3]);
@@ -317,50 +324,61 @@ extern "C" __global__ __maxnreg__(NT > 7 ? 144 : 136) void expert_qkv_90(const u
 }
 
 // Two kernels are on a multiprocessor at a time, one that runs and one that waits: together they have 256 registers per
-// thread and 227 KB of shared memory, so gate's and up's weights wait wherever the others' leave room. Two tiles have two
-// blocks, each with half of k, so that it fetches half of the activations; each finishes every second 8 tokens.
+// thread and 227 KB of shared memory, so gate's and up's weights wait wherever the others' leave room. Of few tokens a
+// tile has one block. Of many, whose activations take long to come, two tiles have two blocks with half of k, a tile per
+// warpgroup; each then finishes every second 8 tokens. grid: (MLP / 64, 2), cluster GATE_UP_BLOCKS.
 extern "C" __global__ __maxnreg__(NT > 7 ? 144 : 136) void expert_gate_up_90(const uint4* packed, const u16* xs, const float* squares,
         const float* shift, int clean, int to_clean, u16* hidden, int tokens, const char* next, int kilobytes) {
 #if __CUDA_ARCH__ == 900
-    const int UNITS = WIDTH / 64, AHEAD = UNITS < 10 ? UNITS : 10;
+    const int B = GATE_UP_BLOCKS, UNITS = WIDTH / 64;
     __shared__ __align__(128) float sq[SQUARES];
     __shared__ __align__(16) float4 given[HALF][256];
     __shared__ __align__(8) float r[TOKENS];
     __shared__ __align__(8) u64 together, here[4 + 1 + 8];
     const int part = blockIdx.y;
-    if (threadIdx.x == 0) expect(&together, (part ? NT / 2 : HALF) * sizeof(given[0]));
-    __syncwarp();
-    cluster_arrive_relaxed(); // the other block has started
+    if (B > 1) {
+        if (threadIdx.x == 0) expect(&together, (part ? NT / 2 : HALF) * sizeof(given[0]));
+        __syncwarp();
+        cluster_arrive_relaxed(); // the other block has started
+    }
     ask_for(next, kilobytes);
-    int row = (blockIdx.x * 8 + threadIdx.x / 32) * 16 + threadIdx.x % 32 / 4;
+    const int strip = B > 1 ? blockIdx.x * 8 + threadIdx.x / 32 : (blockIdx.x * 2 + part) * 4 + threadIdx.x / 32 % 4; // a warp's 16 rows
+    int row = strip * 16 + threadIdx.x % 32 / 4;
     float g[2] = {shift[row], clean ? shift[to_clean + row] : 0.0f}, u[2] = {shift[row + 8], clean ? shift[to_clean + row + 8] : 0.0f};
-    float d[NT * 4] = {};
-    sums_90<UNITS, AHEAD, 1, 4, 1, true>(packed, xs, WIDTH / 32, blockIdx.x * 2, part * UNITS, squares, sq, d, here, [&] {
+    auto norms = [&] {
         wait_for_data(here + 4);
         root_mean_squares(sq, r);
-    });
-    cluster_wait();
+    };
+    float4 own[HALF];
+    if (B > 1) {
+        float d[NT * 4] = {};
+        sums_90<UNITS, 1, 4, 1, true>(packed, xs, WIDTH / 32, blockIdx.x * 2, part * UNITS, squares, sq, d, here, norms);
+        cluster_wait();
+        int thread = this_thread();
+#pragma unroll
+        for (int i = 0; i < HALF; i++) { // what the other finishes
+            const int a = 8 * i, b = 2 * i + 1 < NT ? a + 4 : a;
+            float4 y = make_float4(d[a], d[a + 1], d[a + 2], d[a + 3]), z = make_float4(d[b], d[b + 1], d[b + 2], d[b + 3]);
+            own[i] = part ? z : y;
+            if (2 * i + 1 - part < NT) push4(of_rank(&given[i][thread], 1 - part), part ? y : z, of_rank(&together, 1 - part));
+        }
+        __syncthreads(); // r
+        wait_for_data(&together);
+    } else {
+        product_90<UNITS, 2, 1, true>(packed, xs, WIDTH / 32, blockIdx.x * 2 + part, 0, squares, sq, own, here, norms);
+    }
     int thread = this_thread(), lane = thread % 32;
 #pragma unroll
-    for (int i = 0; i < HALF; i++) { // what the other finishes
-        const int a = 8 * i, b = 2 * i + 1 < NT ? a + 4 : a;
-        float4 y = part ? make_float4(d[a], d[a + 1], d[a + 2], d[a + 3]) : make_float4(d[b], d[b + 1], d[b + 2], d[b + 3]);
-        if (2 * i + 1 - part < NT) push4(of_rank(&given[i][thread], 1 - part), y, of_rank(&together, 1 - part));
-    }
-    __syncthreads(); // r
-    wait_for_data(&together);
-#pragma unroll
     for (int i = 0; i < HALF; i++) {
-        const int a = 8 * i, b = 2 * i + 1 < NT ? a + 4 : a;
-        int n = 2 * i + part, token = n * 8 + lane % 4 * 2;
+        int n = B > 1 ? 2 * i + part : thread / 128 * HALF + i, token = n * 8 + lane % 4 * 2;
         if (n >= NT) break;
-        float4 y = part ? make_float4(d[b], d[b + 1], d[b + 2], d[b + 3]) : make_float4(d[a], d[a + 1], d[a + 2], d[a + 3]), z = given[i][thread];
+        float4 y = own[i], z = B > 1 ? given[i][thread] : make_float4(0, 0, 0, 0);
         float2 s = *(const float2*)(r + token);
         int e = token < clean, f = token + 1 < clean;
         u32 both = transposed(pack_bf16(gelu_tanh((y.x + z.x) * s.x + (e ? g[1] : g[0])) * ((y.z + z.z) * s.x + (e ? u[1] : u[0])),
                                         gelu_tanh((y.y + z.y) * s.y + (f ? g[1] : g[0])) * ((y.w + z.w) * s.y + (f ? u[1] : u[0]))));
         token = n * 8 + lane / 4;
-        if (token < tokens) *(u32*)(hidden + fragment(token, (blockIdx.x * 8 + thread / 32) * 8) + lane % 4 * 2) = both;
+        if (token < tokens) *(u32*)(hidden + fragment(token, strip * 8) + lane % 4 * 2) = both;
     }
 #endif
 }

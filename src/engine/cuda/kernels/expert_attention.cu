@@ -157,29 +157,28 @@ extern "C" __global__ __launch_bounds__(256) void expert_attention(const u16* q,
 #endif
 }
 
-// The same on Hopper, with its matrix instructions: 64 rows and 64 keys per block. Of its two warpgroups each makes the
-// numerators of half of the keys, then half of the columns. q: as `query` has it. v [keys, dim]. scale: log2 e (q is scaled already).
-// grid: (rows / 64 rounded up, 16), cluster 16: each block then finishes 4 rows. block: 256.
+// The same on Hopper, with its matrix instructions: 64 rows and 64 keys per block. q: as `query` has it. v [keys, dim].
+// scale: log2 e (q is scaled already). grid: (rows / 64 rounded up, 16), cluster 16: each block then finishes 4 rows.
+// block: 128.
 #define TILE 8192 // bytes of 64 rows x 64 columns
-extern "C" __global__ __launch_bounds__(256, 2) void expert_attention_90(const u16* q, const u16* k, const u16* v, u16* out,
+extern "C" __global__ __launch_bounds__(128) void expert_attention_90(const u16* q, const u16* k, const u16* v, u16* out,
         const int* valid, int heads, int rows, int prefix, int keys, float scale, const char* next, int kilobytes) {
 #if __CUDA_ARCH__ == 900
-    __shared__ float tops[2][64];
-    __shared__ __align__(8) float statistics[4][16][2][2]; // [row][share][warpgroup]: maximum, denominator
+    __shared__ __align__(8) float statistics[4][16][2]; // [row][share]: maximum, denominator
     __shared__ __align__(8) u64 together, came[4];
     u32 base = (local_address(shared) + 1023) / 1024 * 1024, qs = base, ks = qs + 4 * TILE, vs = ks + 4 * TILE;
-    int warp = threadIdx.x / 32, lane = threadIdx.x % 32, group = warp / 4, g = lane / 4, c = lane % 4, mine = warp % 4 * 16 + g;
+    int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, c = lane % 4;
     int first = blockIdx.x * 64, rank = blockIdx.y, tiles = (keys + 63) / 64, shares = min(tiles, 16);
     // 64 rows of keys or values, swizzled like queries. What lies beyond the rows that count is finite.
+    u32 to_even = lane / 8 * TILE + warp * 128 + (lane % 8 ^ warp) * 16, to_odd = lane / 8 * TILE + (warp + 4) * 128 + (lane % 8 ^ warp + 4) * 16;
     auto load = [&](u32 to, const u16* from, int row) {
         const u16* source = from + (size_t)(row + warp) * 256 + lane * 8;
-        to += lane / 8 * TILE + warp * 128 + (lane % 8 ^ warp) * 16;
 #pragma unroll
-        for (int i = 0; i < 8; i++)
-            asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to + i * 1024), "l"(source + i * 2048) : "memory");
+        for (int i = 0; i < 16; i++)
+            asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to + (i % 2 ? to_odd : to_even) + i / 2 * 1024), "l"(source + i * 1024) : "memory");
     };
     if (threadIdx.x == 0) {
-        expect(&together, 4 * shares * (512 + 16));
+        expect(&together, 4 * shares * (512 + 8));
         if (rank < tiles)
             for (int i = 0; i < 4; i++) expect(&came[i], TILE);
     }
@@ -201,9 +200,11 @@ extern "C" __global__ __launch_bounds__(256, 2) void expert_attention_90(const u
     u32 to_queries = qs + warp * TILE, counted = local_address(came + warp);
     have(to_queries, counted, source);
     wait_for_previous();
-    if (rank < tiles && warp < 4 && is_elected()) fetch<1>(to_queries, source, TILE, counted);
+    if (rank < tiles && warp < ASKERS && is_elected())
+#pragma unroll
+        for (int i = 0; i < 4; i += ASKERS) fetch<1>(to_queries + i * TILE, (const unsigned char*)source + i * TILE, TILE, counted + i * 8);
     if (NT > 4) let_next_start();
-    float o[64], top[2] = {-1e30f, -1e30f}, sum[2] = {0.0f, 0.0f};
+    float o[128], top[2] = {-1e30f, -1e30f}, sum[2] = {0.0f, 0.0f};
     for (int j = rank; j < tiles; j += shares) {
         if (j > rank || !early) {
             __syncthreads();
@@ -213,13 +214,13 @@ extern "C" __global__ __launch_bounds__(256, 2) void expert_attention_90(const u
             fence_async();
             __syncthreads();
         }
-        float s[16];
+        float s[32];
         wgmma_fence();
 #pragma unroll
         for (int i = 0; i < 16; i++) {
             if (i % 4 == 0) wait_for_data(&came[i / 4]);
             u32 at = i / 4 * TILE + i % 4 * 32;
-            wgmma_32(s, operand(qs + at, 16, 1024), operand(ks + group * (TILE / 2) + at, 16, 1024), i > 0);
+            wgmma_64(s, operand(qs + at, 16, 1024), operand(ks + at, 16, 1024), i > 0);
         }
         wgmma_commit();
         wgmma_wait<0>();
@@ -227,83 +228,74 @@ extern "C" __global__ __launch_bounds__(256, 2) void expert_attention_90(const u
         float most[2] = {top[0], top[1]};
         if ((j + 1) * 64 > end) // else all keys count
 #pragma unroll
-            for (int i = 0; i < 16; i++) {
-                int key = j * 64 + group * 32 + i / 4 * 8 + c * 2 + i % 2;
+            for (int i = 0; i < 32; i++) {
+                int key = j * 64 + i / 4 * 8 + c * 2 + i % 2;
                 if (!(key < end || (key >= prefix && key < keys))) s[i] = -1e30f;
             }
 #pragma unroll
-        for (int i = 0; i < 16; i++) most[i / 2 % 2] = fmaxf(most[i / 2 % 2], s[i]);
+        for (int i = 0; i < 32; i++) most[i / 2 % 2] = fmaxf(most[i / 2 % 2], s[i]);
 #pragma unroll
         for (int e = 0; e < 2; e++) {
             most[e] = fmaxf(most[e], __shfl_xor_sync(FULL, most[e], 1));
             most[e] = fmaxf(most[e], __shfl_xor_sync(FULL, most[e], 2));
-            if (c == 0) tops[group][mine + e * 8] = most[e];
-        }
-        __syncthreads();
-#pragma unroll
-        for (int e = 0; e < 2; e++) {
-            most[e] = fmaxf(most[e], tops[1 - group][mine + e * 8]);
             if (j > rank) {
                 float shrink = power_of_2((top[e] - most[e]) * scale);
                 sum[e] *= shrink;
 #pragma unroll
-                for (int i = 0; i < 32; i++) o[i / 2 * 4 + e * 2 + i % 2] *= shrink;
+                for (int i = 0; i < 64; i++) o[i / 2 * 4 + e * 2 + i % 2] *= shrink;
             }
             top[e] = most[e];
         }
         // Where no key counts, all powers are 0.
         float below[2] = {top[0] > -1e29f ? top[0] * scale : 0.0f, top[1] > -1e29f ? top[1] * scale : 0.0f};
 #pragma unroll
-        for (int i = 0; i < 16; i++) {
+        for (int i = 0; i < 32; i++) {
             s[i] = power_of_2(s[i] * scale - below[i / 2 % 2]);
             sum[i / 2 % 2] += s[i];
         }
-        // Numerators for both warpgroups, where keys have been read: rows of 64 keys, swizzled like these.
-#pragma unroll
-        for (int i = 0; i < 8; i++)
-            store_shared(ks + (warp % 4 * 2 + i % 2) * 1024 + g * 128 + (group * 4 + i / 2 ^ g) * 16 + c * 4, pack_bf16(s[i * 2], s[i * 2 + 1]));
-        fence_async();
-        __syncthreads();
         wgmma_fence();
 #pragma unroll
-        for (int i = 0; i < 4; i++)
-            wgmma_128_columns(o, operand(ks + i * 32, 16, 1024), operand(vs + group * 2 * TILE + i * 2048, TILE, 1024), i > 0 || j > rank);
+        for (int i = 0; i < 4; i++) {
+            float* t = s + i * 8;
+            wgmma_256_ra(o, pack_bf16(t[0], t[1]), pack_bf16(t[2], t[3]), pack_bf16(t[4], t[5]), pack_bf16(t[6], t[7]),
+                         operand(vs + i * 2048, TILE, 1024), i > 0 || j > rank);
+        }
         wgmma_commit();
         wgmma_wait<0>();
     }
     cluster_wait();
     if (rank < tiles) {
-        // Sums: rows 4 i .. go to block i, of a row 16 bytes by 16 what a thread has: of columns 32 m + 2 c, the next, and
-        // those 8, 16 and 24 further on.
+        // Numerators: rows 4 i .. go to block i, of a row 16 bytes by 16 what a thread has: of columns 32 m + 2 c, the next,
+        // and those 8, 16 and 24 further on.
 #pragma unroll
         for (int e = 0; e < 2; e++) {
-            int owner = warp % 4 * 4 + e * 2 + g / 4;
-            u32 barrier = of_rank(&together, owner), to = of_rank_address(qs + (rank * 4 + g % 4) * 512 + group * 256 + c * 16, owner);
+            int owner = warp * 4 + e * 2 + g / 4;
+            u32 barrier = of_rank(&together, owner), to = of_rank_address(qs + (rank * 4 + g % 4) * 512 + c * 16, owner);
             sum[e] += __shfl_xor_sync(FULL, sum[e], 1);
             sum[e] += __shfl_xor_sync(FULL, sum[e], 2);
 #pragma unroll
-            for (int m = 0; m < 4; m++) {
+            for (int m = 0; m < 8; m++) {
                 float* x = o + m * 16 + e * 2;
                 push4(to + m * 64, make_float4(two(x[0], x[1]), two(x[4], x[5]), two(x[8], x[9]), two(x[12], x[13])), barrier);
             }
-            if (c == 0) push2(of_rank(statistics[g % 4][rank][group], owner), top[e], sum[e], barrier);
+            if (c == 0) push2(of_rank(statistics[g % 4][rank], owner), top[e], sum[e], barrier);
         }
     }
-    // Two warps a row, half of its columns each.
-    int local = warp % 4, row = first + rank * 4 + local, chunk = group * 16 + lane / 2;
-    u16* to = out + fragment(row / heads, row % heads * 256 + chunk / 4 * 32 + lane % 2 * 16) + chunk % 4 * 2;
+    // A warp a row.
+    int row = first + rank * 4 + warp;
+    u16* to = out + fragment(row / heads, row % heads * 256 + g * 32) + c * 2;
     wait_for_data(&together);
-    float t = lane < shares ? statistics[local][lane][0][0] : -1e30f;
+    float t = lane < shares ? statistics[warp][lane][0] : -1e30f;
     float most = warp_max(t), w = lane < shares ? power_of_2((t - most) * scale) : 0.0f;
-    float all = warp_sum(lane < shares ? w * (statistics[local][lane][0][1] + statistics[local][lane][1][1]) : 0.0f);
-    float x[4] = {};
+    float all = warp_sum(lane < shares ? w * statistics[warp][lane][1] : 0.0f);
+    float x[8] = {};
 #pragma unroll 4
     for (int i = 0; i < shares; i++) {
-        u32 p[2];
-        asm volatile("ld.shared.v2.u32 {%0,%1}, [%2];" : "=r"(p[0]), "=r"(p[1]) : "r"(qs + (i * 4 + local) * 512 + group * 256 + lane * 8) : "memory");
+        u32 p[4];
+        asm volatile("ld.shared.v4.u32 {%0,%1,%2,%3}, [%4];" : "=r"(p[0]), "=r"(p[1]), "=r"(p[2]), "=r"(p[3]) : "r"(qs + (i * 4 + warp) * 512 + lane * 16) : "memory");
         float wi = __shfl_sync(FULL, w, i);
 #pragma unroll
-        for (int j = 0; j < 2; j++) {
+        for (int j = 0; j < 4; j++) {
             x[2 * j] += wi * of_bf16(p[j] & 0xffff);
             x[2 * j + 1] += wi * of_bf16(p[j] >> 16);
         }
@@ -311,7 +303,7 @@ extern "C" __global__ __launch_bounds__(256, 2) void expert_attention_90(const u
     float r = 1.0f / all;
     if (row < rows)
 #pragma unroll
-        for (int j = 0; j < 2; j++)
+        for (int j = 0; j < 4; j++)
             *(u32*)(to + j * TOKENS * 8) = pack_bf16(x[2 * j] * r, x[2 * j + 1] * r);
 #endif
 }
