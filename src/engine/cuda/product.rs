@@ -8,6 +8,8 @@ use crate::engine::EngineError;
 
 /// Rows of a block's tile.
 const ROWS: usize = 128;
+/// The same where they are the columns of the matrix instruction.
+pub const TURNED: usize = 184;
 const THREADS: usize = 384;
 /// Bytes of a bf16.
 const SIZE: usize = 2;
@@ -64,7 +66,9 @@ pub struct Fused {
 struct Form {
     name: &'static str,
     kind: Kind,
-    /// Rows of W in a block's tile.
+    /// Rows of x in a block's tile.
+    rows: usize,
+    /// Rows of W in it.
     columns: usize,
     /// Blocks of a cluster: with different rows, which share W, times with different columns, which share x.
     cluster: [usize; 2],
@@ -81,12 +85,13 @@ enum Kind {
 }
 
 const fn form(name: &'static str, kind: Kind, columns: usize, cluster: [usize; 2], stages: usize) -> Form {
-    Form { name, kind, columns, cluster, stages }
+    Form { name, kind, rows: ROWS, columns, cluster, stages }
 }
 
-const FORMS: [Form; 7] = [
+const FORMS: [Form; 8] = [
     form("geglu_2x1", Kind::Geglu, 256, [2, 1], 3),
     form("geglu_1x2", Kind::Geglu, 256, [1, 2], 3),
+    Form { rows: TURNED, ..form("geglu_184", Kind::Geglu, 256, [1, 2], 4) },
     form("bias_112", Kind::Bias, 112, [2, 1], 6),
     form("bias_160", Kind::Bias, 160, [2, 1], 5),
     form("bias_gelu_144", Kind::BiasGelu, 144, [2, 2], 6),
@@ -102,31 +107,49 @@ pub fn kernels() -> Vec<(&'static str, usize)> {
 impl Form {
     /// Pieces on their way; results that are handed on, or vectors; counters.
     fn shared(&self) -> usize {
-        let Self { columns, stages, .. } = *self;
+        let Self { rows, columns, stages, .. } = *self;
         let beside = match self.kind {
+            Kind::Geglu if rows == TURNED => 0,
             Kind::Geglu => ROWS * HANDED + 16,
             Kind::Bias | Kind::BiasGelu => (columns + ROWS) * 8,
             Kind::Add => 0,
         };
-        stages * ((ROWS + columns) * 128 + 16) + beside
+        stages * ((rows + columns) * 128 + 16) + beside
     }
 
     fn blocks(&self) -> usize {
         self.cluster.iter().product()
     }
 
+    /// Rows of W that are fetched at once: of gate and up in turn, where there are both, for each warpgroup apart if it has
+    /// columns of its own.
+    fn w_box(&self) -> usize {
+        if self.rows == TURNED { self.columns / 4 } else { self.columns / 2 }
+    }
+
     /// Rows and columns of y that a cluster has at a time.
     fn tile(&self) -> [usize; 2] {
         let wide = if self.kind == Kind::Geglu { self.columns / 2 } else { self.columns };
-        [ROWS * self.cluster[0], wide * self.cluster[1]]
+        [self.rows * self.cluster[0], wide * self.cluster[1]]
     }
 
-    /// Tiles of a product, and how many of them are worked on one after the other.
+    /// Tiles of a product, and how many of them a cluster works on one after the other.
     fn tiles(&self, rows: usize, columns: usize, processors: usize) -> (usize, usize) {
         let [high, wide] = self.tile();
-        let tiles = rows.div_ceil(high) * columns.div_ceil(wide);
-        (tiles, (tiles * self.blocks()).div_ceil(processors))
+        let (high, wide) = (rows.div_ceil(high), columns.div_ceil(wide));
+        let at_once = if self.rows == TURNED {
+            turned_clusters(high, high * wide, processors)
+        } else {
+            processors / self.blocks()
+        };
+        (high * wide, (high * wide).div_ceil(at_once.max(1)))
     }
+}
+
+/// Clusters that work on so many tiles, `high` of them below each other, where rows of x are the columns of the matrix
+/// instruction: a multiple of those, so that a cluster's tiles are of the same rows.
+pub fn turned_clusters(high: usize, tiles: usize, processors: usize) -> usize {
+    (tiles.min(processors / 2) / high * high).max(high)
 }
 
 impl Fused {
@@ -141,7 +164,11 @@ impl Fused {
 
     /// The kernel of this kind that takes the least time.
     fn form(&self, processors: usize) -> &'static Form {
-        let time = |form: &Form| form.tiles(self.rows, self.columns, processors).1 * form.columns;
+        let time = |form: &Form| {
+            // Where rows of x are columns of the matrix instruction, each costs a sixteenth more.
+            let rows = if form.rows == TURNED { TURNED * 17 / 16 } else { form.rows };
+            form.tiles(self.rows, self.columns, processors).1 * rows * form.columns
+        };
         let of_kind = FORMS.iter().filter(|form| form.kind == self.kind());
         of_kind.min_by_key(|form| time(form)).unwrap_or(&FORMS[0]) // invariant: there is one of every kind
     }
@@ -170,7 +197,11 @@ impl Fused {
         let processors = lane.gpu.processors as usize;
         let form = self.form(processors);
         let (tiles, _) = form.tiles(rows, columns, processors);
-        let clusters = if form.kind == Kind::Geglu { tiles.min(processors / form.blocks()) } else { tiles };
+        let clusters = match form.kind {
+            Kind::Geglu if form.rows == TURNED => turned_clusters(rows.div_ceil(TURNED), tiles, processors),
+            Kind::Geglu => tiles.min(processors / form.blocks()),
+            _ => tiles,
+        };
         let map = |address, rows, box_rows| {
             Matrix { address, rows, columns: k, size: SIZE, box_rows, box_bytes: 128 }.map().map(Arg::Map)
         };
@@ -183,8 +214,8 @@ impl Fused {
         let Next { weights, scaled, sums } = next.unwrap_or(nothing);
         let w_rows = if form.kind == Kind::Geglu { 2 * columns } else { columns };
         let args = [
-            map(x, rows, ROWS / form.cluster[1])?,
-            map(w, w_rows, form.columns / 2)?,
+            map(x, rows, (form.rows / form.cluster[1]).next_multiple_of(8))?,
+            map(w, w_rows, form.w_box())?,
             rows.into(),
             columns.into(),
             (k * SIZE).div_ceil(128).into(),
@@ -232,7 +263,9 @@ mod tests {
             (512, 1152, 4304, added, "add_64", false),
             (256, 1152, 4304, added, "add_64", false),
             (968, 16384, 2048, After::Geglu, "geglu_2x1", true),
-            (544, 16384, 2048, After::Geglu, "geglu_1x2", true),
+            (544, 16384, 2048, After::Geglu, "geglu_184", true),
+            (712, 16384, 2048, After::Geglu, "geglu_2x1", true),
+            (300, 16384, 2048, After::Geglu, "geglu_1x2", false),
         ] {
             let product = product(rows, columns, k, after);
             assert_eq!(product.form(PROCESSORS).name, fastest, "{rows} x {columns}");
@@ -246,7 +279,7 @@ mod tests {
             assert!(form.shared() <= 227 << 10, "{}: {}", form.name, form.shared());
             let [down, across] = form.cluster;
             // Parts of a stage begin where the pattern of swizzled rows does, every 8 rows; boxes have at most 256 rows.
-            for rows in [ROWS / across, form.columns / 2] {
+            for rows in [(form.rows / across).next_multiple_of(8), form.rows, form.w_box()] {
                 assert!(rows.is_multiple_of(8) && rows <= 256, "{}", form.name);
             }
             // A block fetches its part of x, and one half of W for its column, or both if nobody shares it.
@@ -270,12 +303,12 @@ mod tests {
             let [down, across] = form.cluster;
             let wide = form.tile()[1] / across;
             let (tiles, _) = form.tiles(rows, columns, PROCESSORS);
-            let tiles_m = rows.div_ceil(ROWS * down);
-            let mut seen = vec![0; rows.div_ceil(ROWS) * columns.div_ceil(wide)];
+            let tiles_m = rows.div_ceil(form.rows * down);
+            let mut seen = vec![0; rows.div_ceil(form.rows) * columns.div_ceil(wide)];
             for (tile, block) in (0..tiles).flat_map(|tile| (0..form.blocks()).map(move |block| (tile, block))) {
                 let m = tile % tiles_m * down + block % down;
                 let n = tile / tiles_m * across + block / down;
-                if m < rows.div_ceil(ROWS) && n < columns.div_ceil(wide) {
+                if m < rows.div_ceil(form.rows) && n < columns.div_ceil(wide) {
                     seen[m * columns.div_ceil(wide) + n] += 1;
                 }
             }

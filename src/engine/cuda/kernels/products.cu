@@ -222,6 +222,29 @@ struct ToBf16 {
         if (counts && first + h * 64 < columns) *(uint4*)(y + (size_t)row * columns + first + h * 64) = out;
     }
 };
+// The same of sums that lie the other way round; gate and up in f32.
+struct TurnedToBf16 {
+    u16* y;
+    int columns;
+    __device__ __forceinline__ void begin(int) const {}
+    template <int COUNT> __device__ __forceinline__ void finish(float (&gate)[COUNT], float (&up)[COUNT], int column, int top, int rows, int g, int c) const {
+        // 16 rows at a time: two lanes side by side have the 16 columns of one.
+        column += c % 2 * 8;
+        u16* to = y + (size_t)(top + c / 2 * 8 + g) * columns + column;
+        int left = column < columns ? rows - top - g - c / 2 * 8 : 0;
+#pragma unroll
+        for (int j = 0; j < COUNT / 4; j += 2) {
+            u32 v[4] = {0, 0, 0, 0};
+#pragma unroll
+            for (int i = 0; i < 4; i++) {
+                int at = j * 4 + i * 2;
+                if (at < COUNT) v[i] = transposed(pack_bf16(gelu_fast(gate[at]) * up[at], gelu_fast(gate[at + 1]) * up[at + 1]));
+            }
+            turn_quad(v, c);
+            if (left > j * 8 && (j + 1 < COUNT / 4 || c < 2)) *(uint4*)(to + (size_t)j * 8 * columns) = make_uint4(v[0], v[1], v[2], v[3]);
+        }
+    }
+};
 
 #define KERNEL(NAME, WHAT)                                                                                                   \
     extern "C" __global__ __launch_bounds__(384, 1) void NAME(const __grid_constant__ Map x, const __grid_constant__ Map w, \
@@ -233,6 +256,7 @@ struct ToBf16 {
     biased<N, ROWS_, COLUMNS, STAGES, GELU>(x, w, rows, columns, steps, (u16*)y, bias, {sums, blocks, per_width, of_means})
 KERNEL(geglu_2x1, (geglu_of<2, 1, 3>(x, w, rows, columns, steps, ToBf16{(u16*)y, columns})))
 KERNEL(geglu_1x2, (geglu_of<1, 2, 3>(x, w, rows, columns, steps, ToBf16{(u16*)y, columns})))
+KERNEL(geglu_184, (geglu_turned<184, 4>(x, w, rows, columns, steps, TurnedToBf16{(u16*)y, columns})))
 KERNEL(bias_112, (BIASED(112, 2, 1, 6, false)))
 KERNEL(bias_160, (BIASED(160, 2, 1, 5, false)))
 KERNEL(bias_gelu_144, (BIASED(144, 2, 2, 6, true)))
