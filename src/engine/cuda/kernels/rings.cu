@@ -39,6 +39,8 @@
     }
 #define O64 E(0), E(1), E(2), E(3)
 PRODUCT(64, 32, T0 ", " T1 ", " T2 ", " T3, O64, "%32", "%33", "%34")
+#define O96 E(0), E(1), E(2), E(3), E(4), E(5)
+PRODUCT(96, 48, T0 ", " T1 ", " T2 ", " T3 ", " T4 ", " T5, O96, "%48", "%49", "%50")
 #define O112 E(0), E(1), E(2), E(3), E(4), E(5), E(6)
 PRODUCT(112, 56, T0 ", " T1 ", " T2 ", " T3 ", " T4 ", " T5 ", " T6, O112, "%56", "%57", "%58")
 #define O128 E(0), E(1), E(2), E(3), E(4), E(5), E(6), E(7)
@@ -82,11 +84,16 @@ __device__ __forceinline__ uint4 get(u32 at) {
 }
 
 // Where a block is in its cluster, and the tiles that there are; HIGH rows and WIDE columns of y each.
-template <int ROWS_, int COLUMNS, int WIDE, int HIGH = 128> struct Place {
+template <int ROWS_, int COLUMNS, int WIDE, int HIGH = 128, int SPLIT = 1> struct Place {
+    // SPLIT > 1, clusters that share out k, too: which part this block has, the first of the blocks with that part, its first step.
+    int part_of, mates, begin = 0;
     int row_of, column_of, rows_m, all;
     __device__ __forceinline__ Place(int rows, int columns) {
-        row_of = blockIdx.y % ROWS_;
-        column_of = blockIdx.y / ROWS_;
+        int rank = SPLIT > 1 ? blockIdx.y % (ROWS_ * COLUMNS) : blockIdx.y;
+        part_of = SPLIT > 1 ? blockIdx.y / (ROWS_ * COLUMNS) : 0;
+        mates = blockIdx.y - rank;
+        row_of = rank % ROWS_;
+        column_of = rank / ROWS_;
         rows_m = (rows + ROWS_ * HIGH - 1) / (ROWS_ * HIGH);
         all = rows_m * (((columns + WIDE - 1) / WIDE + COLUMNS - 1) / COLUMNS);
     }
@@ -95,7 +102,7 @@ template <int ROWS_, int COLUMNS, int WIDE, int HIGH = 128> struct Place {
     // The first threads of a warpgroup tell whoever writes to this block's ring that a stage is free; where its gates are.
     __device__ __forceinline__ bool tells(int t) const { return t < ROWS_ + COLUMNS - 1; }
     __device__ __forceinline__ u32 tell(int t, u32 empty) const {
-        int told = t < ROWS_ ? column_of * ROWS_ + t : (t - ROWS_ + (t - ROWS_ >= column_of)) * ROWS_ + row_of;
+        int told = mates + (t < ROWS_ ? column_of * ROWS_ + t : (t - ROWS_ + (t - ROWS_ >= column_of)) * ROWS_ + row_of);
         return in_block(empty, tells(t) ? told : blockIdx.y);
     }
 };
@@ -115,15 +122,15 @@ __device__ __forceinline__ void fetch_all(const Map& x, const Map& w, u32 ring, 
     constexpr int STAGE = (128 + N) * 128, PART = 128 / COLUMNS, STEP = 128 / OPERAND_BYTES; // rows of x; elements of k
     ready(&x);
     u16 to_row = 0, to_column = 0; // x goes along the row, W along the column
-    for (int c = 0; c < COLUMNS; c++) to_row |= 1 << (c * ROWS_ + place.row_of);
-    for (int r = 0; r < ROWS_; r++) to_column |= 1 << (place.column_of * ROWS_ + r);
+    for (int c = 0; c < COLUMNS; c++) to_row |= 1 << (place.mates + c * ROWS_ + place.row_of);
+    for (int r = 0; r < ROWS_; r++) to_column |= 1 << (place.mates + place.column_of * ROWS_ + r);
     int half = ROWS_ == 2 ? place.row_of : 0; // of W, which this block fetches; or both
     u32 x_part = place.column_of * PART * 128, w_part = 128 * 128 + half * (N / 2) * 128;
     auto fetch_w = [&](int row, int other, int s, int stage) {
         u32 to = ring + stage * STAGE + w_part;
         gate_expect(full + stage * 8, STAGE);
-        fetch(to, &w, full + stage * 8, s * STEP, row, to_column);
-        if (ROWS_ == 1) fetch(to + N / 2 * 128, &w, full + stage * 8, s * STEP, other, to_column);
+        fetch(to, &w, full + stage * 8, (place.begin + s) * STEP, row, to_column);
+        if (ROWS_ == 1) fetch(to + N / 2 * 128, &w, full + stage * 8, (place.begin + s) * STEP, other, to_column);
     };
     int ahead = steps < AHEAD ? steps : AHEAD;
     if ((int)blockIdx.x < place.all)
@@ -139,7 +146,7 @@ __device__ __forceinline__ void fetch_all(const Map& x, const Map& w, u32 ring, 
                 if (turn.round > 0) gate_wait(empty + turn.stage * 8, (turn.round - 1) % 2);
                 fetch_w(w_row, w_other, s, turn.stage);
             }
-            fetch(ring + turn.stage * STAGE + x_part, &x, full + turn.stage * 8, s * STEP, row, to_row);
+            fetch(ring + turn.stage * STAGE + x_part, &x, full + turn.stage * 8, (place.begin + s) * STEP, row, to_row);
         }
     }
 }
