@@ -41,7 +41,7 @@ const DENSE: [Tile; 6] = [
     tile("dense_160_1x2", 160, [1, 2], 5),
 ];
 /// `GELU(x W^T + bias)` to e4m3.
-const GELU: Tile = tile("gelu_208_2x1", 208, [2, 1], 5);
+const GELU: [Tile; 2] = [tile("gelu_144_2x2", 144, [2, 2], 6), tile("gelu_208_2x1", 208, [2, 1], 5)];
 /// `GELU(x gate^T) * (x up^T)` to e4m3, W = [gate; up].
 const GEGLU: [Tile; 3] = [
     tile("geglu_256_2x1", 256, [2, 1], 3),
@@ -51,7 +51,7 @@ const GEGLU: [Tile; 3] = [
 
 /// All kernels, with the shared memory of a block.
 pub fn kernels() -> Vec<(&'static str, usize)> {
-    DENSE.iter().chain([&GELU]).chain(&GEGLU).map(|tile| (tile.name, tile.shared())).collect()
+    DENSE.iter().chain(&GELU).chain(&GEGLU).map(|tile| (tile.name, tile.shared())).collect()
 }
 
 /// A product: x `[rows, k]` in e4m3 to y `[rows, columns]`.
@@ -89,9 +89,10 @@ impl Product<'_> {
 
     /// GELU of it to e4m3, multiplied by `inverse`; false: there is no kernel for that.
     pub fn gelu(&self, lane: &Lane, inverse: f32) -> Result<bool, EngineError> {
-        let suits = self.suits(lane, &GELU);
+        let tile = best(&GELU, self.rows, self.columns, lane.gpu.processors as usize);
+        let suits = self.suits(lane, tile);
         if suits {
-            self.launch(lane, &GELU, self.columns, inverse)?;
+            self.launch(lane, tile, self.columns, inverse)?;
         }
         Ok(suits)
     }
@@ -190,6 +191,9 @@ mod tests {
             (544, 2048, "dense_128_1x2"),
         ] {
             assert_eq!(best(&DENSE, rows, columns, 132).name, fastest, "{rows} x {columns}");
+        }
+        for (rows, fastest) in [(768, "gelu_208_2x1"), (512, "gelu_144_2x2"), (256, "gelu_144_2x2")] {
+            assert_eq!(best(&GELU, rows, 4304, 132).name, fastest, "{rows}");
         }
         for (rows, fastest) in [(968, "geglu_256_2x1"), (544, "geglu_184_1x2"), (300, "geglu_184_1x2")] {
             assert_eq!(best(&GEGLU, rows, 2 * 16384, 132).name, fastest, "{rows}");

@@ -180,6 +180,7 @@ DENSE(dense_128_1x2, 128, 1, 2, 6, false)
 DENSE(dense_128_2x1, 128, 2, 1, 6, false)
 DENSE(dense_160_1x2, 160, 1, 2, 5, false)
 DENSE(dense_160_2x1, 160, 2, 1, 5, false)
+DENSE(gelu_144_2x2, 144, 2, 2, 6, true)
 DENSE(gelu_208_2x1, 208, 2, 1, 5, true)
 extern "C" __global__ __launch_bounds__(384, 1) void geglu_184_1x2(ARGUMENTS) {
     geglu_turned<184, 4>(x, w, rows, columns, steps, TurnedToE4m3{(u8*)y, bias, multipliers, inverse, columns});
