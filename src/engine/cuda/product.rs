@@ -8,13 +8,15 @@ use crate::engine::EngineError;
 
 /// Rows of a block's tile.
 const ROWS: usize = 128;
+/// The same where they are the columns of the matrix instruction.
+pub const TURNED: usize = 184;
 const THREADS: usize = 384;
 /// Bytes of a bf16.
 const SIZE: usize = 2;
 /// Bytes of a row of what is handed from products to GEGLU.
 pub const HANDED: usize = 256 * 2 + 16;
-/// Columns of the residual stream that are summed by one block for the next norm.
-pub const SUMMED: usize = 64;
+/// Columns of the residual stream that are summed by one block for the next norm: the least of any kernel.
+pub const SUMMED_LEAST: usize = 48;
 
 /// What follows a product.
 #[derive(Clone, Copy, Debug)]
@@ -30,8 +32,10 @@ pub enum After {
 /// A LayerNorm of x that is done after the product.
 #[derive(Clone, Copy, Debug)]
 pub struct Norm {
-    /// f32 `[k / SUMMED, rows, 2]`: sums and sums of squares of x before it was multiplied by the norm's weights.
+    /// f32 `[k / summed, rows, 2]`: sums and sums of squares of x before it was multiplied by the norm's weights.
     pub sums: u64,
+    /// Columns that are summed: see [`Fused::summed`].
+    pub summed: usize,
     /// f32 `[columns]`: W times the norm's weights.
     pub of_means: u64,
 }
@@ -64,10 +68,14 @@ pub struct Fused {
 struct Form {
     name: &'static str,
     kind: Kind,
-    /// Rows of W in a block's tile.
+    /// Rows of x in a block's tile.
+    rows: usize,
+    /// Rows of W in it.
     columns: usize,
     /// Blocks of a cluster: with different rows, which share W, times with different columns, which share x.
     cluster: [usize; 2],
+    /// Blocks of it that have the same tile and share out k.
+    split: usize,
     /// Pieces of k on their way, of 128 bytes.
     stages: usize,
 }
@@ -81,17 +89,19 @@ enum Kind {
 }
 
 const fn form(name: &'static str, kind: Kind, columns: usize, cluster: [usize; 2], stages: usize) -> Form {
-    Form { name, kind, columns, cluster, stages }
+    Form { name, kind, rows: ROWS, columns, cluster, split: 1, stages }
 }
 
-const FORMS: [Form; 7] = [
+const FORMS: [Form; 9] = [
     form("geglu_2x1", Kind::Geglu, 256, [2, 1], 3),
     form("geglu_1x2", Kind::Geglu, 256, [1, 2], 3),
+    Form { rows: TURNED, ..form("geglu_184", Kind::Geglu, 256, [1, 2], 4) },
     form("bias_112", Kind::Bias, 112, [2, 1], 6),
     form("bias_160", Kind::Bias, 160, [2, 1], 5),
     form("bias_gelu_144", Kind::BiasGelu, 144, [2, 2], 6),
     form("bias_gelu_208", Kind::BiasGelu, 208, [2, 1], 5),
     form("add_64", Kind::Add, 64, [2, 2], 8),
+    Form { split: 2, ..form("add_96", Kind::Add, 96, [2, 2], 7) },
 ];
 
 /// All kernels, with the shared memory of a block.
@@ -100,33 +110,51 @@ pub fn kernels() -> Vec<(&'static str, usize)> {
 }
 
 impl Form {
-    /// Pieces on their way; results that are handed on, or vectors; counters.
+    /// Pieces on their way; results that are handed on, or vectors, or others' sums; counters.
     fn shared(&self) -> usize {
-        let Self { columns, stages, .. } = *self;
+        let Self { rows, columns, split, stages, .. } = *self;
         let beside = match self.kind {
+            Kind::Geglu if rows == TURNED => 0,
             Kind::Geglu => ROWS * HANDED + 16,
             Kind::Bias | Kind::BiasGelu => (columns + ROWS) * 8,
-            Kind::Add => 0,
+            Kind::Add => (split - 1) * ROWS * columns / split * 4 + 8,
         };
-        stages * ((ROWS + columns) * 128 + 16) + beside
+        stages * ((rows + columns) * 128 + 16) + beside
     }
 
     fn blocks(&self) -> usize {
-        self.cluster.iter().product()
+        self.cluster[0] * self.cluster[1] * self.split
+    }
+
+    /// Rows of W that are fetched at once: of gate and up in turn, where there are both, for each warpgroup apart if it has
+    /// columns of its own.
+    fn w_box(&self) -> usize {
+        if self.rows == TURNED { self.columns / 4 } else { self.columns / 2 }
     }
 
     /// Rows and columns of y that a cluster has at a time.
     fn tile(&self) -> [usize; 2] {
         let wide = if self.kind == Kind::Geglu { self.columns / 2 } else { self.columns };
-        [ROWS * self.cluster[0], wide * self.cluster[1]]
+        [self.rows * self.cluster[0], wide * self.cluster[1]]
     }
 
-    /// Tiles of a product, and how many of them are worked on one after the other.
+    /// Tiles of a product, and how many of them a cluster works on one after the other.
     fn tiles(&self, rows: usize, columns: usize, processors: usize) -> (usize, usize) {
         let [high, wide] = self.tile();
-        let tiles = rows.div_ceil(high) * columns.div_ceil(wide);
-        (tiles, (tiles * self.blocks()).div_ceil(processors))
+        let (high, wide) = (rows.div_ceil(high), columns.div_ceil(wide));
+        let at_once = if self.rows == TURNED {
+            turned_clusters(high, high * wide, processors)
+        } else {
+            processors / self.blocks()
+        };
+        (high * wide, (high * wide).div_ceil(at_once.max(1)))
     }
+}
+
+/// Clusters that work on so many tiles, `high` of them below each other, where rows of x are the columns of the matrix
+/// instruction: a multiple of those, so that a cluster's tiles are of the same rows.
+pub fn turned_clusters(high: usize, tiles: usize, processors: usize) -> usize {
+    (tiles.min(processors / 2) / high * high).max(high)
 }
 
 impl Fused {
@@ -141,7 +169,11 @@ impl Fused {
 
     /// The kernel of this kind that takes the least time.
     fn form(&self, processors: usize) -> &'static Form {
-        let time = |form: &Form| form.tiles(self.rows, self.columns, processors).1 * form.columns;
+        let time = |form: &Form| {
+            // Where rows of x are columns of the matrix instruction, each costs a sixteenth more.
+            let rows = if form.rows == TURNED { TURNED * 17 / 16 } else { form.rows };
+            form.tiles(self.rows, self.columns, processors).1 * rows * form.columns / form.split
+        };
         let of_kind = FORMS.iter().filter(|form| form.kind == self.kind());
         of_kind.min_by_key(|form| time(form)).unwrap_or(&FORMS[0]) // invariant: there is one of every kind
     }
@@ -151,7 +183,8 @@ impl Fused {
         lane.has(FORMS[0].name) && self.k.is_multiple_of(8) && self.columns.is_multiple_of(8)
     }
 
-    /// Whether it also keeps the GPU busy: at least four fifths of what all its blocks can do in that time is of use.
+    /// Whether it also keeps the GPU busy: at least four fifths of what all its blocks can do in that time is of use, or,
+    /// since large clusters never fill it, three quarters.
     pub fn fills(&self, lane: &Lane) -> bool {
         self.fits(lane) && self.fills_all(lane.gpu.processors as usize)
     }
@@ -161,7 +194,14 @@ impl Fused {
         let (_, turns) = form.tiles(self.rows, self.columns, processors);
         let [high, wide] = form.tile();
         let done = turns * (processors / form.blocks()) * high * wide;
-        self.rows * self.columns * 5 >= done * 4
+        let least = if form.split > 1 { 0.75 } else { 0.8 };
+        (self.rows * self.columns) as f64 >= done as f64 * least
+    }
+
+    /// Columns that it sums for the next norm at a time.
+    pub fn summed(&self, lane: &Lane) -> usize {
+        let form = self.form(lane.gpu.processors as usize);
+        form.columns / form.split
     }
 
     /// Puts it on the stream.
@@ -170,7 +210,11 @@ impl Fused {
         let processors = lane.gpu.processors as usize;
         let form = self.form(processors);
         let (tiles, _) = form.tiles(rows, columns, processors);
-        let clusters = if form.kind == Kind::Geglu { tiles.min(processors / form.blocks()) } else { tiles };
+        let clusters = match form.kind {
+            Kind::Geglu if form.rows == TURNED => turned_clusters(rows.div_ceil(TURNED), tiles, processors),
+            Kind::Geglu => tiles.min(processors / form.blocks()),
+            _ => tiles,
+        };
         let map = |address, rows, box_rows| {
             Matrix { address, rows, columns: k, size: SIZE, box_rows, box_bytes: 128 }.map().map(Arg::Map)
         };
@@ -183,15 +227,15 @@ impl Fused {
         let Next { weights, scaled, sums } = next.unwrap_or(nothing);
         let w_rows = if form.kind == Kind::Geglu { 2 * columns } else { columns };
         let args = [
-            map(x, rows, ROWS / form.cluster[1])?,
-            map(w, w_rows, form.columns / 2)?,
+            map(x, rows, (form.rows / form.cluster[1]).next_multiple_of(8))?,
+            map(w, w_rows, form.w_box())?,
             rows.into(),
             columns.into(),
             (k * SIZE).div_ceil(128).into(),
             y.into(),
             bias.into(),
             norm.map_or(0, |norm| norm.sums).into(),
-            norm.map_or(0, |_| k / SUMMED).into(),
+            norm.map_or(0, |norm| k.div_ceil(norm.summed)).into(),
             (1.0 / k as f32).into(),
             norm.map_or(0, |norm| norm.of_means).into(),
             weights.into(),
@@ -229,10 +273,12 @@ mod tests {
             (768, 4304, 1152, linear(true), "bias_gelu_208", true),
             (512, 4304, 1152, linear(true), "bias_gelu_144", true),
             (768, 1152, 4304, added, "add_64", true),
-            (512, 1152, 4304, added, "add_64", false),
-            (256, 1152, 4304, added, "add_64", false),
+            (512, 1152, 4304, added, "add_96", true),
+            (256, 1152, 4304, added, "add_96", false),
             (968, 16384, 2048, After::Geglu, "geglu_2x1", true),
-            (544, 16384, 2048, After::Geglu, "geglu_1x2", true),
+            (544, 16384, 2048, After::Geglu, "geglu_184", true),
+            (712, 16384, 2048, After::Geglu, "geglu_2x1", true),
+            (300, 16384, 2048, After::Geglu, "geglu_1x2", false),
         ] {
             let product = product(rows, columns, k, after);
             assert_eq!(product.form(PROCESSORS).name, fastest, "{rows} x {columns}");
@@ -246,19 +292,23 @@ mod tests {
             assert!(form.shared() <= 227 << 10, "{}: {}", form.name, form.shared());
             let [down, across] = form.cluster;
             // Parts of a stage begin where the pattern of swizzled rows does, every 8 rows; boxes have at most 256 rows.
-            for rows in [ROWS / across, form.columns / 2] {
+            for rows in [(form.rows / across).next_multiple_of(8), form.rows, form.w_box()] {
                 assert!(rows.is_multiple_of(8) && rows <= 256, "{}", form.name);
             }
             // A block fetches its part of x, and one half of W for its column, or both if nobody shares it.
             assert!(down == 2 || down == 1, "{}", form.name);
             // What waits to be written lies where operands were.
             if form.kind != Kind::Geglu {
-                let pitch =
-                    if form.kind == Kind::Add { form.columns * 4 + 32 } else { form.columns * 2 + 16 };
+                let share = form.columns / form.split;
+                let pitch = if form.kind == Kind::Add { share * 4 + 32 } else { share * 2 + 16 };
                 assert!(ROWS * pitch <= form.stages * (ROWS + form.columns) * 128, "{}", form.name);
                 assert!(pitch.is_multiple_of(16), "{}", form.name);
             }
-            assert!(form.kind != Kind::Add || form.columns == SUMMED, "{}", form.name);
+            assert!(
+                form.kind != Kind::Add || (SUMMED_LEAST..=64).contains(&(form.columns / form.split)),
+                "{}",
+                form.name
+            );
         }
     }
 
@@ -270,16 +320,16 @@ mod tests {
             let [down, across] = form.cluster;
             let wide = form.tile()[1] / across;
             let (tiles, _) = form.tiles(rows, columns, PROCESSORS);
-            let tiles_m = rows.div_ceil(ROWS * down);
-            let mut seen = vec![0; rows.div_ceil(ROWS) * columns.div_ceil(wide)];
+            let tiles_m = rows.div_ceil(form.rows * down);
+            let mut seen = vec![0; rows.div_ceil(form.rows) * columns.div_ceil(wide)];
             for (tile, block) in (0..tiles).flat_map(|tile| (0..form.blocks()).map(move |block| (tile, block))) {
                 let m = tile % tiles_m * down + block % down;
-                let n = tile / tiles_m * across + block / down;
-                if m < rows.div_ceil(ROWS) && n < columns.div_ceil(wide) {
+                let n = tile / tiles_m * across + block / down % across;
+                if m < rows.div_ceil(form.rows) && n < columns.div_ceil(wide) {
                     seen[m * columns.div_ceil(wide) + n] += 1;
                 }
             }
-            prop_assert!(seen.iter().all(|&count| count == 1));
+            prop_assert!(seen.iter().all(|&count| count == form.split));
         }
     }
 }

@@ -7,7 +7,7 @@ use super::fp8::Product;
 use super::gemm::{Epilogue, Operands, Shape};
 use super::lane::{Lane, VISION_QUERIES, VISION_SHARED, VISION_SHARED_90};
 use super::load::{Loader, Weight};
-use super::product::{After, Fused, Next, Norm as Folded, SUMMED};
+use super::product::{After, Fused, Next, Norm as Folded, SUMMED_LEAST};
 use super::vision_weights::{Fold, Layer, Norm, fold, positions};
 use crate::engine::EngineError;
 use crate::engine::probe::Tap;
@@ -86,7 +86,7 @@ impl Vision {
             probabilities: zeros(v.heads * v.tokens(), size)?,
             mixed: zeros(v.width, size)?,
             hidden: zeros(v.mlp, size)?,
-            sums: zeros(v.width.div_ceil(SUMMED), 8)?,
+            sums: zeros(v.width.div_ceil(SUMMED_LEAST), 8)?,
             dims: v,
             outputs,
             pitch,
@@ -215,9 +215,9 @@ impl Vision {
             k,
             after,
         };
-        let normed = |fold: &Fold, gelu| {
+        let normed = |fold: &Fold, gelu, summed| {
             let (bias, of_means) = (fold.bias.address, fold.of_means.address);
-            After::Linear { bias, gelu, norm: Some(Folded { sums, of_means }) }
+            After::Linear { bias, gelu, norm: Some(Folded { sums, summed, of_means }) }
         };
         let added = |bias: &Buffer, next: Option<&Norm>| {
             let next = next.map(|norm| Next { weights: norm.weight.address, scaled: self.h.address, sums });
@@ -235,7 +235,8 @@ impl Vision {
                 lane.launch("norm_begins", [rows, 1, 1], 128, 0, &args)?;
             }
             self.report_norm(lane, tap, slots, format_args!("layer.{i}.layer_norm1"), norm1)?;
-            own(&self.h, &qkv.0, &self.qkv, 3 * width, width, normed(first, false)).record(lane)?;
+            let summed = if i == 0 { 64 } else { fc2_added.summed(lane) }; // 64: as norm_begins has it
+            own(&self.h, &qkv.0, &self.qkv, 3 * width, width, normed(first, false, summed)).record(lane)?;
         } else {
             self.norm(lane, norm1, rows, None, 0.0)?;
             self.report_narrow(lane, tap, slots, format_args!("layer.{i}.layer_norm1"), &self.h, width)?;
@@ -244,9 +245,11 @@ impl Vision {
         }
         self.attention(lane, slots.len(), 0.0)?;
         self.report_narrow(lane, tap, slots, format_args!("layer.{i}.attention"), &self.mixed, width)?;
-        own(&self.mixed, &out.0, &self.x, width, width, added(&out.1, Some(norm2))).record(lane)?;
+        let out_added = own(&self.mixed, &out.0, &self.x, width, width, added(&out.1, Some(norm2)));
+        out_added.record(lane)?;
         self.report_norm(lane, tap, slots, format_args!("layer.{i}.layer_norm2"), norm2)?;
-        own(&self.h, &fc1.0, &self.hidden, mlp, width, normed(second, true)).record(lane)?;
+        let after = normed(second, true, out_added.summed(lane));
+        own(&self.h, &fc1.0, &self.hidden, mlp, width, after).record(lane)?;
         self.report_narrow(lane, tap, slots, format_args!("layer.{i}.hidden"), &self.hidden, mlp)?;
         if is_folded {
             return fc2_added.record(lane);

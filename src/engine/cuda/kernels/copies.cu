@@ -22,6 +22,10 @@ __device__ __forceinline__ void gate_arrive_at(u32 gate) { asm volatile("mbarrie
 __device__ __forceinline__ void gate_arrive(u32 gate, u32 block) {
     asm volatile("{\n.reg .b32 there;\nmapa.shared::cluster.u32 there, %0, %1;\nmbarrier.arrive.shared::cluster.b64 _, [there];\n}\n" ::"r"(gate), "r"(block) : "memory");
 }
+// Four values to another block of the cluster, counted there.
+__device__ __forceinline__ void give_4(u32 to, const float* x, u32 gate) {
+    asm volatile("st.async.shared::cluster.mbarrier::complete_tx::bytes.v4.f32 [%0], {%1, %2, %3, %4}, [%5];" ::"r"(to), "f"(x[0]), "f"(x[1]), "f"(x[2]), "f"(x[3]), "r"(gate) : "memory");
+}
 __device__ __forceinline__ void cluster_sync() {
     asm volatile("barrier.cluster.arrive.relaxed.aligned;\nbarrier.cluster.wait.aligned;" ::: "memory");
 }

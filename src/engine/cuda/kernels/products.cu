@@ -125,18 +125,27 @@ __device__ __forceinline__ void biased(const Map& x, const Map& w, int rows, int
     cluster_sync(); // nobody goes while others may still tell it something
 }
 
-// y, the residual stream in f32, += x W^T + bias; and what the next norm needs of it. One tile per block. columns: a multiple
-// of 8; steps of 64 of k. block: 384.
-template <int N, int ROWS_, int COLUMNS, int STAGES>
-__device__ __forceinline__ void added(const Map& x, const Map& w, int rows, int columns, int steps, float* y, const float* bias, Next next) {
-    constexpr int STAGE = (128 + N) * 128, PITCH = N * 4 + 32;
-    constexpr int QUADS = N / 4, EACH = N / 8; // of a row; of a thread
+// y, the residual stream in f32, += x W^T + bias; and what the next norm needs of it. One tile per block; where there are
+// few tiles, SPLIT blocks of a cluster have the same one and a part of k each: every one gets what the others have of its
+// share of the columns, and finishes that. columns: a multiple of 8; steps of 64 of k. block: 384.
+template <int N, int ROWS_, int COLUMNS, int SPLIT, int STAGES>
+__device__ __forceinline__ void added(const Map& x, const Map& w, int rows, int columns, int all_steps, float* y, const float* bias, Next next) {
+    constexpr int STAGE = (128 + N) * 128, SHARE = N / SPLIT, PITCH = SHARE * 4 + 32;
+    // Of a row: lanes, of which so many finish four columns each; of a thread: every HEIGHT-th of 64 rows.
+    constexpr int LANES = 16, QUADS = SHARE / 4, HEIGHT = 128 / LANES, EACH = 64 / HEIGHT;
+    static_assert(QUADS <= LANES, "a share's columns");
     extern __shared__ __align__(1024) unsigned char room[];
-    u32 ring = address_of(room), full = ring + STAGES * STAGE, empty = full + STAGES * 8;
-    Place<ROWS_, COLUMNS, N> place(rows, columns);
+    u32 ring = address_of(room), inbox = ring + STAGES * STAGE, full = inbox + (SPLIT - 1) * 128 * SHARE * 4;
+    u32 empty = full + STAGES * 8, came = empty + STAGES * 8;
+    Place<ROWS_, COLUMNS, N, 128, SPLIT> place(rows, columns);
+    int part = place.part_of;
+    place.begin = all_steps * part / SPLIT;
+    int steps = all_steps * (part + 1) / SPLIT - place.begin;
     if (threadIdx.x == 0) {
         open_gates<ROWS_, COLUMNS, STAGES>(full, empty);
+        if (SPLIT > 1) gate_init(came, 1);
         asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+        if (SPLIT > 1) gate_expect(came, (SPLIT - 1) * 128 * SHARE * 4);
     }
     cluster_sync();
     if (threadIdx.x < 128) {
@@ -148,11 +157,10 @@ __device__ __forceinline__ void added(const Map& x, const Map& w, int rows, int 
         }
     } else {
         asm volatile("setmaxnreg.inc.sync.aligned.u32 232;");
-        int half = threadIdx.x / 128 - 1, t = threadIdx.x % 128, c = t % 4;
-        // A thread finishes four columns of every 128 / QUADS-th row.
-        int quad = place.n(blockIdx.x) * N + t % QUADS * 4, top = place.m(blockIdx.x) + half * 64;
-        bool has_quad = quad < columns;
-        auto local = [&](int i) { return i * (128 / QUADS) + t / QUADS; };
+        int half = threadIdx.x / 128 - 1, t = threadIdx.x % 128, c = t % 4, lane = t % LANES;
+        int share = place.n(blockIdx.x) * SPLIT + part, quad = share * SHARE + lane * 4, top = place.m(blockIdx.x) + half * 64;
+        bool has_quad = lane < QUADS && quad < columns;
+        auto local = [&](int i) { return i * HEIGHT + t / LANES; };
         auto counts = [&](int i) { return has_quad && top + local(i) < rows; };
         float4 none = make_float4(0.0f, 0.0f, 0.0f, 0.0f), plus = none, weights = none, v[EACH], old[EACH];
         if (has_quad && bias) plus = *(const float4*)(bias + quad);
@@ -163,24 +171,52 @@ __device__ __forceinline__ void added(const Map& x, const Map& w, int rows, int 
 #pragma unroll
         for (int i = 0; i < EACH; i++) old[i] = counts(i) ? read_4(y + (size_t)(top + local(i)) * columns + quad) : none;
         Turn<STAGES> turn;
-        float d[N / 2];
+        float d[N / 2], found[SHARE / 2];
         multiply_tile<N, STAGES>(d, ring, full, place.tells(t), tell, steps, turn, half);
+        u32 slot = (threadIdx.x - 128) * 16;
+#pragma unroll
+        for (int q = 0; q < SPLIT; q++) {
+            if (q == part) {
+#pragma unroll
+                for (int i = 0; i < SHARE / 2; i++) found[i] = d[q * SHARE / 2 + i];
+            } else {
+                u32 block = blockIdx.y + (q - part) * ROWS_ * COLUMNS, gate = in_block(came, block);
+                u32 to = in_block(inbox + (part - (part > q)) * SHARE * 512 + slot, block);
+#pragma unroll
+                for (int j = 0; j < SHARE / 8; j++) give_4(to + j * 4096, d + q * SHARE / 2 + j * 4, gate);
+            }
+        }
         warpgroup_sync<256>(0); // nobody reads the ring any more
+        if (SPLIT > 1) {
+            gate_wait(came, 0);
+            float4 other[SHARE / 8];
+#pragma unroll
+            for (int o = 0; o < SPLIT - 1; o++) {
+#pragma unroll
+                for (int j = 0; j < SHARE / 8; j++) other[j] = get_4(inbox + o * SHARE * 512 + j * 4096 + slot);
+#pragma unroll
+                for (int j = 0; j < SHARE / 8; j++) {
+                    float* f = found + j * 4;
+                    f[0] += other[j].x; f[1] += other[j].y; f[2] += other[j].z; f[3] += other[j].w;
+                }
+            }
+        }
         u32 mine = ring + half * 64 * PITCH, low = mine + (t / 32 * 16 + t % 32 / 4) * PITCH + c * 8;
 #pragma unroll
-        for (int j = 0; j < N / 8; j++) {
-            float* f = d + j * 4;
+        for (int j = 0; j < SHARE / 8; j++) {
+            float* f = found + j * 4;
             put_2(low + j * 32, f[0], f[1]);
             put_2(low + 8 * PITCH + j * 32, f[2], f[3]);
         }
         warpgroup_sync<128>(1 + half);
         // Loads, stores and shuffles in sets of their own: each of a set waits for none before it.
 #pragma unroll
-        for (int i = 0; i < EACH; i++) v[i] = get_4(mine + local(i) * PITCH + t % QUADS * 16);
+        for (int i = 0; i < EACH; i++) v[i] = get_4(mine + local(i) * PITCH + min(lane, QUADS - 1) * 16);
 #pragma unroll
         for (int i = 0; i < EACH; i++) {
             float4 o = old[i];
             v[i] = make_float4(o.x + (v[i].x + plus.x), o.y + (v[i].y + plus.y), o.z + (v[i].z + plus.z), o.w + (v[i].w + plus.w));
+            if (lane >= QUADS) v[i] = none; // not summed
             if (counts(i)) *(float4*)(y + (size_t)(top + local(i)) * columns + quad) = v[i];
         }
         if (next.weights) {
@@ -193,7 +229,7 @@ __device__ __forceinline__ void added(const Map& x, const Map& w, int rows, int 
                 if (counts(i)) *(uint2*)(next.scaled + (size_t)(top + local(i)) * columns + quad) = scaled;
             }
 #pragma unroll
-            for (int lanes = 1; lanes < QUADS; lanes *= 2)
+            for (int lanes = 1; lanes < LANES; lanes *= 2)
 #pragma unroll
                 for (int i = 0; i < EACH; i++) {
                     sum[i] += __shfl_xor_sync(FULL, sum[i], lanes);
@@ -201,7 +237,7 @@ __device__ __forceinline__ void added(const Map& x, const Map& w, int rows, int 
                 }
 #pragma unroll
             for (int i = 0; i < EACH; i++)
-                if (counts(i) && t % QUADS == 0) next.sums[(size_t)(quad / N) * rows + top + local(i)] = make_float2(sum[i], squares[i]);
+                if (counts(i) && lane == 0) next.sums[(size_t)share * rows + top + local(i)] = make_float2(sum[i], squares[i]);
         }
     }
     cluster_sync(); // nobody goes while others may still tell it something
@@ -222,6 +258,29 @@ struct ToBf16 {
         if (counts && first + h * 64 < columns) *(uint4*)(y + (size_t)row * columns + first + h * 64) = out;
     }
 };
+// The same of sums that lie the other way round; gate and up in f32.
+struct TurnedToBf16 {
+    u16* y;
+    int columns;
+    __device__ __forceinline__ void begin(int) const {}
+    template <int COUNT> __device__ __forceinline__ void finish(float (&gate)[COUNT], float (&up)[COUNT], int column, int top, int rows, int g, int c) const {
+        // 16 rows at a time: two lanes side by side have the 16 columns of one.
+        column += c % 2 * 8;
+        u16* to = y + (size_t)(top + c / 2 * 8 + g) * columns + column;
+        int left = column < columns ? rows - top - g - c / 2 * 8 : 0;
+#pragma unroll
+        for (int j = 0; j < COUNT / 4; j += 2) {
+            u32 v[4] = {0, 0, 0, 0};
+#pragma unroll
+            for (int i = 0; i < 4; i++) {
+                int at = j * 4 + i * 2;
+                if (at < COUNT) v[i] = transposed(pack_bf16(gelu_fast(gate[at]) * up[at], gelu_fast(gate[at + 1]) * up[at + 1]));
+            }
+            turn_quad(v, c);
+            if (left > j * 8 && (j + 1 < COUNT / 4 || c < 2)) *(uint4*)(to + (size_t)j * 8 * columns) = make_uint4(v[0], v[1], v[2], v[3]);
+        }
+    }
+};
 
 #define KERNEL(NAME, WHAT)                                                                                                   \
     extern "C" __global__ __launch_bounds__(384, 1) void NAME(const __grid_constant__ Map x, const __grid_constant__ Map w, \
@@ -233,9 +292,13 @@ struct ToBf16 {
     biased<N, ROWS_, COLUMNS, STAGES, GELU>(x, w, rows, columns, steps, (u16*)y, bias, {sums, blocks, per_width, of_means})
 KERNEL(geglu_2x1, (geglu_of<2, 1, 3>(x, w, rows, columns, steps, ToBf16{(u16*)y, columns})))
 KERNEL(geglu_1x2, (geglu_of<1, 2, 3>(x, w, rows, columns, steps, ToBf16{(u16*)y, columns})))
+KERNEL(geglu_184, (geglu_turned<184, 4>(x, w, rows, columns, steps, TurnedToBf16{(u16*)y, columns})))
 KERNEL(bias_112, (BIASED(112, 2, 1, 6, false)))
 KERNEL(bias_160, (BIASED(160, 2, 1, 5, false)))
 KERNEL(bias_gelu_144, (BIASED(144, 2, 2, 6, true)))
 KERNEL(bias_gelu_208, (BIASED(208, 2, 1, 5, true)))
-KERNEL(add_64, (added<64, 2, 2, 8>(x, w, rows, columns, steps, (float*)y, bias, {next_weights, scaled, next_sums})))
+#define ADDED(N, ROWS_, COLUMNS, SPLIT, STAGES) \
+    added<N, ROWS_, COLUMNS, SPLIT, STAGES>(x, w, rows, columns, steps, (float*)y, bias, {next_weights, scaled, next_sums})
+KERNEL(add_64, (ADDED(64, 2, 2, 1, 8)))
+KERNEL(add_96, (ADDED(96, 2, 2, 2, 7)))
 #endif

@@ -15,13 +15,6 @@ __device__ __forceinline__ u16 pack_e4m3(float lo, float hi) {
     return r;
 }
 
-// Good to 2^-11, a hundredth of an e4m3 number's step.
-__device__ __forceinline__ float gelu_fast(float x) {
-    float t, half = 0.5f * x;
-    asm("tanh.approx.f32 %0, %1;" : "=f"(t) : "f"(x * fmaf(0.035677408f, x * x, 0.79788456f)));
-    return fmaf(half, t, half);
-}
-
 // y = x W^T + bias, in bf16; or GELU of it, in e4m3 times `inverse`. One tile per block. columns: a multiple of 16; steps
 // of 128 of k. block: 384.
 template <int N, int ROWS_, int COLUMNS, int STAGES, bool GELU>
@@ -103,7 +96,7 @@ __device__ __forceinline__ void dense(const Map& x, const Map& w, int rows, int 
     cluster_sync(); // nobody goes while others may still tell it something
 }
 
-// GEGLU of x W^T + bias, W = [gate; up], to e4m3 times `inverse`. columns: a multiple of 128.
+// GEGLU of x W^T + bias, W = [gate; up], to e4m3 times `inverse`. columns: a multiple of 128, of 256 in clusters of columns.
 struct ToE4m3 {
     u8* y;
     const float *bias, *multipliers;
@@ -136,6 +129,45 @@ struct ToE4m3 {
             *(uint2*)(y + (size_t)row * columns + first + h * 64) = make_uint2(out[0] | (u32)out[1] << 16, out[2] | (u32)out[3] << 16);
     }
 };
+// The same of sums that lie the other way round.
+struct TurnedToE4m3 {
+    u8* y;
+    const float *bias, *multipliers;
+    float inverse;
+    int columns;
+    float of_gate[2], of_up[2], gate_bias[2], up_bias[2];
+    __device__ __forceinline__ void begin(int column) {
+#pragma unroll
+        for (int e = 0; e < 2; e++) {
+            int at = column + e * 8;
+            of_gate[e] = multipliers[at];
+            of_up[e] = multipliers[columns + at] * inverse;
+            gate_bias[e] = bias[at];
+            up_bias[e] = bias[columns + at] * inverse;
+        }
+    }
+    template <int COUNT> __device__ __forceinline__ void finish(float (&gate)[COUNT], float (&up)[COUNT], int column, int top, int rows, int g, int c) const {
+        auto value = [&](int at, int e) { return gelu_fast(fmaf(gate[at], of_gate[e], gate_bias[e])) * fmaf(up[at], of_up[e], up_bias[e]); };
+        // 32 rows at a time: a lane has the 16 columns of one.
+        u8* to = y + (size_t)(top + c * 8 + g) * columns + column;
+        int left = rows - top - g - c * 8;
+#pragma unroll
+        for (int j = 0; j < COUNT / 4; j += 4) {
+            u32 v[4] = {0, 0, 0, 0};
+#pragma unroll
+            for (int i = 0; i < 4; i++) {
+                int at = (j + i) * 4;
+                if (at >= COUNT) continue;
+                u32 both = transposed(pack_e4m3(value(at, 0), value(at + 2, 1)) | (u32)pack_e4m3(value(at + 1, 0), value(at + 3, 1)) << 16);
+                v[i] = __byte_perm(both, 0, 0x3120); // columns 2 c, 2 c + 1; 8 further
+            }
+            turn_quad(v, c);
+            if (left > j * 8 && j + c < COUNT / 4)
+                *(uint4*)(to + (size_t)j * 8 * columns) =
+                    make_uint4(__byte_perm(v[0], v[1], 0x5410), __byte_perm(v[2], v[3], 0x5410), __byte_perm(v[0], v[1], 0x7632), __byte_perm(v[2], v[3], 0x7632));
+        }
+    }
+};
 
 #define ARGUMENTS const __grid_constant__ Map x, const __grid_constant__ Map w, int rows, int columns, int steps, void* y, const float* bias, const float* multipliers, float inverse
 #define DENSE(NAME, N, ROWS_, COLUMNS, STAGES, GELU)                                                                        \
@@ -148,7 +180,11 @@ DENSE(dense_128_1x2, 128, 1, 2, 6, false)
 DENSE(dense_128_2x1, 128, 2, 1, 6, false)
 DENSE(dense_160_1x2, 160, 1, 2, 5, false)
 DENSE(dense_160_2x1, 160, 2, 1, 5, false)
+DENSE(gelu_144_2x2, 144, 2, 2, 6, true)
 DENSE(gelu_208_2x1, 208, 2, 1, 5, true)
+extern "C" __global__ __launch_bounds__(384, 1) void geglu_184_1x2(ARGUMENTS) {
+    geglu_turned<184, 4>(x, w, rows, columns, steps, TurnedToE4m3{(u8*)y, bias, multipliers, inverse, columns});
+}
 #define GEGLU(NAME, ROWS_, COLUMNS)                                                                                         \
     extern "C" __global__ __launch_bounds__(384, 1) void NAME(ARGUMENTS) {                                                 \
         ToE4m3 follow{(u8*)y, bias, multipliers, inverse, columns};                                                        \

@@ -39,6 +39,8 @@
     }
 #define O64 E(0), E(1), E(2), E(3)
 PRODUCT(64, 32, T0 ", " T1 ", " T2 ", " T3, O64, "%32", "%33", "%34")
+#define O96 E(0), E(1), E(2), E(3), E(4), E(5)
+PRODUCT(96, 48, T0 ", " T1 ", " T2 ", " T3 ", " T4 ", " T5, O96, "%48", "%49", "%50")
 #define O112 E(0), E(1), E(2), E(3), E(4), E(5), E(6)
 PRODUCT(112, 56, T0 ", " T1 ", " T2 ", " T3 ", " T4 ", " T5 ", " T6, O112, "%56", "%57", "%58")
 #define O128 E(0), E(1), E(2), E(3), E(4), E(5), E(6), E(7)
@@ -47,6 +49,9 @@ PRODUCT(128, 64, T0 ", " T1 ", " T2 ", " T3 ", " T4 ", " T5 ", " T6 ", " T7, O12
 PRODUCT(144, 72, T0 ", " T1 ", " T2 ", " T3 ", " T4 ", " T5 ", " T6 ", " T7 ", " T8, O144, "%72", "%73", "%74")
 #define O160 E(0), E(1), E(2), E(3), E(4), E(5), E(6), E(7), E(8), E(9)
 PRODUCT(160, 80, T0 ", " T1 ", " T2 ", " T3 ", " T4 ", " T5 ", " T6 ", " T7 ", " T8 ", " T9, O160, "%80", "%81", "%82")
+// Of 184 columns: eleven and a half.
+#define O184 E(0), E(1), E(2), E(3), E(4), E(5), E(6), E(7), E(8), E(9), E(10), "+f"(d[88]), "+f"(d[89]), "+f"(d[90]), "+f"(d[91])
+PRODUCT(184, 92, T0 ", " T1 ", " T2 ", " T3 ", " T4 ", " T5 ", " T6 ", " T7 ", " T8 ", " T9 ", " T10 ", %88, %89, %90, %91", O184, "%92", "%93", "%94")
 #define O208 E(0), E(1), E(2), E(3), E(4), E(5), E(6), E(7), E(8), E(9), E(10), E(11), E(12)
 PRODUCT(208, 104, T0 ", " T1 ", " T2 ", " T3 ", " T4 ", " T5 ", " T6 ", " T7 ", " T8 ", " T9 ", " T10 ", " T11 ", " T12, O208, "%104", "%105", "%106")
 #define O256 E(0), E(1), E(2), E(3), E(4), E(5), E(6), E(7), E(8), E(9), E(10), E(11), E(12), E(13), E(14), E(15)
@@ -78,21 +83,26 @@ __device__ __forceinline__ uint4 get(u32 at) {
     return x;
 }
 
-// Where a block is in its cluster, and the tiles that there are; WIDE columns of y each.
-template <int ROWS_, int COLUMNS, int WIDE> struct Place {
+// Where a block is in its cluster, and the tiles that there are; HIGH rows and WIDE columns of y each.
+template <int ROWS_, int COLUMNS, int WIDE, int HIGH = 128, int SPLIT = 1> struct Place {
+    // SPLIT > 1, clusters that share out k, too: which part this block has, the first of the blocks with that part, its first step.
+    int part_of, mates, begin = 0;
     int row_of, column_of, rows_m, all;
     __device__ __forceinline__ Place(int rows, int columns) {
-        row_of = blockIdx.y % ROWS_;
-        column_of = blockIdx.y / ROWS_;
-        rows_m = (rows + ROWS_ * 128 - 1) / (ROWS_ * 128);
+        int rank = SPLIT > 1 ? blockIdx.y % (ROWS_ * COLUMNS) : blockIdx.y;
+        part_of = SPLIT > 1 ? blockIdx.y / (ROWS_ * COLUMNS) : 0;
+        mates = blockIdx.y - rank;
+        row_of = rank % ROWS_;
+        column_of = rank / ROWS_;
+        rows_m = (rows + ROWS_ * HIGH - 1) / (ROWS_ * HIGH);
         all = rows_m * (((columns + WIDE - 1) / WIDE + COLUMNS - 1) / COLUMNS);
     }
-    __device__ __forceinline__ int m(int tile) const { return (tile % rows_m * ROWS_ + row_of) * 128; } // first row
+    __device__ __forceinline__ int m(int tile) const { return (tile % rows_m * ROWS_ + row_of) * HIGH; } // first row
     __device__ __forceinline__ int n(int tile) const { return tile / rows_m * COLUMNS + column_of; }    // which columns
     // The first threads of a warpgroup tell whoever writes to this block's ring that a stage is free; where its gates are.
     __device__ __forceinline__ bool tells(int t) const { return t < ROWS_ + COLUMNS - 1; }
     __device__ __forceinline__ u32 tell(int t, u32 empty) const {
-        int told = t < ROWS_ ? column_of * ROWS_ + t : (t - ROWS_ + (t - ROWS_ >= column_of)) * ROWS_ + row_of;
+        int told = mates + (t < ROWS_ ? column_of * ROWS_ + t : (t - ROWS_ + (t - ROWS_ >= column_of)) * ROWS_ + row_of);
         return in_block(empty, tells(t) ? told : blockIdx.y);
     }
 };
@@ -112,15 +122,15 @@ __device__ __forceinline__ void fetch_all(const Map& x, const Map& w, u32 ring, 
     constexpr int STAGE = (128 + N) * 128, PART = 128 / COLUMNS, STEP = 128 / OPERAND_BYTES; // rows of x; elements of k
     ready(&x);
     u16 to_row = 0, to_column = 0; // x goes along the row, W along the column
-    for (int c = 0; c < COLUMNS; c++) to_row |= 1 << (c * ROWS_ + place.row_of);
-    for (int r = 0; r < ROWS_; r++) to_column |= 1 << (place.column_of * ROWS_ + r);
+    for (int c = 0; c < COLUMNS; c++) to_row |= 1 << (place.mates + c * ROWS_ + place.row_of);
+    for (int r = 0; r < ROWS_; r++) to_column |= 1 << (place.mates + place.column_of * ROWS_ + r);
     int half = ROWS_ == 2 ? place.row_of : 0; // of W, which this block fetches; or both
     u32 x_part = place.column_of * PART * 128, w_part = 128 * 128 + half * (N / 2) * 128;
     auto fetch_w = [&](int row, int other, int s, int stage) {
         u32 to = ring + stage * STAGE + w_part;
         gate_expect(full + stage * 8, STAGE);
-        fetch(to, &w, full + stage * 8, s * STEP, row, to_column);
-        if (ROWS_ == 1) fetch(to + N / 2 * 128, &w, full + stage * 8, s * STEP, other, to_column);
+        fetch(to, &w, full + stage * 8, (place.begin + s) * STEP, row, to_column);
+        if (ROWS_ == 1) fetch(to + N / 2 * 128, &w, full + stage * 8, (place.begin + s) * STEP, other, to_column);
     };
     int ahead = steps < AHEAD ? steps : AHEAD;
     if ((int)blockIdx.x < place.all)
@@ -136,7 +146,7 @@ __device__ __forceinline__ void fetch_all(const Map& x, const Map& w, u32 ring, 
                 if (turn.round > 0) gate_wait(empty + turn.stage * 8, (turn.round - 1) % 2);
                 fetch_w(w_row, w_other, s, turn.stage);
             }
-            fetch(ring + turn.stage * STAGE + x_part, &x, full + turn.stage * 8, s * STEP, row, to_row);
+            fetch(ring + turn.stage * STAGE + x_part, &x, full + turn.stage * 8, (place.begin + s) * STEP, row, to_row);
         }
     }
 }
@@ -153,6 +163,29 @@ __device__ __forceinline__ void multiply_tile(float (&d)[N / 2], u32 ring, u32 f
 #pragma unroll
         for (int i = 0; i < 4; i++)
             multiply(d, operand(at + half * 64 * 128 + i * 32, 16, 1024), operand(at + 128 * 128 + i * 32, 16, 1024), (s | i) != 0);
+        wgmma_commit();
+        wgmma_wait<1>();
+        if (s > 0 && tells) gate_arrive_at(free);
+        free = tell + turn.stage * 8;
+    }
+    wgmma_wait<0>();
+    if (tells) gate_arrive_at(free);
+}
+
+// Two 64 rows of W, `apart` from each other, times all N rows of x: the other way round, columns of y by rows.
+template <int N, int STAGE, int STAGES>
+__device__ __forceinline__ void multiply_columns(float (&d)[N / 2], float (&e)[N / 2], u32 ring, u32 rows, u32 apart, u32 full, bool tells, u32 tell, int steps, Turn<STAGES>& turn) {
+    u32 free = tell; // a stage back
+    for (int s = 0; s < steps; s++, turn.next()) {
+        gate_wait(full + turn.stage * 8, turn.round % 2);
+        u32 at = ring + turn.stage * STAGE;
+        wgmma_fence();
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+            u64 x = operand(at + i * 32, 16, 1024);
+            multiply(d, operand(at + rows + i * 32, 16, 1024), x, (s | i) != 0);
+            multiply(e, operand(at + rows + apart + i * 32, 16, 1024), x, (s | i) != 0);
+        }
         wgmma_commit();
         wgmma_wait<1>();
         if (s > 0 && tells) gate_arrive_at(free);
@@ -240,6 +273,124 @@ __device__ __forceinline__ void geglu_of(const Map& x, const Map& w, int rows, i
             arrive(handed);
         }
         finish(tile - gridDim.x, count - 1, 12 + half * 16 + t / 8, 44);
+    }
+    cluster_sync(); // nobody goes while others may still tell it something
+}
+
+// 8 x 8 halves of words, rows by lanes / 4: columns become rows.
+__device__ __forceinline__ u32 transposed(u32 x) {
+    u32 y;
+    asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(y) : "r"(x));
+    return y;
+}
+// Four words of each of four lanes side by side: afterwards a lane's are the others' words of its own number.
+__device__ __forceinline__ void turn_quad(u32 (&v)[4], int lane) {
+#pragma unroll
+    for (int other = 2; other > 0; other /= 2) {
+        bool is_upper = lane & other;
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+            if (i & other) continue;
+            u32 got = __shfl_xor_sync(FULL, is_upper ? v[i] : v[i + other], other);
+            if (is_upper) v[i] = got; else v[i + other] = got;
+        }
+    }
+}
+
+// GELU, good to 2^-11: a hundredth of an e4m3 number's step, an eighth of a bf16's.
+__device__ __forceinline__ float gelu_fast(float x) {
+    float t, half = 0.5f * x;
+    asm("tanh.approx.f32 %0, %1;" : "=f"(t) : "f"(x * fmaf(0.035677408f, x * x, 0.79788456f)));
+    return fmaf(half, t, half);
+}
+
+// The same where 128 rows would leave much of the last tile empty: tiles of HIGH rows of x, which are the columns of the
+// matrix instruction, W its rows. A warpgroup has 64 columns of y, gate and up in the same thread. Clusters of two blocks
+// side by side, a multiple of as many as there are tiles of rows, so that a block's tiles all are of the same rows of x: its
+// steps go round and round k, and the second warpgroup begins and ends its tiles LATER steps after the first. What
+// follows the product of one is done while the other has the tensor cores for itself.
+#define LATER 3
+#define COLUMNS_BYTES (64 * 128) // of 64 rows of W in a stage
+
+// As `fetch_all`, one thread.
+template <int HIGH, int STAGES, class P>
+__device__ __forceinline__ void fetch_turned(const Map& x, const Map& w, u32 ring, u32 full, u32 empty, int columns, int steps, int later, int count, const P& place) {
+    // Of the rows of x, both blocks fetch what is in the middle: halves would not begin where the swizzled pattern does.
+    constexpr int STAGE = (HIGH + 256) * 128, PART = (HIGH / 2 + 7) / 8 * 8, STEP = 128 / OPERAND_BYTES;
+    ready(&x);
+    int first = place.n(blockIdx.x) * 128, apart = gridDim.x / place.rows_m * 256; // this block's columns; from tile to tile
+    int x_first = place.column_of * (HIGH - PART), row = place.m(blockIdx.x) + x_first;
+    u16 own = 1 << blockIdx.y;
+    auto fetch_w = [&](int i, int s, int stage) {
+        bool is_first = i < count, is_second = s >= later || i > 0; // which warpgroups have a tile
+        u32 gate = full + stage * 8, to = ring + stage * STAGE + HIGH * 128;
+        gate_expect(gate, 2 * PART * 128 + (is_first + is_second) * 2 * COLUMNS_BYTES);
+        int at = first + i * apart;
+        if (is_first) {
+            fetch(to, &w, gate, s * STEP, at, own);
+            fetch(to + COLUMNS_BYTES, &w, gate, s * STEP, columns + at, own);
+        }
+        at += 64 - (s < later ? apart : 0);
+        if (is_second) {
+            fetch(to + 2 * COLUMNS_BYTES, &w, gate, s * STEP, at, own);
+            fetch(to + 3 * COLUMNS_BYTES, &w, gate, s * STEP, columns + at, own);
+        }
+    };
+    int ahead = steps < STAGES ? steps : STAGES;
+    for (int s = 0; s < ahead; s++) fetch_w(0, s, s);
+    wait_for_previous();
+    Turn<STAGES> turn;
+    for (int i = 0; i <= count; i++)
+        for (int s = 0; s < (i < count ? steps : later); s++, turn.next()) {
+            if (ahead > 0) {
+                ahead--;
+            } else {
+                if (turn.round > 0) gate_wait(empty + turn.stage * 8, (turn.round - 1) % 2);
+                fetch_w(i, s, turn.stage);
+            }
+            fetch(ring + turn.stage * STAGE + x_first * 128, &x, full + turn.stage * 8, s * STEP, row, 3);
+        }
+}
+
+// `follow` writes y: `begin` at the first of a thread's two columns, 8 apart, then `finish` all rows. block: 384.
+template <int HIGH, int STAGES, class Follow>
+__device__ __forceinline__ void geglu_turned(const Map& x, const Map& w, int rows, int columns, int steps, Follow follow) {
+    constexpr int STAGE = (HIGH + 256) * 128;
+    extern __shared__ __align__(1024) unsigned char room[];
+    u32 ring = address_of(room), full = ring + STAGES * STAGE, empty = full + STAGES * 8;
+    Place<1, 2, 128, HIGH> place(rows, columns);
+    int later = min(LATER, steps), count = (place.all - (int)blockIdx.x + (int)gridDim.x - 1) / (int)gridDim.x; // tiles of this block
+    if (threadIdx.x == 0) {
+        open_gates<1, 2, STAGES>(full, empty);
+        asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+    }
+    cluster_sync();
+    if (threadIdx.x < 128) {
+        asm volatile("setmaxnreg.dec.sync.aligned.u32 40;");
+        if (threadIdx.x < 32) {
+            if (is_elected()) fetch_turned<HIGH, STAGES>(x, w, ring, full, empty, columns, steps, later, count, place);
+            __syncwarp();
+        }
+    } else {
+        asm volatile("setmaxnreg.inc.sync.aligned.u32 232;");
+        int t = threadIdx.x % 128, half = threadIdx.x / 128 - 1;
+        bool tells = place.tells(t);
+        u32 tell = place.tell(t, empty);
+        wait_for_previous();
+        let_next_start();
+        Turn<STAGES> turn;
+        if (half == 1)
+            for (int s = 0; s < later; s++, turn.next()) { // not for this warpgroup
+                gate_wait(full + turn.stage * 8, 0);
+                if (tells) gate_arrive_at(tell + turn.stage * 8);
+            }
+        for (int i = 0; i < count; i++) {
+            float gate[HIGH / 2], up[HIGH / 2];
+            int tile = blockIdx.x + i * gridDim.x, column = place.n(tile) * 128 + half * 64 + t / 32 * 16;
+            follow.begin(column + t % 32 / 4);
+            multiply_columns<HIGH, STAGE>(gate, up, ring, HIGH * 128 + half * 2 * COLUMNS_BYTES, COLUMNS_BYTES, full, tells, tell, steps, turn);
+            follow.finish(gate, up, column, place.m(tile), rows, t % 32 / 4, t % 4);
+        }
     }
     cluster_sync(); // nobody goes while others may still tell it something
 }
