@@ -4,6 +4,7 @@ use std::cell::RefCell;
 use std::collections::HashMap;
 
 use half::{bf16, f16};
+use rayon::prelude::*;
 
 use super::graph::{Binary, Graph, Op, Type, Value};
 use crate::engine::calibration::{e4m3, row_scales};
@@ -86,12 +87,12 @@ pub fn interpret(
             Op::Transpose(x, order) => {
                 let strides = strides(shape(*x));
                 let strides: Vec<usize> = order.iter().map(|&d| strides[d]).collect();
-                indices(&node.shape).map(|at| of(*x)[dot(&at, &strides)]).collect()
+                offsets(&node.shape, &strides).map(|at| of(*x)[at]).collect()
             }
             Op::Slice(x, start) => {
                 let strides = strides(shape(*x));
-                let first = dot(start, &strides);
-                indices(&node.shape).map(|at| of(*x)[first + dot(&at, &strides)]).collect()
+                let first: usize = start.iter().zip(&strides).map(|(i, s)| i * s).sum();
+                offsets(&node.shape, &strides).map(|at| of(*x)[first + at]).collect()
             }
             Op::Concat(parts, axis) => {
                 let inner = |v: Value| shape(v)[*axis..].iter().product::<usize>();
@@ -137,21 +138,15 @@ fn matmul(x: &[f32], x_shape: &[usize], y: &[f32], y_shape: &[usize], transposed
     let columns = if transposed { y_shape[rank - 2] } else { y_shape[rank - 1] };
     let batches = x.len() / (rows * inner);
     let y_batches = y.len() / (columns * inner);
-    let mut out = Vec::with_capacity(batches * rows * columns);
-    for (batch, x) in x.chunks_exact(rows * inner).enumerate() {
-        let y = &y[(batch % y_batches) * columns * inner..][..columns * inner];
-        for row in x.chunks_exact(inner) {
-            if transposed {
-                out.extend(y.chunks_exact(inner).map(|y| row.iter().zip(y).map(|(a, b)| a * b).sum::<f32>()));
-            } else {
-                let mut sums = vec![0.0; columns];
-                for (a, y) in row.iter().zip(y.chunks_exact(columns)) {
-                    sums.iter_mut().zip(y).for_each(|(sum, b)| *sum += a * b);
-                }
-                out.extend(sums);
-            }
+    let strides = if transposed { [columns * inner, 1, inner] } else { [columns * inner, columns, 1] };
+    let y: Array = offsets(&[y_batches, inner, columns], &strides).map(|at| y[at]).collect();
+    let mut out = vec![0.0; batches * rows * columns];
+    out.par_chunks_exact_mut(columns).enumerate().for_each(|(row, sums)| {
+        let y = &y[(row / rows % y_batches) * columns * inner..][..columns * inner];
+        for (a, y) in x[row * inner..][..inner].iter().zip(y.chunks_exact(columns)) {
+            sums.iter_mut().zip(y).for_each(|(sum, b)| *sum += a * b);
         }
-    }
+    });
     out
 }
 
@@ -161,20 +156,18 @@ fn expand(x: &[f32], from: &[usize], to: &[usize]) -> Array {
     }
     let strides = strides(from);
     let strides: Vec<usize> = from.iter().zip(strides).map(|(&n, s)| if n == 1 { 0 } else { s }).collect();
-    indices(to).map(|at| x[dot(&at, &strides)]).collect()
+    offsets(to, &strides).map(|at| x[at]).collect()
 }
 
 fn strides(shape: &[usize]) -> Vec<usize> {
     (0..shape.len()).map(|d| shape[d + 1..].iter().product()).collect()
 }
 
-fn dot(at: &[usize], strides: &[usize]) -> usize {
-    at.iter().zip(strides).map(|(i, s)| i * s).sum()
-}
-
-/// Every index of a shape, row-major.
-fn indices(shape: &[usize]) -> impl Iterator<Item = Vec<usize>> + '_ {
-    let strides = strides(shape);
-    (0..shape.iter().product::<usize>())
-        .map(move |i| shape.iter().zip(&strides).map(|(n, s)| i / s % n).collect())
+/// Where every element of a shape lies, row-major, in an array of these strides.
+fn offsets(shape: &[usize], strides: &[usize]) -> impl Iterator<Item = usize> {
+    let mut all = vec![0];
+    for (&count, &stride) in shape.iter().zip(strides) {
+        all = all.iter().flat_map(|at| (0..count).map(move |i| at + i * stride)).collect();
+    }
+    all.into_iter()
 }
