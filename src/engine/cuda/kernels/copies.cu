@@ -1,5 +1,12 @@
 // Hopper's tensor copy engine, and the gates that count what it has brought.
 
+#if __CUDA_ARCH__ >= 900
+// Into another block's shared memory, counted by its barrier.
+__device__ __forceinline__ void push4(u32 at, float4 x, u32 barrier) {
+    asm volatile("st.async.shared::cluster.mbarrier::complete_tx::bytes.v4.f32 [%0], {%1,%2,%3,%4}, [%5];" ::"r"(at), "f"(x.x), "f"(x.y), "f"(x.z), "f"(x.w), "r"(barrier) : "memory");
+}
+#endif
+
 #if __CUDA_ARCH__ == 900
 struct __align__(64) Map { u64 words[16]; }; // as the driver encodes it
 __device__ __forceinline__ u32 address_of(const void* p) { return (u32)__cvta_generic_to_shared(p); }
@@ -21,10 +28,6 @@ __device__ __forceinline__ void gate_arrive_at(u32 gate) { asm volatile("mbarrie
 // Arrives at the same gate of another block of the cluster.
 __device__ __forceinline__ void gate_arrive(u32 gate, u32 block) {
     asm volatile("{\n.reg .b32 there;\nmapa.shared::cluster.u32 there, %0, %1;\nmbarrier.arrive.shared::cluster.b64 _, [there];\n}\n" ::"r"(gate), "r"(block) : "memory");
-}
-// Four values to another block of the cluster, counted there.
-__device__ __forceinline__ void give_4(u32 to, const float* x, u32 gate) {
-    asm volatile("st.async.shared::cluster.mbarrier::complete_tx::bytes.v4.f32 [%0], {%1, %2, %3, %4}, [%5];" ::"r"(to), "f"(x[0]), "f"(x[1]), "f"(x[2]), "f"(x[3]), "r"(gate) : "memory");
 }
 __device__ __forceinline__ void cluster_sync() {
     asm volatile("barrier.cluster.arrive.relaxed.aligned;\nbarrier.cluster.wait.aligned;" ::: "memory");

@@ -87,10 +87,6 @@ __device__ __forceinline__ uint4 matrices(u32 row) {
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];" : "=r"(r.x), "=r"(r.y), "=r"(r.z), "=r"(r.w) : "r"(row) : "memory");
     return r;
 }
-// Into another block's shared memory, counted by its barrier.
-__device__ __forceinline__ void push4(u32 at, float4 x, u32 barrier) {
-    asm volatile("st.async.shared::cluster.mbarrier::complete_tx::bytes.v4.f32 [%0], {%1,%2,%3,%4}, [%5];" ::"r"(at), "f"(x.x), "f"(x.y), "f"(x.z), "f"(x.w), "r"(barrier) : "memory");
-}
 __device__ __forceinline__ void push2(u32 at, float x, float y, u32 barrier) {
     asm volatile("st.async.shared::cluster.mbarrier::complete_tx::bytes.v2.f32 [%0], {%1,%2}, [%3];" ::"r"(at), "f"(x), "f"(y), "r"(barrier) : "memory");
 }

@@ -155,13 +155,6 @@ __device__ __forceinline__ void product_90(const uint4* packed, const u16* x, in
     }
 }
 
-// The values of row lane / 4 and columns 2 (lane % 4), + 1 of an 8 x 8 matrix, of its transposed one.
-__device__ __forceinline__ u32 transposed(u32 x) {
-    u32 y;
-    asm("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(y) : "r"(x));
-    return y;
-}
-
 // threadIdx.x, asked for again: what is computed from it is not kept in registers from before.
 __device__ __forceinline__ int this_thread() {
     int i;

@@ -183,7 +183,10 @@ __device__ __forceinline__ void added(const Map& x, const Map& w, int rows, int 
                 u32 block = blockIdx.y + (q - part) * ROWS_ * COLUMNS, gate = in_block(came, block);
                 u32 to = in_block(inbox + (part - (part > q)) * SHARE * 512 + slot, block);
 #pragma unroll
-                for (int j = 0; j < SHARE / 8; j++) give_4(to + j * 4096, d + q * SHARE / 2 + j * 4, gate);
+                for (int j = 0; j < SHARE / 8; j++) {
+                    const float* x = d + q * SHARE / 2 + j * 4;
+                    push4(to + j * 4096, make_float4(x[0], x[1], x[2], x[3]), gate);
+                }
             }
         }
         warpgroup_sync<256>(0); // nobody reads the ring any more

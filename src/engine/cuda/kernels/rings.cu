@@ -151,18 +151,16 @@ __device__ __forceinline__ void fetch_all(const Map& x, const Map& w, u32 ring, 
     }
 }
 
-// A warpgroup's half of a tile. `tell`: see Place, of threads that tell.
-template <int N, int STAGES>
-__device__ __forceinline__ void multiply_tile(float (&d)[N / 2], u32 ring, u32 full, bool tells, u32 tell, int steps, Turn<STAGES>& turn, int half) {
-    constexpr int STAGE = (128 + N) * 128;
+// `multiply_stage(s, at)` at each step of a tile, with the stage at `at`. Threads that tell (see Place) say that a stage is free when its
+// multiplications are done.
+template <int STAGE, int STAGES, class F>
+__device__ __forceinline__ void multiply_steps(u32 ring, u32 full, bool tells, u32 tell, int steps, Turn<STAGES>& turn, F multiply_stage) {
     u32 free = tell; // a stage back
     for (int s = 0; s < steps; s++, turn.next()) {
         gate_wait(full + turn.stage * 8, turn.round % 2);
         u32 at = ring + turn.stage * STAGE;
         wgmma_fence();
-#pragma unroll
-        for (int i = 0; i < 4; i++)
-            multiply(d, operand(at + half * 64 * 128 + i * 32, 16, 1024), operand(at + 128 * 128 + i * 32, 16, 1024), (s | i) != 0);
+        multiply_stage(s, at);
         wgmma_commit();
         wgmma_wait<1>();
         if (s > 0 && tells) gate_arrive_at(free);
@@ -172,27 +170,27 @@ __device__ __forceinline__ void multiply_tile(float (&d)[N / 2], u32 ring, u32 f
     if (tells) gate_arrive_at(free);
 }
 
+// A warpgroup's half of a tile.
+template <int N, int STAGES>
+__device__ __forceinline__ void multiply_tile(float (&d)[N / 2], u32 ring, u32 full, bool tells, u32 tell, int steps, Turn<STAGES>& turn, int half) {
+    multiply_steps<(128 + N) * 128>(ring, full, tells, tell, steps, turn, [=, &d](int s, u32 at) {
+#pragma unroll
+        for (int i = 0; i < 4; i++)
+            multiply(d, operand(at + half * 64 * 128 + i * 32, 16, 1024), operand(at + 128 * 128 + i * 32, 16, 1024), (s | i) != 0);
+    });
+}
+
 // Two 64 rows of W, `apart` from each other, times all N rows of x: the other way round, columns of y by rows.
 template <int N, int STAGE, int STAGES>
 __device__ __forceinline__ void multiply_columns(float (&d)[N / 2], float (&e)[N / 2], u32 ring, u32 rows, u32 apart, u32 full, bool tells, u32 tell, int steps, Turn<STAGES>& turn) {
-    u32 free = tell; // a stage back
-    for (int s = 0; s < steps; s++, turn.next()) {
-        gate_wait(full + turn.stage * 8, turn.round % 2);
-        u32 at = ring + turn.stage * STAGE;
-        wgmma_fence();
+    multiply_steps<STAGE>(ring, full, tells, tell, steps, turn, [=, &d, &e](int s, u32 at) {
 #pragma unroll
         for (int i = 0; i < 4; i++) {
             u64 x = operand(at + i * 32, 16, 1024);
             multiply(d, operand(at + rows + i * 32, 16, 1024), x, (s | i) != 0);
             multiply(e, operand(at + rows + apart + i * 32, 16, 1024), x, (s | i) != 0);
         }
-        wgmma_commit();
-        wgmma_wait<1>();
-        if (s > 0 && tells) gate_arrive_at(free);
-        free = tell + turn.stage * 8;
-    }
-    wgmma_wait<0>();
-    if (tells) gate_arrive_at(free);
+    });
 }
 
 template <int ROWS_, int COLUMNS, int STAGES> __device__ __forceinline__ void open_gates(u32 full, u32 empty) {
@@ -277,12 +275,6 @@ __device__ __forceinline__ void geglu_of(const Map& x, const Map& w, int rows, i
     cluster_sync(); // nobody goes while others may still tell it something
 }
 
-// 8 x 8 halves of words, rows by lanes / 4: columns become rows.
-__device__ __forceinline__ u32 transposed(u32 x) {
-    u32 y;
-    asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(y) : "r"(x));
-    return y;
-}
 // Four words of each of four lanes side by side: afterwards a lane's are the others' words of its own number.
 __device__ __forceinline__ void turn_quad(u32 (&v)[4], int lane) {
 #pragma unroll

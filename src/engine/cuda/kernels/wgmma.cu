@@ -85,4 +85,10 @@ __device__ __forceinline__ void wgmma_256(float (&d)[128], u64 a, u64 b, int acc
                    "+f"(d[120]), "+f"(d[121]), "+f"(d[122]), "+f"(d[123]), "+f"(d[124]), "+f"(d[125]), "+f"(d[126]), "+f"(d[127])
                  : "l"(a), "l"(b), "r"(accumulate));
 }
+// The values of row lane / 4 and columns 2 (lane % 4), + 1 of an 8 x 8 matrix, of its transposed one.
+__device__ __forceinline__ u32 transposed(u32 x) {
+    u32 y;
+    asm("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(y) : "r"(x));
+    return y;
+}
 #endif
