@@ -137,8 +137,6 @@ pub(super) struct Chunk {
     pub input: ModelInput,
     pub noise: Vec<f32>,
     pub sampler: Sampler,
-    /// From the start of one inference to the next one's, where they do not follow each other at once.
-    pub every: Option<Duration>,
 }
 
 /// One inference's times.
@@ -199,14 +197,16 @@ pub fn run(args: Args) -> Result<Verdict, Failure> {
         tokens: (0..tokens).map(|t| (t * 7919 + 3) % vocab).collect(),
     };
     let noise = noise(0, 0, horizon * dims.action_dim);
-    let every = args.every.map(|ms| Duration::from_millis(ms.into()));
-    let chunk = Chunk { input, noise, sampler: Sampler::euler(STEPS, model.time_rounding()), every };
+    let every = Duration::from_millis(args.every.unwrap_or(0).into());
+    let chunk = Chunk { input, noise, sampler: Sampler::euler(STEPS, model.time_rounding()) };
     let work = Work { cameras, tokens: tokens as usize, horizon, steps: STEPS };
     let (times, peak, gpu) = match &mut engine {
-        Engine::Cpu(_) => (sequential(&mut engine, &chunk, args.runs.unwrap_or(3), 1)?, peak_flops(), None),
+        Engine::Cpu(_) => {
+            (sequential(&mut engine, &chunk, every, args.runs.unwrap_or(3), 1)?, peak_flops(), None)
+        }
         Engine::Cuda(_) => {
             let runs = args.runs.unwrap_or(200);
-            let (times, peak, gpu) = bench_gpu::measure(&mut engine, &chunk, args.streams, runs)?;
+            let (times, peak, gpu) = bench_gpu::measure(&mut engine, &chunk, every, args.streams, runs)?;
             (times, peak, Some(gpu))
         }
     };
@@ -264,10 +264,12 @@ pub fn run(args: Args) -> Result<Verdict, Failure> {
     Ok(Verdict::Ok)
 }
 
-/// One chunk after the other; the first `warm_up` are not counted: pages, threads, modulation; clocks.
+/// One chunk after the other, at least `every` from one's start to the next one's; the first `warm_up` are not counted:
+/// pages, threads, modulation; clocks.
 pub(super) fn sequential(
     engine: &mut Engine,
     chunk: &Chunk,
+    every: Duration,
     runs: u32,
     warm_up: u32,
 ) -> Result<Vec<Run>, EngineError> {
@@ -276,12 +278,12 @@ pub(super) fn sequential(
     for run in 0..warm_up + runs {
         progress::set(&bar, run.into(), (warm_up + runs).into());
         let start = Instant::now();
-        let Chunk { input, noise, sampler, every } = chunk;
+        let Chunk { input, noise, sampler } = chunk;
         let (_, stages) = infer(engine, input, noise, sampler, &Rtc::Off, &mut Tap::none())?;
         if run >= warm_up {
             times.push(Run { stages, total_ms: start.elapsed().as_secs_f64() * 1e3 });
         }
-        thread::sleep(every.unwrap_or_default().saturating_sub(start.elapsed()));
+        thread::sleep(every.saturating_sub(start.elapsed()));
     }
     bar.finish_and_clear();
     Ok(times)

@@ -47,10 +47,11 @@ struct Alone {
 pub(super) fn measure(
     engine: &mut Engine,
     chunk: &Chunk,
+    every: Duration,
     streams: Streams,
     runs: u32,
 ) -> Result<(Vec<Run>, f64, GpuResults), Failure> {
-    let mut times = sequential(engine, chunk, runs, WARM_UP)?;
+    let mut times = sequential(engine, chunk, every, runs, WARM_UP)?;
     let Engine::Cuda(engine) = engine else { return Err("expected the cuda engine".into()) };
     let mut alone = None;
     if streams != Streams::Sequential {

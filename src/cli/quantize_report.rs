@@ -1,6 +1,7 @@
 //! `pi05 quantize-report`: what fp8 costs in exactness, layer by layer and stage by stage, and what it gains in time.
 
 use std::io::{self, Write};
+use std::time::Duration;
 
 use super::bench::{Chunk, Latency, STEPS, sequential};
 use super::calibrate::{PERCENTILE, errors, measured_choice, plain_and_rounded, ranges};
@@ -81,7 +82,7 @@ pub fn run(args: Args) -> Result<Verdict, Failure> {
     };
     let (chosen, layers) = measured.by(&recipe, &dims, &file)?;
     let sampler = Sampler::euler(STEPS, model.time_rounding());
-    let chunk = Chunk { input: inputs.into_iter().next().ok_or("no frame")?, noise, sampler, every: None };
+    let chunk = Chunk { input: inputs.into_iter().next().ok_or("no frame")?, noise, sampler };
 
     // What this recipe's matrices add, whatever the bound then says of their layer.
     let unbound = recipe.clone().without_bound();
@@ -223,9 +224,9 @@ fn times(
     let mut measure = |precision| {
         let cameras = model.cameras().names.len();
         let mut engine = Engine::new(weights, *dims, Choice::Cuda(precision), Some(chosen), cameras)?;
-        let runs = sequential(&mut engine, chunk, RUNS, 20)?;
+        let runs = sequential(&mut engine, chunk, Duration::ZERO, RUNS, 20)?;
         if precision == Precision::Fp8 {
-            let Chunk { input, noise, sampler, .. } = chunk;
+            let Chunk { input, noise, sampler } = chunk;
             found = Some(infer(&mut engine, input, noise, sampler, &Rtc::Off, &mut Tap::none())?.0);
         }
         let p50 = |stage: fn(&super::bench::Run) -> f64| Latency::of(&runs, stage).p50;

@@ -17,6 +17,8 @@ const SIZE: usize = 2;
 pub const HANDED: usize = 256 * 2 + 16;
 /// Columns of the residual stream that are summed by one block for the next norm: the least of any kernel.
 pub const SUMMED_LEAST: usize = 48;
+/// The same by `norm_begins`, before the first such product.
+pub const SUMMED_FIRST: usize = 64;
 
 /// What follows a product.
 #[derive(Clone, Copy, Debug)]
@@ -138,7 +140,7 @@ impl Form {
         [self.rows * self.cluster[0], wide * self.cluster[1]]
     }
 
-    /// Tiles of a product, and how many of them a cluster works on one after the other.
+    /// Tiles of a product, and how many clusters work on them at a time.
     fn tiles(&self, rows: usize, columns: usize, processors: usize) -> (usize, usize) {
         let [high, wide] = self.tile();
         let (high, wide) = (rows.div_ceil(high), columns.div_ceil(wide));
@@ -147,7 +149,13 @@ impl Form {
         } else {
             processors / self.blocks()
         };
-        (high * wide, (high * wide).div_ceil(at_once.max(1)))
+        (high * wide, at_once.max(1))
+    }
+
+    /// Tiles that a cluster works on one after the other.
+    fn turns(&self, rows: usize, columns: usize, processors: usize) -> usize {
+        let (tiles, at_once) = self.tiles(rows, columns, processors);
+        tiles.div_ceil(at_once)
     }
 }
 
@@ -172,7 +180,7 @@ impl Fused {
         let time = |form: &Form| {
             // Where rows of x are columns of the matrix instruction, each costs a sixteenth more.
             let rows = if form.rows == TURNED { TURNED * 17 / 16 } else { form.rows };
-            form.tiles(self.rows, self.columns, processors).1 * rows * form.columns / form.split
+            form.turns(self.rows, self.columns, processors) * rows * form.columns / form.split
         };
         let of_kind = FORMS.iter().filter(|form| form.kind == self.kind());
         of_kind.min_by_key(|form| time(form)).unwrap_or(&FORMS[0]) // invariant: there is one of every kind
@@ -191,7 +199,7 @@ impl Fused {
 
     fn fills_all(&self, processors: usize) -> bool {
         let form = self.form(processors);
-        let (_, turns) = form.tiles(self.rows, self.columns, processors);
+        let turns = form.turns(self.rows, self.columns, processors);
         let [high, wide] = form.tile();
         let done = turns * (processors / form.blocks()) * high * wide;
         let least = if form.split > 1 { 0.75 } else { 0.8 };
@@ -209,12 +217,8 @@ impl Fused {
         let Self { x, w, y, rows, columns, k, after } = *self;
         let processors = lane.gpu.processors as usize;
         let form = self.form(processors);
-        let (tiles, _) = form.tiles(rows, columns, processors);
-        let clusters = match form.kind {
-            Kind::Geglu if form.rows == TURNED => turned_clusters(rows.div_ceil(TURNED), tiles, processors),
-            Kind::Geglu => tiles.min(processors / form.blocks()),
-            _ => tiles,
-        };
+        let (tiles, at_once) = form.tiles(rows, columns, processors);
+        let clusters = if form.kind == Kind::Geglu { tiles.min(at_once) } else { tiles };
         let map = |address, rows, box_rows| {
             Matrix { address, rows, columns: k, size: SIZE, box_rows, box_bytes: 128 }.map().map(Arg::Map)
         };

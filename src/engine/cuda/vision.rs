@@ -7,7 +7,7 @@ use super::fp8::Product;
 use super::gemm::{Epilogue, Operands, Shape};
 use super::lane::{Lane, VISION_QUERIES, VISION_SHARED, VISION_SHARED_90};
 use super::load::{Loader, Weight};
-use super::product::{After, Fused, Next, Norm as Folded, SUMMED_LEAST};
+use super::product::{After, Fused, Next, Norm as Folded, SUMMED_FIRST, SUMMED_LEAST};
 use super::vision_weights::{Fold, Layer, Norm, fold, positions};
 use crate::engine::EngineError;
 use crate::engine::probe::Tap;
@@ -235,7 +235,7 @@ impl Vision {
                 lane.launch("norm_begins", [rows, 1, 1], 128, 0, &args)?;
             }
             self.report_norm(lane, tap, slots, format_args!("layer.{i}.layer_norm1"), norm1)?;
-            let summed = if i == 0 { 64 } else { fc2_added.summed(lane) }; // 64: as norm_begins has it
+            let summed = if i == 0 { SUMMED_FIRST } else { fc2_added.summed(lane) };
             own(&self.h, &qkv.0, &self.qkv, 3 * width, width, normed(first, false, summed)).record(lane)?;
         } else {
             self.norm(lane, norm1, rows, None, 0.0)?;
