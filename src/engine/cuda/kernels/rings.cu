@@ -372,10 +372,11 @@ __device__ __forceinline__ void geglu_turned(const Map& x, const Map& w, int row
         let_next_start();
         Turn<STAGES> turn;
         if (half == 1)
-            for (int s = 0; s < later; s++, turn.next()) { // not for this warpgroup
-                gate_wait(full + turn.stage * 8, 0);
-                if (tells) gate_arrive_at(tell + turn.stage * 8);
-            }
+            for (int s = 0; s < later; s++, turn.next()) // not for this warpgroup
+                if (tells) { // the others do not look: they could be too late, when the stage is filled again
+                    gate_wait(full + turn.stage * 8, 0);
+                    gate_arrive_at(tell + turn.stage * 8);
+                }
         for (int i = 0; i < count; i++) {
             float gate[HIGH / 2], up[HIGH / 2];
             int tile = blockIdx.x + i * gridDim.x, column = place.n(tile) * 128 + half * 64 + t / 32 * 16;
