@@ -182,7 +182,8 @@ impl Fused {
             let rows = if form.rows == TURNED { TURNED * 17 / 16 } else { form.rows };
             form.turns(self.rows, self.columns, processors) * rows * form.columns / form.split
         };
-        let of_kind = FORMS.iter().filter(|form| form.kind == self.kind());
+        let steps = (self.k * SIZE).div_ceil(128); // each of the blocks that share out k has one at least
+        let of_kind = FORMS.iter().filter(|form| form.kind == self.kind() && form.split <= steps);
         of_kind.min_by_key(|form| time(form)).unwrap_or(&FORMS[0]) // invariant: there is one of every kind
     }
 
@@ -288,6 +289,12 @@ mod tests {
             assert_eq!(product.form(PROCESSORS).name, fastest, "{rows} x {columns}");
             assert_eq!(product.fills_all(PROCESSORS), fills, "{rows} x {columns}");
         }
+    }
+
+    #[test]
+    fn a_single_step_of_k_is_not_shared_out() {
+        let added = |k| product(512, 1152, k, After::Add { bias: 0, next: None }).form(PROCESSORS).name;
+        assert_eq!((added(64), added(72)), ("add_64", "add_96"));
     }
 
     #[test]
