@@ -184,7 +184,8 @@ impl Fused {
         };
         let steps = (self.k * SIZE).div_ceil(128); // each of the blocks that share out k has one at least
         let of_kind = FORMS.iter().filter(|form| form.kind == self.kind() && form.split <= steps);
-        of_kind.min_by_key(|form| time(form)).unwrap_or(&FORMS[0]) // invariant: there is one of every kind
+        // Invariant: k is not empty, and of every kind there is one whose blocks have all of it.
+        of_kind.min_by_key(|form| time(form)).unwrap_or(&FORMS[0])
     }
 
     /// Whether it may be used: there are such kernels, and sizes fit.
