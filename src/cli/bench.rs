@@ -120,6 +120,8 @@ struct Results {
     denoise_ms: Latency,
     /// From the call to the actions in host memory; pipelined: from one chunk to the next.
     total_ms: Latency,
+    /// The same of each run, in their order.
+    totals_ms: Vec<f64>,
     p99_over_p50: f64,
     gflop: f64,
     /// Of one large matrix product.
@@ -202,7 +204,8 @@ pub fn run(args: Args) -> Result<Verdict, Failure> {
     let work = Work { cameras, tokens: tokens as usize, horizon, steps: STEPS };
     let (times, peak, gpu) = match &mut engine {
         Engine::Cpu(_) => {
-            (sequential(&mut engine, &chunk, every, args.runs.unwrap_or(3), 1)?, peak_flops(), None)
+            sequential(&mut engine, &chunk, every, 1)?; // pages, threads, modulation
+            (sequential(&mut engine, &chunk, every, args.runs.unwrap_or(3))?, peak_flops(), None)
         }
         Engine::Cuda(_) => {
             let runs = args.runs.unwrap_or(200);
@@ -252,6 +255,7 @@ pub fn run(args: Args) -> Result<Verdict, Failure> {
         ratio_to_roofline: total_ms.p50 / roofline_ms,
         p99_over_p50: total_ms.p99 / total_ms.p50,
         total_ms,
+        totals_ms: times.iter().map(|run| run.total_ms).collect(),
         peak_memory_mib: peak_memory_mib(),
         gpu,
     };
@@ -264,25 +268,21 @@ pub fn run(args: Args) -> Result<Verdict, Failure> {
     Ok(Verdict::Ok)
 }
 
-/// One chunk after the other, at least `every` from one's start to the next one's; the first `warm_up` are not counted:
-/// pages, threads, modulation; clocks.
+/// One chunk after the other, at least `every` from one's start to the next one's.
 pub(super) fn sequential(
     engine: &mut Engine,
     chunk: &Chunk,
     every: Duration,
     runs: u32,
-    warm_up: u32,
 ) -> Result<Vec<Run>, EngineError> {
     let bar = progress::bar("inferences");
     let mut times = Vec::new();
-    for run in 0..warm_up + runs {
-        progress::set(&bar, run.into(), (warm_up + runs).into());
+    for run in 0..runs {
+        progress::set(&bar, run.into(), runs.into());
         let start = Instant::now();
         let Chunk { input, noise, sampler } = chunk;
         let (_, stages) = infer(engine, input, noise, sampler, &Rtc::Off, &mut Tap::none())?;
-        if run >= warm_up {
-            times.push(Run { stages, total_ms: start.elapsed().as_secs_f64() * 1e3 });
-        }
+        times.push(Run { stages, total_ms: start.elapsed().as_secs_f64() * 1e3 });
         thread::sleep(every.saturating_sub(start.elapsed()));
     }
     bar.finish_and_clear();

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use serde::Serialize;
 
 use super::bench::{Chunk, Latency, Run, STEPS, Streams, sequential};
+use super::bench_power::{Meter, Power};
 use super::{Failure, progress};
 use crate::engine::Engine;
 use crate::engine::EngineError;
@@ -14,7 +15,7 @@ use crate::engine::cuda::{CudaEngine, Measured};
 use crate::pipeline::just_in_time::JustInTime;
 
 /// Inferences before those that count: clocks, and graphs.
-const WARM_UP: u32 = 20;
+pub(super) const WARM_UP: u32 = 20;
 
 /// What only a GPU has.
 #[derive(Serialize)]
@@ -32,6 +33,7 @@ pub struct GpuResults {
     kernels_per_step: f64,
     /// Of chunks one after the other, where two were in flight.
     alone: Option<Alone>,
+    power: Option<Power>,
 }
 
 /// Each stage with the GPU for itself, p50.
@@ -51,7 +53,11 @@ pub(super) fn measure(
     streams: Streams,
     runs: u32,
 ) -> Result<(Vec<Run>, f64, GpuResults), Failure> {
-    let mut times = sequential(engine, chunk, every, runs, WARM_UP)?;
+    let Engine::Cuda(cuda) = engine else { return Err("expected the cuda engine".into()) };
+    let mut meter = Meter::new(cuda.bus()?);
+    sequential(engine, chunk, every, WARM_UP)?;
+    meter.begin();
+    let mut times = sequential(engine, chunk, every, runs)?;
     let Engine::Cuda(engine) = engine else { return Err("expected the cuda engine".into()) };
     let mut alone = None;
     if streams != Streams::Sequential {
@@ -61,8 +67,9 @@ pub(super) fn measure(
             actions_ms: p50(&|run| run.stages.prefix_ms + run.stages.denoise_ms),
             total_ms: p50(&|run| run.total_ms),
         });
-        times = pipelined(engine, chunk, streams, runs)?;
+        times = pipelined(engine, chunk, streams, runs, &mut meter)?;
     }
+    let power = meter.end(runs);
     let memory_mib = engine.memory_now()? >> 20; // before the ceilings take theirs
     let (peak, copy) = engine.peaks()?;
     let (kernels, (vision_nodes, action_nodes)) = (engine.kernels(), engine.graph_nodes());
@@ -76,6 +83,7 @@ pub(super) fn measure(
         prefix_kernels: kernels.prefix,
         kernels_per_step: kernels.denoise as f64 / STEPS as f64,
         alone,
+        power,
     };
     Ok((times, peak, results))
 }
@@ -86,6 +94,7 @@ fn pipelined(
     chunk: &Chunk,
     streams: Streams,
     runs: u32,
+    meter: &mut Meter,
 ) -> Result<Vec<Run>, EngineError> {
     let bar = progress::bar("in flight");
     let (mut times, mut just_in_time) = (Vec::new(), JustInTime::default());
@@ -93,6 +102,9 @@ fn pipelined(
     engine.start_vision(0, &chunk.input.images)?;
     for run in 0..WARM_UP + runs {
         progress::set(&bar, run.into(), (WARM_UP + runs).into());
+        if run == WARM_UP {
+            meter.begin();
+        }
         let start = Instant::now();
         let later = just_in_time.next().filter(|_| streams == Streams::JustInTime);
         let (measured, _) = pipelined_once(engine, chunk, run, later.map(|(later, _)| later))?;
@@ -146,6 +158,10 @@ impl GpuResults {
             self.kernels_per_step,
             self.vision_nodes,
             self.action_nodes
-        )
+        )?;
+        match &self.power {
+            Some(power) => power.print(out),
+            None => Ok(()),
+        }
     }
 }

@@ -3,6 +3,7 @@
 mod bench;
 mod bench_control;
 mod bench_gpu;
+mod bench_power;
 #[cfg(feature = "ros")]
 mod bench_ros;
 mod bench_trace;

@@ -4,6 +4,7 @@ use std::io::{self, Write};
 use std::time::Duration;
 
 use super::bench::{Chunk, Latency, STEPS, sequential};
+use super::bench_gpu::WARM_UP;
 use super::calibrate::{PERCENTILE, errors, measured_choice, plain_and_rounded, ranges};
 use super::frames::{FrameArgs, Frames};
 use super::{Failure, Verdict, progress};
@@ -224,7 +225,8 @@ fn times(
     let mut measure = |precision| {
         let cameras = model.cameras().names.len();
         let mut engine = Engine::new(weights, *dims, Choice::Cuda(precision), Some(chosen), cameras)?;
-        let runs = sequential(&mut engine, chunk, Duration::ZERO, RUNS, 20)?;
+        sequential(&mut engine, chunk, Duration::ZERO, WARM_UP)?;
+        let runs = sequential(&mut engine, chunk, Duration::ZERO, RUNS)?;
         if precision == Precision::Fp8 {
             let Chunk { input, noise, sampler } = chunk;
             found = Some(infer(&mut engine, input, noise, sampler, &Rtc::Off, &mut Tap::none())?.0);

@@ -117,6 +117,14 @@ impl Gpu {
         })
     }
 
+    /// Where it is plugged in, as `0000:3b:00.0`.
+    pub fn bus(&self) -> Result<String, EngineError> {
+        let mut bus = [0; 32];
+        cu!(cuDeviceGetPCIBusId(bus.as_mut_ptr(), bus.len() as i32 - 1, self.device))?;
+        // SAFETY: the buffer is larger than what the driver may write, so its last byte is 0.
+        Ok(unsafe { CStr::from_ptr(bus.as_ptr()) }.to_string_lossy().into_owned())
+    }
+
     /// The same GPU with a stream of its own, before which the first one steps back.
     pub fn another_stream(&self) -> Result<Self, EngineError> {
         let (mut context, mut least, mut greatest) = (ptr::null_mut(), 0, 0);

@@ -255,6 +255,11 @@ impl CudaEngine {
         &self.act.gpu.name
     }
 
+    /// The GPU's place on the PCI bus, by which NVIDIA's other libraries know it.
+    pub fn bus(&self) -> Result<String, EngineError> {
+        self.act.gpu.bus()
+    }
+
     /// Stage 1: image tokens of the present cameras.
     pub fn vision(&mut self, images: &[Option<Pixels>], tap: &mut Tap) -> Result<Features, EngineError> {
         self.see.gpu.bind()?;
