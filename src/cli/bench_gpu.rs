@@ -14,8 +14,10 @@ use crate::engine::EngineError;
 use crate::engine::cuda::{CudaEngine, Measured};
 use crate::pipeline::just_in_time::JustInTime;
 
-/// Inferences before those that count: clocks, and graphs.
-pub(super) const WARM_UP: u32 = 20;
+/// Inferences before those that count: graphs, modulation.
+const WARM_UP: u32 = 20;
+/// And at least so long: a GPU at the limit of its power lowers its clock after about a second, and at first too far.
+const SETTLING: Duration = Duration::from_secs(2);
 
 /// What only a GPU has.
 #[derive(Serialize)]
@@ -55,7 +57,7 @@ pub(super) fn measure(
 ) -> Result<(Vec<Run>, f64, GpuResults), Failure> {
     let Engine::Cuda(cuda) = engine else { return Err("expected the cuda engine".into()) };
     let mut meter = Meter::new(cuda.bus()?);
-    sequential(engine, chunk, every, WARM_UP)?;
+    warm_up(engine, chunk, every)?;
     meter.begin();
     let mut times = sequential(engine, chunk, every, runs)?;
     let Engine::Cuda(engine) = engine else { return Err("expected the cuda engine".into()) };
@@ -86,6 +88,15 @@ pub(super) fn measure(
         power,
     };
     Ok((times, peak, results))
+}
+
+/// Inferences that do not count, until the GPU runs as it will.
+pub(super) fn warm_up(engine: &mut Engine, chunk: &Chunk, every: Duration) -> Result<(), EngineError> {
+    let start = Instant::now();
+    while start.elapsed() < SETTLING {
+        sequential(engine, chunk, every, WARM_UP)?;
+    }
+    Ok(())
 }
 
 /// The vision of the next chunk beside the actions of this one: the time from chunk to chunk.

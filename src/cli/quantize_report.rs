@@ -4,7 +4,7 @@ use std::io::{self, Write};
 use std::time::Duration;
 
 use super::bench::{Chunk, Latency, STEPS, sequential};
-use super::bench_gpu::WARM_UP;
+use super::bench_gpu::warm_up;
 use super::calibrate::{PERCENTILE, errors, measured_choice, plain_and_rounded, ranges};
 use super::frames::{FrameArgs, Frames};
 use super::{Failure, Verdict, progress};
@@ -225,7 +225,7 @@ fn times(
     let mut measure = |precision| {
         let cameras = model.cameras().names.len();
         let mut engine = Engine::new(weights, *dims, Choice::Cuda(precision), Some(chosen), cameras)?;
-        sequential(&mut engine, chunk, Duration::ZERO, WARM_UP)?;
+        warm_up(&mut engine, chunk, Duration::ZERO)?;
         let runs = sequential(&mut engine, chunk, Duration::ZERO, RUNS)?;
         if precision == Precision::Fp8 {
             let Chunk { input, noise, sampler } = chunk;
