@@ -6,7 +6,7 @@
 use std::collections::HashMap;
 use std::time::Instant;
 
-use super::driver::{Buffer, Event, Gpu, Graph, Pinned, failed};
+use super::driver::{Event, Graph, Pinned, failed};
 use super::nvtx::Range;
 use super::prefix::{BUCKET, Layout};
 use super::vision::Pixel;
@@ -35,7 +35,7 @@ pub struct Measured {
 pub struct Graphs {
     pub(super) vision: HashMap<(Vec<usize>, Pixel, usize), Graph>,
     pub(super) actions: HashMap<Key, Graph>,
-    images: [Pinned; 2],
+    pub(super) images: [Pinned; 2],
     request: Pinned,
     noise: Pinned,
     out: Pinned,
@@ -103,8 +103,9 @@ impl Graphs {
         })
     }
 
-    /// Writes images to pinned memory; how many bytes. The slot's last upload must have passed.
-    pub(super) fn stage_images(&mut self, slot: usize, images: &Images<'_>) -> Result<usize, EngineError> {
+    /// Writes images to pinned memory, once the slot's last vision is done with what is there.
+    pub(super) fn stage_images(&mut self, slot: usize, images: &Images<'_>) -> Result<(), EngineError> {
+        self.seen[slot][1].wait()?;
         let to = self.images[slot].bytes();
         let mut at = 0;
         for image in &images.present {
@@ -126,17 +127,7 @@ impl Graphs {
                 }
             }
         }
-        Ok(at)
-    }
-
-    pub(super) fn upload_images(
-        &self,
-        gpu: &Gpu,
-        slot: usize,
-        to: &Buffer,
-        bytes: usize,
-    ) -> Result<(), EngineError> {
-        gpu.upload_later(to.address, &self.images[slot], bytes)
+        Ok(())
     }
 }
 
@@ -168,12 +159,11 @@ impl CudaEngine {
             {
                 self.graphs.vision.insert(key.clone(), graph);
             }
-            self.graphs.seen[slot][1].wait()?;
-            let bytes = self.graphs.stage_images(slot, &images)?;
+            self.graphs.stage_images(slot, &images)?;
             self.see.gpu.mark(&self.graphs.seen[slot][0], false)?;
             match self.graphs.vision.get(&key) {
                 Some(graph) => self.see.gpu.start(graph)?,
-                None => self.put_images(slot, bytes, images.pixel, &images.slots)?,
+                None => self.put_vision(slot, images.pixel, &images.slots, &mut Tap::none())?,
             }
         } else {
             self.see.gpu.mark(&self.graphs.seen[slot][0], false)?;
@@ -202,6 +192,9 @@ impl CudaEngine {
         let values = request(layout, slot, tokens);
         self.graphs.request.bytes()[..values.len() * 4].copy_from_slice(bytemuck::cast_slice(&values));
         self.graphs.noise.bytes()[..noise.len() * 4].copy_from_slice(bytemuck::cast_slice(noise));
+        // Not in the graph: they pass while vision runs.
+        self.act.gpu.upload_later(self.cache.request.address, &self.graphs.request, values.len() * 4)?;
+        self.act.gpu.upload_later(self.expert.action.address, &self.graphs.noise, noise.len() * 4)?;
         self.act.gpu.wait_for(&self.graphs.seen[slot][1])?;
         self.act.gpu.mark(&self.graphs.marks[0], false)?;
         match self.graphs.actions.get(&key) {
@@ -265,26 +258,12 @@ impl CudaEngine {
         if self.graphs.uncaptured.vision {
             return Ok(None);
         }
-        let side = self.dims.vision.image;
-        let bytes = images.slots.len() * side * side * 3 * if images.pixel == Pixel::U8 { 1 } else { 4 };
         let before = self.see.launched.get();
         let capture = self.see.gpu.begin_capture()?;
-        let work = self.put_images(slot, bytes, images.pixel, &images.slots);
+        let work = self.put_vision(slot, images.pixel, &images.slots, &mut Tap::none());
         self.graphs.kernels.vision = self.see.launched.get() - before;
         let graph = self.see.gpu.end_capture(capture, work);
         unless_foreign(self.vision.is_foreign(), graph, "vision", &mut self.graphs.uncaptured.vision)
-    }
-
-    /// Staged images to their slot's features.
-    fn put_images(
-        &mut self,
-        slot: usize,
-        bytes: usize,
-        pixel: Pixel,
-        slots: &[usize],
-    ) -> Result<(), EngineError> {
-        self.graphs.upload_images(&self.see.gpu, slot, &self.images[slot], bytes)?;
-        self.put_vision(slot, pixel, slots, &mut Tap::none())
     }
 
     /// The graph is there afterwards, unless it cannot be captured.
@@ -340,10 +319,7 @@ impl CudaEngine {
         sampler: &Sampler,
         captured: bool,
     ) -> Result<(), EngineError> {
-        let (tap, count) = (&mut Tap::none(), horizon * self.dims.action_dim * 4);
-        let request = (2 + layout.rows - layout.image_rows) * 4;
-        self.act.gpu.upload_later(self.cache.request.address, &self.graphs.request, request)?;
-        self.act.gpu.upload_later(self.expert.action.address, &self.graphs.noise, count)?;
+        let tap = &mut Tap::none();
         let before = self.act.launched.get();
         self.put_prefix(layout, slot, 0, tap)?;
         let between = self.act.launched.get();
@@ -354,6 +330,7 @@ impl CudaEngine {
         put?;
         let kernels = &mut self.graphs.kernels;
         (kernels.prefix, kernels.denoise) = (between - before, self.act.launched.get() - between);
+        let count = horizon * self.dims.action_dim * 4;
         self.act.gpu.download_later(&self.graphs.out, self.expert.action.address, count)
     }
 }

@@ -454,6 +454,13 @@ impl Pinned {
         Ok(Self { address, bytes })
     }
 
+    /// Where kernels find it.
+    pub fn on_gpu(&self) -> Result<u64, EngineError> {
+        let mut address = 0;
+        cu!(cuMemHostGetDevicePointer_v2(&mut address, self.address, 0))?;
+        Ok(address)
+    }
+
     /// The bytes. Only between a wait for the stream and the next copy.
     pub fn bytes(&mut self) -> &mut [u8] {
         // SAFETY: ours, initialised, page-aligned, of this size; borrowed as this value is.

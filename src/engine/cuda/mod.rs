@@ -78,8 +78,8 @@ pub struct CudaEngine {
     cache: Cache,
     /// f32 `[2, cameras * tokens + prompt, width]`: the prompt's rows are there for prefixes that are not ours.
     features: Buffer,
-    /// Images as they came, by slot of features.
-    images: [Buffer; 2],
+    /// Images by slot of features, for a vision that is not ours.
+    images: Vec<Buffer>,
     /// What has run before, so that the library's algorithms are chosen.
     warm: HashSet<Warm>,
     /// How often features and keys were made: what a caller holds must be the latest.
@@ -186,7 +186,8 @@ impl CudaEngine {
             expert.bind_cache(&cache)?;
         }
         let pixels = room.pixels(&dims);
-        let images = [gpu.zeros(pixels * 4)?, gpu.zeros(pixels * 4)?];
+        let copies = if vision.is_foreign() { 2 } else { 0 };
+        let images = (0..copies).map(|_| gpu.zeros(pixels * 4)).collect::<Result<_, _>>()?;
         let features = gpu.zeros(2 * rows * dims.language.width * 4)?;
         let graphs = Graphs::new(pixels, cache.capacity, ACTIONS * dims.action_dim)?;
         let see = Lane::new(gpu.another_stream()?, bf16, fp8)?;
@@ -267,8 +268,7 @@ impl CudaEngine {
         let rows = images.slots.len() * self.dims.vision.tokens();
         self.generation += 1;
         if rows > 0 {
-            let bytes = self.graphs.stage_images(0, &images)?;
-            self.graphs.upload_images(&self.see.gpu, 0, &self.images[0], bytes)?;
+            self.graphs.stage_images(0, &images)?;
             if self.warm.insert(Warm::Vision(images.slots.len())) {
                 self.put_vision(0, images.pixel, &images.slots, &mut Tap::none())?;
             }
@@ -359,7 +359,7 @@ impl CudaEngine {
         self.room.layout(image_rows, tokens, !is_fixed)
     }
 
-    /// The slot's images to the slot's features.
+    /// The slot's staged images to the slot's features.
     fn put_vision(
         &mut self,
         slot: usize,
@@ -367,10 +367,15 @@ impl CudaEngine {
         slots: &[usize],
         tap: &mut Tap,
     ) -> Result<(), EngineError> {
-        let (images, features) = (self.images[slot].address, self.features_of(slot));
+        let (staged, features) = (&self.graphs.images[slot], self.features_of(slot));
         match &self.vision {
-            Part::Own(vision) => vision.record(&mut self.see, images, pixel, slots, features, tap),
-            Part::Foreign(vision) => vision.record(&self.see, images, slots, features, tap),
+            Part::Own(vision) => vision.record(&mut self.see, staged.on_gpu()?, pixel, slots, features, tap),
+            Part::Foreign(vision) => {
+                let side = self.dims.vision.image;
+                let images = self.images[slot].address;
+                self.see.gpu.upload_later(images, staged, slots.len() * side * side * 3 * 4)?;
+                vision.record(&self.see, images, slots, features, tap)
+            }
         }
     }
 

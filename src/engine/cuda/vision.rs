@@ -42,7 +42,7 @@ pub struct Vision {
     sums: Buffer,
 }
 
-/// Images as they lie on the GPU.
+/// Images as they are handed over.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Pixel {
     U8,
@@ -93,7 +93,7 @@ impl Vision {
         })
     }
 
-    /// Puts the stage on the stream: `images` to features `out`, f32 `[slots.len() * tokens, outputs]`. `slots`: the
+    /// Puts the stage on the stream: `images`, in the host's memory, to features `out`, f32 `[slots.len() * tokens, outputs]`. `slots`: the
     /// cameras' numbers.
     pub fn record(
         &self,
@@ -106,15 +106,10 @@ impl Vision {
     ) -> Result<(), EngineError> {
         let VisionDims { image, patch, width, .. } = self.dims;
         let rows = slots.len() * self.dims.tokens();
-        let kernel = if pixel == Pixel::U8 { "patches_u8" } else { "patches_f32" };
-        let sizes = [image.into(), patch.into(), self.pitch.into()];
-        lane.launch(
-            kernel,
-            [rows, 1, 1],
-            128,
-            0,
-            &[[images.into(), (&self.patches).into()].as_slice(), &sizes].concat(),
-        )?;
+        let (kernel, size) = if pixel == Pixel::U8 { ("patches_u8", 1) } else { ("patches_f32", 4) };
+        let args = [images.into(), (&self.patches).into(), image.into(), patch.into(), self.pitch.into()];
+        let shape = [image / patch * patch, slots.len(), 1];
+        lane.launch(kernel, shape, 128, 3 * image * size, &args)?;
         let mut at = Operands::new(self.patches.address, self.patch.address, self.x.address);
         at.c = self.positions.address;
         at.alpha = 1.0 / 127.5;

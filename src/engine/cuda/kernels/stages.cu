@@ -1,30 +1,32 @@
 // What surrounds the matrix products in all three stages. Rows are tokens; x is the residual stream, always f32.
 
 // Images to patch rows: bytes stay bytes (exact in bf16), the product's scale and the position table do the rest:
-// W (p / 127.5 - 1) + b = W p / 127.5 + (b - sum W). grid: tokens of all images, block: any. ld >= 3 patch^2.
-extern "C" __global__ void patches_u8(const u8* images, T* rows, int side, int patch, int ld) {
-    int grid = side / patch, tokens = grid * grid, len = 3 * patch * patch;
-    int token = blockIdx.x, image = token / tokens, at = token % tokens;
-    int top = at / grid * patch, left = at % grid * patch;
-    const u8* from = images + (size_t)image * side * side * 3;
-    for (int e = threadIdx.x; e < ld; e += blockDim.x) {
-        int c = e / (patch * patch), i = e / patch % patch, j = e % patch;
-        float p = e < len ? (float)from[((top + i) * side + left + j) * 3 + c] : 0.0f;
-        rows[(size_t)token * ld + e] = store(p);
+// W (p / 127.5 - 1) + b = W p / 127.5 + (b - sum W); pixels in [-1, 1] are brought to the scale of bytes. Images lie in the
+// host's memory: a block has one row of pixels, which comes once and in whole lines, beside all others.
+// grid: (rows of pixels that patches have, images), block: any; shared: a row of pixels. ld >= 3 patch^2.
+__device__ __forceinline__ float scaled_pixel(u8 p) { return (float)p; }
+__device__ __forceinline__ float scaled_pixel(float p) { return (p + 1.0f) * 127.5f; }
+template <class P> __device__ __forceinline__ void to_patches(const P* images, T* rows, int side, int patch, int ld) {
+    extern __shared__ uint4 pixels[];
+    P* line = (P*)pixels;
+    int across = side / patch, len = 3 * patch * patch, width = 3 * side, i = blockIdx.x % patch;
+    const P* from = images + ((size_t)blockIdx.y * side + blockIdx.x) * width;
+    T* to = rows + (size_t)(blockIdx.y * across + blockIdx.x / patch) * across * ld; // of the first patch
+    if (width * sizeof(P) % 16 == 0) {
+        for (int e = threadIdx.x; e < width * (int)sizeof(P) / 16; e += blockDim.x) pixels[e] = ((const uint4*)from)[e];
+    } else {
+        for (int e = threadIdx.x; e < width; e += blockDim.x) line[e] = from[e];
     }
-}
-// The same for pixels in [-1, 1], brought to the scale of bytes.
-extern "C" __global__ void patches_f32(const float* images, T* rows, int side, int patch, int ld) {
-    int grid = side / patch, tokens = grid * grid, len = 3 * patch * patch;
-    int token = blockIdx.x, image = token / tokens, at = token % tokens;
-    int top = at / grid * patch, left = at % grid * patch;
-    const float* from = images + (size_t)image * side * side * 3;
-    for (int e = threadIdx.x; e < ld; e += blockDim.x) {
-        int c = e / (patch * patch), i = e / patch % patch, j = e % patch;
-        float p = e < len ? (from[((top + i) * side + left + j) * 3 + c] + 1.0f) * 127.5f : 0.0f;
-        rows[(size_t)token * ld + e] = store(p);
+    __syncthreads();
+    for (int e = threadIdx.x; e < across * 3 * patch; e += blockDim.x) {
+        int j = e % patch, c = e / patch % 3, at = e / (3 * patch);
+        to[(size_t)at * ld + c * patch * patch + i * patch + j] = store(scaled_pixel(line[(at * patch + j) * 3 + c]));
     }
+    if (i == 0)
+        for (int e = threadIdx.x; e < across * (ld - len); e += blockDim.x) to[(size_t)(e / (ld - len)) * ld + len + e % (ld - len)] = store(0.0f);
 }
+extern "C" __global__ void patches_u8(const u8* images, T* rows, int side, int patch, int ld) { to_patches(images, rows, side, patch, ld); }
+extern "C" __global__ void patches_f32(const float* images, T* rows, int side, int patch, int ld) { to_patches(images, rows, side, patch, ld); }
 
 // Norms: a warp per row, widths are multiples of 4. grid: rows / 4 rounded up, block: 128.
 __device__ __forceinline__ void store4(T* to, float a, float b, float c, float d) {
