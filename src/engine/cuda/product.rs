@@ -15,6 +15,8 @@ const THREADS: usize = 384;
 const SIZE: usize = 2;
 /// Bytes of a row of what is handed from products to GEGLU.
 pub const HANDED: usize = 256 * 2 + 16;
+/// Cycles of a multiprocessor that blocks which share out k take to give each other their sums.
+const EXCHANGE: usize = 2500;
 /// Columns of the residual stream that are summed by one block for the next norm: the least of any kernel.
 pub const SUMMED_LEAST: usize = 48;
 /// The same by `norm_begins`, before the first such product.
@@ -94,7 +96,7 @@ const fn form(name: &'static str, kind: Kind, columns: usize, cluster: [usize; 2
     Form { name, kind, rows: ROWS, columns, cluster, split: 1, stages }
 }
 
-const FORMS: [Form; 9] = [
+const FORMS: [Form; 10] = [
     form("geglu_2x1", Kind::Geglu, 256, [2, 1], 3),
     form("geglu_1x2", Kind::Geglu, 256, [1, 2], 3),
     Form { rows: TURNED, ..form("geglu_184", Kind::Geglu, 256, [1, 2], 4) },
@@ -104,6 +106,7 @@ const FORMS: [Form; 9] = [
     form("bias_gelu_208", Kind::BiasGelu, 208, [2, 1], 5),
     form("add_64", Kind::Add, 64, [2, 2], 8),
     Form { split: 2, ..form("add_96", Kind::Add, 96, [2, 2], 7) },
+    Form { split: 2, ..form("add_128", Kind::Add, 128, [2, 1], 6) },
 ];
 
 /// All kernels, with the shared memory of a block.
@@ -119,7 +122,7 @@ impl Form {
             Kind::Geglu if rows == TURNED => 0,
             Kind::Geglu => ROWS * HANDED + 16,
             Kind::Bias | Kind::BiasGelu => (columns + ROWS) * 8,
-            Kind::Add => (split - 1) * ROWS * columns / split * 4 + 8,
+            Kind::Add => (split - 1) * ROWS * columns / split * 4 + 16,
         };
         stages * ((rows + columns) * 128 + 16) + beside
     }
@@ -177,12 +180,15 @@ impl Fused {
 
     /// The kernel of this kind that takes the least time.
     fn form(&self, processors: usize) -> &'static Form {
+        let steps = (self.k * SIZE).div_ceil(128); // each of the blocks that share out k has one at least
         let time = |form: &Form| {
             // Where rows of x are columns of the matrix instruction, each costs a sixteenth more.
             let rows = if form.rows == TURNED { TURNED * 17 / 16 } else { form.rows };
-            form.turns(self.rows, self.columns, processors) * rows * form.columns / form.split
+            // Cycles of a step of 64 k, whichever takes longer: 2048 products in each, or 64 bytes from the cache.
+            let step = (rows * form.columns / 32).max((form.rows + form.columns) * 2);
+            let exchange = if form.split > 1 { EXCHANGE } else { 0 };
+            form.turns(self.rows, self.columns, processors) * (steps.div_ceil(form.split) * step + exchange)
         };
-        let steps = (self.k * SIZE).div_ceil(128); // each of the blocks that share out k has one at least
         let of_kind = FORMS.iter().filter(|form| form.kind == self.kind() && form.split <= steps);
         // Invariant: k is not empty, and of every kind there is one whose blocks have all of it.
         of_kind.min_by_key(|form| time(form)).unwrap_or(&FORMS[0])
@@ -278,7 +284,9 @@ mod tests {
             (512, 3456, 1152, linear(false), "bias_112", true),
             (768, 4304, 1152, linear(true), "bias_gelu_208", true),
             (512, 4304, 1152, linear(true), "bias_gelu_144", true),
-            (768, 1152, 4304, added, "add_64", true),
+            (768, 1152, 1152, added, "add_64", true),
+            (512, 1152, 1152, added, "add_96", true),
+            (768, 1152, 4304, added, "add_128", true),
             (512, 1152, 4304, added, "add_96", true),
             (256, 1152, 4304, added, "add_96", false),
             (968, 16384, 2048, After::Geglu, "geglu_2x1", true),
@@ -293,9 +301,9 @@ mod tests {
     }
 
     #[test]
-    fn a_single_step_of_k_is_not_shared_out() {
+    fn k_is_shared_out_where_that_is_worth_an_exchange() {
         let added = |k| product(512, 1152, k, After::Add { bias: 0, next: None }).form(PROCESSORS).name;
-        assert_eq!((added(64), added(72)), ("add_64", "add_96"));
+        assert_eq!(([64, 128, 896].map(added), added(1152)), (["add_64"; 3], "add_96"));
     }
 
     #[test]
@@ -309,11 +317,11 @@ mod tests {
             }
             // A block fetches its part of x, and one half of W for its column, or both if nobody shares it.
             assert!(down == 2 || down == 1, "{}", form.name);
-            // What waits to be written lies where operands were.
+            // What waits to be written lies where operands were: a warp's 16 rows in a stage's 64 rows of x.
             if form.kind != Kind::Geglu {
                 let share = form.columns / form.split;
                 let pitch = if form.kind == Kind::Add { share * 4 + 32 } else { share * 2 + 16 };
-                assert!(ROWS * pitch <= form.stages * (ROWS + form.columns) * 128, "{}", form.name);
+                assert!(16 * pitch <= 64 * 128 && form.stages >= 4, "{}", form.name);
                 assert!(pitch.is_multiple_of(16), "{}", form.name);
             }
             assert!(

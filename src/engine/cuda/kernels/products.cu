@@ -25,12 +25,13 @@ struct Next {
 };
 
 // The other warps of the warpgroup that fetches get what follows the product: columns' bias and part of means to `vectors`,
-// rows' factor and mean to `factors`.
+// rows' factor and mean to `factors`. Where GELU follows, all but means for half of the product.
+template <bool GELU>
 __device__ __forceinline__ void fetch_vectors(u32 vectors, u32 factors, int n, int column, int columns, int row, int rows,
         const float* bias, const Norm& norm) {
     for (int i = threadIdx.x - 32; i < n; i += 96) {
         int at = min(column + i, columns - 1);
-        put_2(vectors + i * 8, bias[at], norm.of_means ? norm.of_means[at] : 0.0f);
+        put_2(vectors + i * 8, bias[at] * (GELU ? 0.5f : 1.0f), norm.of_means ? norm.of_means[at] : 0.0f);
     }
     wait_for_previous();
     for (int i = threadIdx.x - 32; i < 128; i += 96) {
@@ -44,15 +45,23 @@ __device__ __forceinline__ void fetch_vectors(u32 vectors, u32 factors, int n, i
         }
         float mean = norm.of_means ? sum * norm.per_width : 0.0f;
         if (norm.blocks > 0) r = rsqrtf(fmaxf(squares * norm.per_width - mean * mean, 0.0f) + 1e-6f);
-        put_2(factors + i * 8, r, mean);
+        put_2(factors + i * 8, r * (GELU ? 0.5f : 1.0f), mean);
     }
+}
+
+// GELU of 2 h, good to 2^-11.
+__device__ __forceinline__ float gelu_of_half(float h) {
+    float t;
+    asm("tanh.approx.f32 %0, %1;" : "=f"(t) : "f"(h * fmaf(0.28541926f, h * h, 1.5957691f)));
+    return fmaf(h, t, h);
 }
 
 // y = x W^T + bias, or GELU of it, of normalized rows. One tile per block. columns: a multiple of 8; steps of 64 of k.
 // block: 384.
-template <int N, int ROWS_, int COLUMNS, int STAGES, bool GELU>
+template <int N, int ROWS_, int COLUMNS, int STAGES, int WINDOW, bool GELU>
 __device__ __forceinline__ void biased(const Map& x, const Map& w, int rows, int columns, int steps, u16* y, const float* bias, Norm norm) {
     constexpr int STAGE = (128 + N) * 128, PITCH = N * 2 + 16;
+    static_assert(N % 16 == 0 && STAGES >= 4 && 16 * PITCH <= 64 * 128, "a warp's rows wait in a stage of its own");
     extern __shared__ __align__(1024) unsigned char room[];
     u32 ring = address_of(room), vectors = ring + STAGES * STAGE, factors = vectors + N * 8;
     u32 full = factors + 128 * 8, empty = full + STAGES * 8;
@@ -68,11 +77,11 @@ __device__ __forceinline__ void biased(const Map& x, const Map& w, int rows, int
         if (threadIdx.x < 32) {
             // Multiplications take longer than copies: x does not stand in line behind the W of all steps.
             if (is_elected())
-                fetch_all<N, ROWS_, COLUMNS, STAGES, 2>(x, w, ring, full, empty, steps, place, [&](int tile, int h) { return place.n(tile) * N + h * (N / 2); });
+                fetch_all<N, ROWS_, COLUMNS, STAGES, 2, WINDOW>(x, w, ring, full, empty, steps, place, [&](int tile, int h) { return place.n(tile) * N + h * (N / 2); });
             __syncwarp();
         } else {
-            fetch_vectors(vectors, factors, N, first, columns, place.m(blockIdx.x), rows, bias, norm);
-            asm volatile("bar.arrive 3, 352;" ::: "memory");
+            fetch_vectors<GELU>(vectors, factors, N, first, columns, place.m(blockIdx.x), rows, bias, norm);
+            asm volatile("bar.arrive 3, 224;\nbar.arrive 4, 224;" ::: "memory");
         }
     } else {
         asm volatile("setmaxnreg.inc.sync.aligned.u32 232;");
@@ -83,43 +92,47 @@ __device__ __forceinline__ void biased(const Map& x, const Map& w, int rows, int
         Turn<STAGES> turn;
         float d[N / 2];
         multiply_tile<N, STAGES>(d, ring, full, place.tells(t), tell, steps, turn, half);
-        // Through shared memory, so that rows are written whole; nobody reads the ring any more.
-        warpgroup_sync<352>(2);
-        u32 low = ring + row * PITCH + c * 4, high = low + 8 * PITCH;
+        // Through shared memory, so that rows are written in larger pieces: each warp for itself, in this warpgroup's own rows of a
+        // stage of the ring. The other warpgroup never reads those, so that neither waits for the other.
+        warpgroup_sync<224>(2 + half); // nor this one any more; and vectors and factors have come
+        u32 mine = ring + t / 32 * STAGE + half * 64 * 128, low = mine + t % 32 / 4 * PITCH + c * 4, high = low + 8 * PITCH;
         float2 low_row = get_2(factors + row * 8), high_row = get_2(factors + (row + 8) * 8);
-        // Some at a time: reads and writes of shared memory keep their order, and would wait for each other.
+        int top = place.m(blockIdx.x) + half * 64 + t / 32 * 16;
+        // Some columns at a time, so that memory takes in those while the next ones are made; reads and writes of shared memory
+        // keep their order, and would wait for each other.
         constexpr int GROUP = 4;
 #pragma unroll
         for (int next = 0; next < N / 8; next += GROUP) {
+            int count = min(GROUP, N / 8 - next);
             float4 of[GROUP]; // bias and part of means of two columns
 #pragma unroll
-            for (int j = next; j < min(next + GROUP, N / 8); j++) of[j - next] = get_4(vectors + (j * 8 + c * 2) * 8);
+            for (int j = 0; j < count; j++) of[j] = get_4(vectors + ((next + j) * 8 + c * 2) * 8);
 #pragma unroll
-            for (int j = next; j < min(next + GROUP, N / 8); j++) {
-                float* a = d + j * 4;
-                float4 b = of[j - next];
+            for (int j = 0; j < count; j++) {
+                float* a = d + (next + j) * 4;
+                float4 b = of[j];
                 a[0] = (a[0] - low_row.y * b.y) * low_row.x + b.x;
                 a[1] = (a[1] - low_row.y * b.w) * low_row.x + b.z;
                 a[2] = (a[2] - high_row.y * b.y) * high_row.x + b.x;
                 a[3] = (a[3] - high_row.y * b.w) * high_row.x + b.z;
 #pragma unroll
                 for (int e = 0; e < 4; e++)
-                    if (GELU) a[e] = gelu_tanh(a[e]);
-                put(low + j * 16, pack_bf16(a[0], a[1]));
-                put(high + j * 16, pack_bf16(a[2], a[3]));
+                    if (GELU) a[e] = gelu_of_half(a[e]);
+                put(low + (next + j) * 16, pack_bf16(a[0], a[1]));
+                put(high + (next + j) * 16, pack_bf16(a[2], a[3]));
             }
-        }
-        warpgroup_sync<128>(1 + half);
-        constexpr int CHUNKS = N / 8, EACH = CHUNKS / 2; // 16 bytes each, of a row; of a thread
-        u32 mine = ring + half * 64 * PITCH;
-        int top = place.m(blockIdx.x) + half * 64;
-        uint4 values[EACH];
+            __syncwarp();
+            // 16 rows of `count` pieces of 16 bytes.
+            uint4 values[GROUP / 2];
+            auto local = [=](int i) { return (i * 32 + t % 32) / count; };
+            auto piece = [=](int i) { return next + (i * 32 + t % 32) % count; };
 #pragma unroll
-        for (int i = 0; i < EACH; i++) values[i] = get(mine + (i * 128 + t) / CHUNKS * PITCH + (i * 128 + t) % CHUNKS * 16);
+            for (int i = 0; i < count / 2; i++) values[i] = get(mine + local(i) * PITCH + piece(i) * 16);
 #pragma unroll
-        for (int i = 0; i < EACH; i++) {
-            int r = top + (i * 128 + t) / CHUNKS, column = first + (i * 128 + t) % CHUNKS * 8;
-            if (r < rows && column < columns) *(uint4*)(y + (size_t)r * columns + column) = values[i];
+            for (int i = 0; i < count / 2; i++) {
+                int r = top + local(i), column = first + piece(i) * 8;
+                if (r < rows && column < columns) *(uint4*)(y + (size_t)r * columns + column) = values[i];
+            }
         }
     }
     cluster_sync(); // nobody goes while others may still tell it something
@@ -128,12 +141,13 @@ __device__ __forceinline__ void biased(const Map& x, const Map& w, int rows, int
 // y, the residual stream in f32, += x W^T + bias; and what the next norm needs of it. One tile per block; where there are
 // few tiles, SPLIT blocks of a cluster have the same one and a part of k each: every one gets what the others have of its
 // share of the columns, and finishes that. columns: a multiple of 8; steps of 64 of k. block: 384.
-template <int N, int ROWS_, int COLUMNS, int SPLIT, int STAGES>
+template <int N, int ROWS_, int COLUMNS, int SPLIT, int STAGES, int AHEAD, int WINDOW>
 __device__ __forceinline__ void added(const Map& x, const Map& w, int rows, int columns, int all_steps, float* y, const float* bias, Next next) {
     constexpr int STAGE = (128 + N) * 128, SHARE = N / SPLIT, PITCH = SHARE * 4 + 32;
-    // Of a row: lanes, of which so many finish four columns each; of a thread: every HEIGHT-th of 64 rows.
-    constexpr int LANES = 16, QUADS = SHARE / 4, HEIGHT = 128 / LANES, EACH = 64 / HEIGHT;
+    // Of a row: lanes, of which so many finish four columns each; of a thread: every other of a warp's 16 rows.
+    constexpr int LANES = 16, QUADS = SHARE / 4, EACH = 8;
     static_assert(QUADS <= LANES, "a share's columns");
+    static_assert(STAGES >= 4 && 16 * PITCH <= 64 * 128, "a warp's rows wait in a stage of its own");
     extern __shared__ __align__(1024) unsigned char room[];
     u32 ring = address_of(room), inbox = ring + STAGES * STAGE, full = inbox + (SPLIT - 1) * 128 * SHARE * 4;
     u32 empty = full + STAGES * 8, came = empty + STAGES * 8;
@@ -143,24 +157,24 @@ __device__ __forceinline__ void added(const Map& x, const Map& w, int rows, int 
     int steps = all_steps * (part + 1) / SPLIT - place.begin;
     if (threadIdx.x == 0) {
         open_gates<ROWS_, COLUMNS, STAGES>(full, empty);
-        if (SPLIT > 1) gate_init(came, 1);
+        if (SPLIT > 1) gate_init(came, 1), gate_init(came + 8, 1);
         asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
-        if (SPLIT > 1) gate_expect(came, (SPLIT - 1) * 128 * SHARE * 4);
+        if (SPLIT > 1) gate_expect(came, (SPLIT - 1) * 64 * SHARE * 4), gate_expect(came + 8, (SPLIT - 1) * 64 * SHARE * 4);
     }
     cluster_sync();
     if (threadIdx.x < 128) {
         asm volatile("setmaxnreg.dec.sync.aligned.u32 40;");
         if (threadIdx.x < 32) {
             if (is_elected())
-                fetch_all<N, ROWS_, COLUMNS, STAGES, STAGES>(x, w, ring, full, empty, steps, place, [&](int tile, int h) { return place.n(tile) * N + h * (N / 2); });
+                fetch_all<N, ROWS_, COLUMNS, STAGES, AHEAD, WINDOW>(x, w, ring, full, empty, steps, place, [&](int tile, int h) { return place.n(tile) * N + h * (N / 2); });
             __syncwarp();
         }
     } else {
         asm volatile("setmaxnreg.inc.sync.aligned.u32 232;");
         int half = threadIdx.x / 128 - 1, t = threadIdx.x % 128, c = t % 4, lane = t % LANES;
-        int share = place.n(blockIdx.x) * SPLIT + part, quad = share * SHARE + lane * 4, top = place.m(blockIdx.x) + half * 64;
+        int share = place.n(blockIdx.x) * SPLIT + part, quad = share * SHARE + lane * 4, top = place.m(blockIdx.x) + half * 64 + t / 32 * 16;
         bool has_quad = lane < QUADS && quad < columns;
-        auto local = [&](int i) { return i * HEIGHT + t / LANES; };
+        auto local = [&](int i) { return i * 2 + t % 32 / LANES; };
         auto counts = [&](int i) { return has_quad && top + local(i) < rows; };
         float4 none = make_float4(0.0f, 0.0f, 0.0f, 0.0f), plus = none, weights = none, v[EACH], old[EACH];
         if (has_quad && bias) plus = *(const float4*)(bias + quad);
@@ -180,7 +194,7 @@ __device__ __forceinline__ void added(const Map& x, const Map& w, int rows, int 
 #pragma unroll
                 for (int i = 0; i < SHARE / 2; i++) found[i] = d[q * SHARE / 2 + i];
             } else {
-                u32 block = blockIdx.y + (q - part) * ROWS_ * COLUMNS, gate = in_block(came, block);
+                u32 block = blockIdx.y + (q - part) * ROWS_ * COLUMNS, gate = in_block(came + half * 8, block);
                 u32 to = in_block(inbox + (part - (part > q)) * SHARE * 512 + slot, block);
 #pragma unroll
                 for (int j = 0; j < SHARE / 8; j++) {
@@ -189,9 +203,8 @@ __device__ __forceinline__ void added(const Map& x, const Map& w, int rows, int 
                 }
             }
         }
-        warpgroup_sync<256>(0); // nobody reads the ring any more
         if (SPLIT > 1) {
-            gate_wait(came, 0);
+            gate_wait(came + half * 8, 0);
             float4 other[SHARE / 8];
 #pragma unroll
             for (int o = 0; o < SPLIT - 1; o++) {
@@ -204,14 +217,16 @@ __device__ __forceinline__ void added(const Map& x, const Map& w, int rows, int 
                 }
             }
         }
-        u32 mine = ring + half * 64 * PITCH, low = mine + (t / 32 * 16 + t % 32 / 4) * PITCH + c * 8;
+        // Each warp for itself, in this warpgroup's own rows of a stage of the ring, which the other one never reads.
+        warpgroup_sync<128>(half);
+        u32 mine = ring + t / 32 * STAGE + half * 64 * 128, low = mine + t % 32 / 4 * PITCH + c * 8;
 #pragma unroll
         for (int j = 0; j < SHARE / 8; j++) {
             float* f = found + j * 4;
             put_2(low + j * 32, f[0], f[1]);
             put_2(low + 8 * PITCH + j * 32, f[2], f[3]);
         }
-        warpgroup_sync<128>(1 + half);
+        __syncwarp();
         // Loads, stores and shuffles in sets of their own: each of a set waits for none before it.
 #pragma unroll
         for (int i = 0; i < EACH; i++) v[i] = get_4(mine + local(i) * PITCH + min(lane, QUADS - 1) * 16);
@@ -223,24 +238,28 @@ __device__ __forceinline__ void added(const Map& x, const Map& w, int rows, int 
             if (counts(i)) *(float4*)(y + (size_t)(top + local(i)) * columns + quad) = v[i];
         }
         if (next.weights) {
-            float sum[EACH], squares[EACH];
+            float part_of[2 * EACH]; // sums, then sums of squares, of rows
 #pragma unroll
             for (int i = 0; i < EACH; i++) {
-                sum[i] = (v[i].x + v[i].y) + (v[i].z + v[i].w);
-                squares[i] = (v[i].x * v[i].x + v[i].y * v[i].y) + (v[i].z * v[i].z + v[i].w * v[i].w);
+                part_of[i] = (v[i].x + v[i].y) + (v[i].z + v[i].w);
+                part_of[EACH + i] = (v[i].x * v[i].x + v[i].y * v[i].y) + (v[i].z * v[i].z + v[i].w * v[i].w);
                 uint2 scaled = make_uint2(pack_bf16(v[i].x * weights.x, v[i].y * weights.y), pack_bf16(v[i].z * weights.z, v[i].w * weights.w));
                 if (counts(i)) *(uint2*)(next.scaled + (size_t)(top + local(i)) * columns + quad) = scaled;
             }
+            // Each of the 16 lanes ends with one of 16 sums: half as many at each exchange.
 #pragma unroll
-            for (int lanes = 1; lanes < LANES; lanes *= 2)
+            for (int turn = 0; turn < 4; turn++) {
+                int most = EACH >> turn;
+                bool is_upper = lane & most;
 #pragma unroll
                 for (int i = 0; i < EACH; i++) {
-                    sum[i] += __shfl_xor_sync(FULL, sum[i], lanes);
-                    squares[i] += __shfl_xor_sync(FULL, squares[i], lanes);
+                    if (i >= most) continue;
+                    float given = is_upper ? part_of[i] : part_of[i + most], kept = is_upper ? part_of[i + most] : part_of[i];
+                    part_of[i] = kept + __shfl_xor_sync(FULL, given, most);
                 }
-#pragma unroll
-            for (int i = 0; i < EACH; i++)
-                if (counts(i) && lane == 0) next.sums[(size_t)share * rows + top + local(i)] = make_float2(sum[i], squares[i]);
+            }
+            int r = top + local(lane % EACH);
+            if (r < rows && share * SHARE < columns) ((float*)next.sums)[((size_t)share * rows + r) * 2 + lane / EACH] = part_of[0];
         }
     }
     cluster_sync(); // nobody goes while others may still tell it something
@@ -291,17 +310,18 @@ struct TurnedToBf16 {
             const float* of_means, const float* next_weights, u16* scaled, float2* next_sums) {                            \
         WHAT;                                                                                                              \
     }
-#define BIASED(N, ROWS_, COLUMNS, STAGES, GELU) \
-    biased<N, ROWS_, COLUMNS, STAGES, GELU>(x, w, rows, columns, steps, (u16*)y, bias, {sums, blocks, per_width, of_means})
+#define BIASED(N, ROWS_, COLUMNS, STAGES, WINDOW, GELU) \
+    biased<N, ROWS_, COLUMNS, STAGES, WINDOW, GELU>(x, w, rows, columns, steps, (u16*)y, bias, {sums, blocks, per_width, of_means})
 KERNEL(geglu_2x1, (geglu_of<2, 1, 3>(x, w, rows, columns, steps, ToBf16{(u16*)y, columns})))
 KERNEL(geglu_1x2, (geglu_of<1, 2, 3>(x, w, rows, columns, steps, ToBf16{(u16*)y, columns})))
 KERNEL(geglu_184, (geglu_turned<184, 4>(x, w, rows, columns, steps, TurnedToBf16{(u16*)y, columns})))
-KERNEL(bias_112, (BIASED(112, 2, 1, 6, false)))
-KERNEL(bias_160, (BIASED(160, 2, 1, 5, false)))
-KERNEL(bias_gelu_144, (BIASED(144, 2, 2, 6, true)))
-KERNEL(bias_gelu_208, (BIASED(208, 2, 1, 5, true)))
-#define ADDED(N, ROWS_, COLUMNS, SPLIT, STAGES) \
-    added<N, ROWS_, COLUMNS, SPLIT, STAGES>(x, w, rows, columns, steps, (float*)y, bias, {next_weights, scaled, next_sums})
-KERNEL(add_64, (ADDED(64, 2, 2, 1, 8)))
-KERNEL(add_96, (ADDED(96, 2, 2, 2, 7)))
+KERNEL(bias_112, (BIASED(112, 2, 1, 6, 6, false)))
+KERNEL(bias_160, (BIASED(160, 2, 1, 5, 5, false)))
+KERNEL(bias_gelu_144, (BIASED(144, 2, 2, 6, 3, true)))
+KERNEL(bias_gelu_208, (BIASED(208, 2, 1, 5, 5, true)))
+#define ADDED(N, ROWS_, COLUMNS, SPLIT, STAGES, AHEAD, WINDOW) \
+    added<N, ROWS_, COLUMNS, SPLIT, STAGES, AHEAD, WINDOW>(x, w, rows, columns, steps, (float*)y, bias, {next_weights, scaled, next_sums})
+KERNEL(add_64, (ADDED(64, 2, 2, 1, 8, 4, 8)))
+KERNEL(add_96, (ADDED(96, 2, 2, 2, 7, 3, 7)))
+KERNEL(add_128, (ADDED(128, 2, 1, 2, 6, 3, 3)))
 #endif

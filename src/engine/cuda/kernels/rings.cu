@@ -116,8 +116,9 @@ template <int STAGES> struct Turn {
 };
 
 // One thread, elected, fetches all tiles of the block, W's rows at `at(tile, half)` by halves. W of the
-// first AHEAD steps comes before the kernel before has ended.
-template <int N, int ROWS_, int COLUMNS, int STAGES, int AHEAD, class P, class At>
+// first AHEAD steps comes before the kernel before has ended. At first no more than WINDOW steps are on their way: what all
+// blocks ask for at once would come to some of them late.
+template <int N, int ROWS_, int COLUMNS, int STAGES, int AHEAD, int WINDOW = STAGES, class P, class At>
 __device__ __forceinline__ void fetch_all(const Map& x, const Map& w, u32 ring, u32 full, u32 empty, int steps, const P& place, At at) {
     constexpr int STAGE = (128 + N) * 128, PART = 128 / COLUMNS, STEP = 128 / OPERAND_BYTES; // rows of x; elements of k
     ready(&x);
@@ -140,6 +141,7 @@ __device__ __forceinline__ void fetch_all(const Map& x, const Map& w, u32 ring, 
     for (int tile = blockIdx.x; tile < place.all; tile += gridDim.x) {
         int row = place.m(tile) + place.column_of * PART, w_row = at(tile, half), w_other = at(tile, 1);
         for (int s = 0; s < steps; s++, turn.next()) {
+            if (WINDOW < STAGES && turn.round == 0 && turn.stage >= WINDOW) gate_wait(full + (turn.stage - WINDOW) * 8, 0);
             if (ahead > 0) {
                 ahead--;
             } else {
