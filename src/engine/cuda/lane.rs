@@ -33,6 +33,7 @@ pub const PRODUCTS: &[&str] = &[
     include_str!("kernels/copies.cu"),
     include_str!("kernels/rings.cu"),
     include_str!("kernels/products.cu"),
+    include_str!("kernels/rope.cu"),
 ];
 /// The same of e4m3; [`E4M3`] is set for them.
 pub const PRODUCTS_FP8: &[&str] = &[

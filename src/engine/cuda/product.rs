@@ -29,6 +29,8 @@ pub enum After {
     Linear { bias: u64, gelu: bool, norm: Option<Norm> },
     /// Plus a bias (f32, or 0) added to y, the residual stream in f32.
     Add { bias: u64, next: Option<Next> },
+    /// W = [q; k; v], packed (order.rs), of heads of 256: q, in y, and k are turned by RoPE. `turns`: see kernels/rope.cu.
+    Rope { k: u64, v: u64, heads: usize, turns: u64 },
 }
 
 /// A LayerNorm of x that is done after the product.
@@ -88,13 +90,14 @@ enum Kind {
     Bias,
     BiasGelu,
     Add,
+    Rope,
 }
 
 const fn form(name: &'static str, kind: Kind, columns: usize, cluster: [usize; 2], stages: usize) -> Form {
     Form { name, kind, rows: ROWS, columns, cluster, split: 1, stages }
 }
 
-const FORMS: [Form; 9] = [
+const FORMS: [Form; 10] = [
     form("geglu_2x1", Kind::Geglu, 256, [2, 1], 3),
     form("geglu_1x2", Kind::Geglu, 256, [1, 2], 3),
     Form { rows: TURNED, ..form("geglu_184", Kind::Geglu, 256, [1, 2], 4) },
@@ -104,6 +107,7 @@ const FORMS: [Form; 9] = [
     form("bias_gelu_208", Kind::BiasGelu, 208, [2, 1], 5),
     form("add_64", Kind::Add, 64, [2, 2], 8),
     Form { split: 2, ..form("add_96", Kind::Add, 96, [2, 2], 7) },
+    form("rope_160", Kind::Rope, 160, [2, 1], 5),
 ];
 
 /// All kernels, with the shared memory of a block.
@@ -119,6 +123,7 @@ impl Form {
             Kind::Geglu if rows == TURNED => 0,
             Kind::Geglu => ROWS * HANDED + 16,
             Kind::Bias | Kind::BiasGelu => (columns + ROWS) * 8,
+            Kind::Rope => 0,
             Kind::Add => (split - 1) * ROWS * columns / split * 4 + 8,
         };
         stages * ((rows + columns) * 128 + 16) + beside
@@ -172,6 +177,7 @@ impl Fused {
             After::Linear { gelu: false, .. } => Kind::Bias,
             After::Linear { gelu: true, .. } => Kind::BiasGelu,
             After::Add { .. } => Kind::Add,
+            After::Rope { .. } => Kind::Rope,
         }
     }
 
@@ -204,7 +210,11 @@ impl Fused {
         let turns = form.turns(self.rows, self.columns, processors);
         let [high, wide] = form.tile();
         let done = turns * (processors / form.blocks()) * high * wide;
-        let least = if form.split > 1 { 0.75 } else { 0.8 };
+        let least = match form.kind {
+            Kind::Rope => 0.85, // else one of eight rows of tiles is empty: measured slower than the library
+            _ if form.split > 1 => 0.75,
+            _ => 0.8,
+        };
         (self.rows * self.columns) as f64 >= done as f64 * least
     }
 
@@ -225,20 +235,22 @@ impl Fused {
             Matrix { address, rows, columns: k, size: SIZE, box_rows, box_bytes: 128 }.map().map(Arg::Map)
         };
         let (bias, norm, next) = match after {
-            After::Geglu => (0, None, None),
+            After::Geglu | After::Rope { .. } => (0, None, None),
             After::Linear { bias, norm, .. } => (bias, norm, None),
             After::Add { bias, next } => (bias, None, next),
         };
         let nothing = Next { weights: 0, scaled: 0, sums: 0 };
         let Next { weights, scaled, sums } = next.unwrap_or(nothing);
         let w_rows = if form.kind == Kind::Geglu { 2 * columns } else { columns };
-        let args = [
+        let common = [
             map(x, rows, (form.rows / form.cluster[1]).next_multiple_of(8))?,
             map(w, w_rows, form.w_box())?,
             rows.into(),
             columns.into(),
             (k * SIZE).div_ceil(128).into(),
             y.into(),
+        ];
+        let args = [
             bias.into(),
             norm.map_or(0, |norm| norm.sums).into(),
             norm.map_or(0, |norm| k.div_ceil(norm.summed)).into(),
@@ -249,7 +261,11 @@ impl Fused {
             sums.into(),
         ];
         let shape = Launch::new([clusters, form.blocks(), 1], THREADS, form.shared()).clusters(form.blocks());
-        lane.launch_shaped(form.name, shape, &args)
+        let own = match after {
+            After::Rope { k, v, heads, turns } => &[k.into(), v.into(), heads.into(), turns.into()][..],
+            _ => &args,
+        };
+        lane.launch_shaped(form.name, shape, &[&common[..], own].concat())
     }
 }
 
@@ -272,6 +288,7 @@ mod tests {
     #[test]
     fn the_form_is_the_one_that_was_measured_to_be_fastest() {
         let added = After::Add { bias: 0, next: None };
+        let rope = After::Rope { k: 0, v: 0, heads: 8, turns: 0 };
         // Of vision with three, two and one cameras and of the prefix: and whether it is better than the library's.
         for (rows, columns, k, after, fastest, fills) in [
             (768, 3456, 1152, linear(false), "bias_160", true),
@@ -285,6 +302,10 @@ mod tests {
             (544, 16384, 2048, After::Geglu, "geglu_184", true),
             (712, 16384, 2048, After::Geglu, "geglu_2x1", true),
             (300, 16384, 2048, After::Geglu, "geglu_1x2", false),
+            (968, 2560, 2048, rope, "rope_160", true),
+            (912, 2560, 2048, rope, "rope_160", true),
+            (800, 2560, 2048, rope, "rope_160", false),
+            (544, 2560, 2048, rope, "rope_160", false),
         ] {
             let product = product(rows, columns, k, after);
             assert_eq!(product.form(PROCESSORS).name, fastest, "{rows} x {columns}");
