@@ -91,13 +91,13 @@ fn angles(head_dim: usize, positions: usize) -> (Vec<f32>, Vec<f32>) {
 }
 
 /// The same as the sums of a product lie that has packed rows of W: for each 8 positions and 8 columns each lane's cos, cos,
-/// sin, sin of its position and two columns.
+/// sin, sin of its two positions and column.
 fn turns(head_dim: usize, positions: usize) -> Vec<f32> {
     let half = head_dim / 2;
-    let (cos, sin) = angles(head_dim, positions.next_multiple_of(16));
+    let (cos, sin) = angles(head_dim, positions.next_multiple_of(8));
     let lane = |first: usize, column: usize, lane: usize| {
-        let at = (first + lane / 4) * half + column + lane % 4 * 2;
-        [cos[at], cos[at + 1], sin[at], sin[at + 1]]
+        let at = (first + lane % 4 * 2) * half + column + lane / 4;
+        [cos[at], cos[at + half], sin[at], sin[at + half]]
     };
     let eights = |count: usize| (0..count).step_by(8);
     eights(cos.len() / half)
@@ -534,10 +534,10 @@ mod tests {
     #[test]
     fn every_lane_finds_its_turns() {
         let (turns, (cos, sin)) = (turns(256, 40), angles(256, 48));
-        assert_eq!(turns.len(), 48 * 128 * 2);
-        for (row, column) in [(0, 0), (7, 127), (8, 2), (39, 66), (47, 126)] {
-            let lane = row % 8 * 4 + column % 8 / 2;
-            let at = ((row / 16 * 2 * 16 + row % 16 / 8 * 16 + column / 8) * 32 + lane) * 4 + column % 2;
+        assert_eq!(turns.len(), 40 * 128 * 2);
+        for (row, column) in [(0, 0), (7, 127), (8, 2), (39, 66), (34, 126)] {
+            let lane = column % 8 * 4 + row % 8 / 2;
+            let at = ((row / 8 * 16 + column / 8) * 32 + lane) * 4 + row % 2;
             assert_eq!([turns[at], turns[at + 2]], [cos[row * 128 + column], sin[row * 128 + column]]);
         }
     }

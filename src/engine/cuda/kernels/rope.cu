@@ -3,6 +3,9 @@
 //
 // RoPE pairs columns j and j + 128 of a head. W's rows are packed so that both are sums of the same thread: 8 rows of a
 // head's first half, then their partners of the second (order.rs). Heads: those of q, then k's and v's, which is not turned.
+//
+// Copies take longer than multiplications: so a cluster is large. W's rows are those of the matrix instruction and x's its
+// columns, of which a tile has HIGH, so that little of the last one is empty.
 
 #if __CUDA_ARCH__ == 900
 #define HEAD 256
@@ -18,84 +21,121 @@ __device__ __forceinline__ float4 read_turn(const float4* from) {
     return x;
 }
 
-// turns [positions / 8][EIGHTS][32]: cos, cos, sin, sin of a lane's position and two columns, as a matrix instruction's
+// 8 x 8 matrices, each transposed: a lane has the place of a row.
+__device__ __forceinline__ void put_turned(u32 at, u32 a, u32 b, u32 c, u32 d) {
+    asm volatile("stmatrix.sync.aligned.m8n8.x4.trans.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(at), "r"(a), "r"(b), "r"(c), "r"(d) : "memory");
+}
+__device__ __forceinline__ void put_turned(u32 at, u32 a, u32 b) {
+    asm volatile("stmatrix.sync.aligned.m8n8.x2.trans.shared.b16 [%0], {%1, %2};" ::"r"(at), "r"(a), "r"(b) : "memory");
+}
+
+// As `fetch_all`, one thread; one tile. The two blocks of a column fetch half of W each, those of a row a PART of x each:
+// parts overlap where they must, since they begin where the swizzled pattern does.
+template <int HIGH, int COLUMNS, int STAGES, class P>
+__device__ __forceinline__ void fetch_wide(const Map& x, const Map& w, u32 ring, u32 full, u32 empty, int steps, const P& place) {
+    constexpr int STAGE = (HIGH + 128) * 128, PART = (HIGH / COLUMNS + 7) / 8 * 8, APART = (HIGH - PART) / (COLUMNS - 1);
+    static_assert(APART % 8 == 0, "parts of x");
+    ready(&x);
+    u16 to_row = 0, to_column = 3 << place.column_of * 2;
+    for (int c = 0; c < COLUMNS; c++) to_row |= 1 << (c * 2 + place.row_of);
+    int w_row = place.n(blockIdx.x) * 128 + place.row_of * 64, x_row = place.m(blockIdx.x) + place.column_of * APART;
+    u32 w_part = (HIGH + place.row_of * 64) * 128, x_part = place.column_of * APART * 128;
+    auto fetch_w = [&](int s, int stage) {
+        gate_expect(full + stage * 8, (COLUMNS * PART + 128) * 128);
+        fetch(ring + stage * STAGE + w_part, &w, full + stage * 8, s * 64, w_row, to_column);
+    };
+    int ahead = steps < STAGES ? steps : STAGES;
+    for (int s = 0; s < ahead; s++) fetch_w(s, s);
+    wait_for_previous();
+    Turn<STAGES> turn;
+    for (int s = 0; s < steps; s++, turn.next()) {
+        if (s >= ahead) {
+            if (turn.round > 0) gate_wait(empty + turn.stage * 8, (turn.round - 1) % 2);
+            fetch_w(s, turn.stage);
+        }
+        fetch(ring + turn.stage * STAGE + x_part, &x, full + turn.stage * 8, s * 64, x_row, to_row);
+    }
+}
+
+// turns [positions / 8][EIGHTS][32]: cos, cos, sin, sin of a lane's two positions and column, as a matrix instruction's
 // result lies; a row's position is its number. One tile per block. columns: a multiple of HEAD; steps of 64 of k. block: 384.
-template <int N, int ROWS_, int COLUMNS, int STAGES>
+template <int HIGH, int COLUMNS, int STAGES>
 __device__ __forceinline__ void turned(const Map& x, const Map& w, int rows, int columns, int steps, const Heads& heads, const float4* turns) {
-    constexpr int STAGE = (128 + N) * 128, PITCH = N * 2 + 16, PAIRS = N / 16; // pairs of eights of columns
+    constexpr int STAGE = (HIGH + 128) * 128, PITCH = 256 + 16, COUNT = HIGH / 8;
     extern __shared__ __align__(1024) unsigned char room[];
     u32 ring = address_of(room), full = ring + STAGES * STAGE, empty = full + STAGES * 8;
-    Place<ROWS_, COLUMNS, N> place(rows, columns);
+    Place<2, COLUMNS, 128, HIGH> place(rows, columns);
     if (threadIdx.x == 0) {
-        open_gates<ROWS_, COLUMNS, STAGES>(full, empty);
+        open_gates<2, COLUMNS, STAGES>(full, empty);
         asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
     }
     cluster_sync();
     if (threadIdx.x < 128) {
         asm volatile("setmaxnreg.dec.sync.aligned.u32 40;");
         if (threadIdx.x < 32) {
-            if (is_elected())
-                fetch_all<N, ROWS_, COLUMNS, STAGES, 2>(x, w, ring, full, empty, steps, place, [&](int tile, int h) { return place.n(tile) * N + h * (N / 2); });
+            if (is_elected()) fetch_wide<HIGH, COLUMNS, STAGES>(x, w, ring, full, empty, steps, place);
             __syncwarp();
         }
     } else {
         asm volatile("setmaxnreg.inc.sync.aligned.u32 232;");
-        int half = threadIdx.x / 128 - 1, t = threadIdx.x % 128, row = half * 64 + t / 32 * 16 + t % 32 / 4, c = t % 4;
-        int first = place.n(blockIdx.x) * PAIRS, top = place.m(blockIdx.x);
+        int all = threadIdx.x - 128, half = all / 128, t = all % 128, lane = t % 32, eight = all / 32; // of the tile's 8
+        int n = place.n(blockIdx.x), head = n / 2, top = place.m(blockIdx.x);
+        bool tells = place.tells(t);
         u32 tell = place.tell(t, empty);
         // Turns wait in registers: they depend on no kernel, and after the product they would come late.
-        float4 low_turn[PAIRS], high_turn[PAIRS];
-        const float4* turns_at = turns + (size_t)(min(top + row, rows - 1) / 16) * (2 * EIGHTS * 32) + t % 32;
+        float4 turn_of[COUNT];
 #pragma unroll
-        for (int i = 0; i < PAIRS; i++) {
-            low_turn[i] = high_turn[i] = make_float4(1.0f, 1.0f, 0.0f, 0.0f);
-            if ((first + i) / EIGHTS <= heads.count) {
-                const float4* from = turns_at + (first + i) % EIGHTS * 32;
-                low_turn[i] = read_turn(from);
-                high_turn[i] = read_turn(from + EIGHTS * 32);
-            }
+        for (int j = 0; j < COUNT; j++) {
+            turn_of[j] = make_float4(1.0f, 1.0f, 0.0f, 0.0f);
+            if (head <= heads.count) turn_of[j] = read_turn(turns + (size_t)(min(top / 8 + j, (rows - 1) / 8) * EIGHTS + n % 2 * 8 + eight) * 32 + lane);
         }
         wait_for_previous();
         let_next_start();
         Turn<STAGES> turn;
-        float d[N / 2];
-        multiply_tile<N, STAGES>(d, ring, full, place.tells(t), tell, steps, turn, half);
+        float d[HIGH / 2];
+        multiply_steps<STAGE>(ring, full, tells, tell, steps, turn, [=, &d](int s, u32 at) {
+#pragma unroll
+            for (int i = 0; i < 4; i++)
+                multiply(d, operand(at + (HIGH + half * 64) * 128 + i * 32, 16, 1024), operand(at + i * 32, 16, 1024), (s | i) != 0);
+        });
         // Through shared memory, so that parts of heads are written whole; nobody reads the ring any more.
         warpgroup_sync<256>(0);
-        u32 low = ring + row * PITCH + c * 4, high = low + 8 * PITCH;
+        // Four 8 x 8 matrices at a time: first halves and partners of 16 rows.
+        u32 to = ring + (lane / 16 * 8 + lane % 8) * PITCH + lane / 8 % 2 * 128 + eight * 16;
+        u32 v[4];
 #pragma unroll
-        for (int i = 0; i < PAIRS; i++) {
-            const float *a = d + i * 8, *b = a + 4;
-            float4 l = low_turn[i], h = high_turn[i];
-            put(low + i * 16, pack_bf16(a[0] * l.x - b[0] * l.z, a[1] * l.y - b[1] * l.w));
-            put(low + N + i * 16, pack_bf16(b[0] * l.x + a[0] * l.z, b[1] * l.y + a[1] * l.w));
-            put(high + i * 16, pack_bf16(a[2] * h.x - b[2] * h.z, a[3] * h.y - b[3] * h.w));
-            put(high + N + i * 16, pack_bf16(b[2] * h.x + a[2] * h.z, b[3] * h.y + a[3] * h.w));
+        for (int j = 0; j < COUNT; j++) {
+            const float* a = d + j * 4;
+            float4 r = turn_of[j];
+            v[j % 2 * 2] = pack_bf16(a[0] * r.x - a[2] * r.z, a[1] * r.y - a[3] * r.w);
+            v[j % 2 * 2 + 1] = pack_bf16(a[2] * r.x + a[0] * r.z, a[3] * r.y + a[1] * r.w);
+            if (j % 2 == 1) put_turned(to + (j - 1) * 8 * PITCH, v[0], v[1], v[2], v[3]);
+            else if (j == COUNT - 1) put_turned(to + j * 8 * PITCH, v[0], v[1]);
         }
-        warpgroup_sync<128>(1 + half);
-        // 16 bytes each, of a row; a thread has the same ones of every HEIGHT-th row.
-        constexpr int CHUNKS = N / 8, HEIGHT = 128 / CHUNKS, EACH = (64 + HEIGHT - 1) / HEIGHT;
-        int local = t / CHUNKS, chunk = t % CHUNKS, pair = first + chunk % PAIRS, head = pair / EIGHTS;
+        warpgroup_sync<256>(0);
+        // 16 bytes each, of a row; a thread has the same ones of every 16th row.
+        constexpr int EACH = (HIGH + 15) / 16;
+        int local = all / 16, chunk = all % 16;
         bool is_q = head < heads.count;
         size_t pitch = (is_q ? heads.count : 1) * HEAD;
-        u16* to = is_q ? heads.q + head * HEAD : head == heads.count ? heads.k : heads.v;
-        to += (top + half * 64 + local) * pitch + chunk / PAIRS * (HEAD / 2) + pair % EIGHTS * 8;
-        int left = local < HEIGHT && pair * 16 < columns ? min(rows - top - half * 64, 64) - local : 0;
-        u32 from = ring + (half * 64 + local) * PITCH + chunk * 16;
+        u16* out = (is_q ? heads.q + head * HEAD : head == heads.count ? heads.k : heads.v) + (top + local) * pitch + chunk / 8 * (HEAD / 2) + (n % 2 * 8 + chunk % 8) * 8;
+        int left = head < heads.count + 2 ? min(rows - top, HIGH) - local : 0;
         uint4 values[EACH];
 #pragma unroll
-        for (int i = 0; i < EACH; i++) values[i] = get(from + min(i * HEIGHT, 63 - local) * PITCH);
+        for (int i = 0; i < EACH; i++) values[i] = get(ring + min(local + i * 16, HIGH - 1) * PITCH + chunk * 16);
 #pragma unroll
         for (int i = 0; i < EACH; i++)
-            if (i * HEIGHT < left) *(uint4*)(to + i * HEIGHT * pitch) = values[i];
+            if (i * 16 < left) *(uint4*)(out + i * 16 * pitch) = values[i];
     }
     cluster_sync(); // nobody goes while others may still tell it something
 }
 
-#define TURNED(NAME, N, ROWS_, COLUMNS, STAGES)                                                                              \
+#define TURNED(NAME, HIGH, COLUMNS, STAGES)                                                                                  \
     extern "C" __global__ __launch_bounds__(384, 1) void NAME(const __grid_constant__ Map x, const __grid_constant__ Map w, \
             int rows, int columns, int steps, u16* q, u16* k, u16* v, int heads, const float4* turns) {                     \
-        turned<N, ROWS_, COLUMNS, STAGES>(x, w, rows, columns, steps, {q, k, v, heads}, turns);                            \
+        turned<HIGH, COLUMNS, STAGES>(x, w, rows, columns, steps, {q, k, v, heads}, turns);                                \
     }
-TURNED(rope_160, 160, 2, 1, 5)
+TURNED(rope_96, 96, 4, 7)
+TURNED(rope_128, 128, 4, 6)
+TURNED(rope_168, 168, 4, 5)
 #endif
