@@ -230,6 +230,23 @@ impl Gpu {
                 Arg::Map(Map(map)) => ptr::from_ref(map).cast_mut().cast(),
             })
             .collect();
+        self.configured(shape, overlap, |config| {
+            cu!(cuLaunchKernelEx(config, kernel.0, values.as_mut_ptr(), ptr::null_mut()))
+        })
+    }
+
+    /// How many clusters of such a launch run at once: less than multiprocessors / blocks, since a cluster is within a part of
+    /// the GPU.
+    pub fn clusters_at_once(&self, kernel: Kernel, shape: Launch) -> Result<usize, EngineError> {
+        let mut clusters = 0;
+        self.configured(shape, false, |config| {
+            cu!(cuOccupancyMaxActiveClusters(&mut clusters, kernel.0, config))
+        })?;
+        Ok(clusters as usize)
+    }
+
+    /// A launch as the driver wants it described.
+    fn configured<R>(&self, shape: Launch, overlap: bool, with: impl FnOnce(&sys::CUlaunchConfig) -> R) -> R {
         // SAFETY: every bit pattern of these plain C structures is valid, and the attribute's identity says which field
         // holds.
         let mut attributes: [sys::CUlaunchAttribute; 2] = unsafe { std::mem::zeroed() };
@@ -246,7 +263,7 @@ impl Gpu {
                 sys::CUlaunchAttributeValue_union__bindgen_ty_1 { x: 1, y: shape.cluster as u32, z: 1 };
             count += 1;
         }
-        let config = sys::CUlaunchConfig {
+        with(&sys::CUlaunchConfig {
             gridDimX: shape.grid[0] as u32,
             gridDimY: shape.grid[1] as u32,
             gridDimZ: shape.grid[2] as u32,
@@ -257,8 +274,7 @@ impl Gpu {
             hStream: self.stream,
             attrs: attributes.as_mut_ptr(),
             numAttrs: count as u32,
-        };
-        cu!(cuLaunchKernelEx(&config, kernel.0, values.as_mut_ptr(), ptr::null_mut()))
+        })
     }
 
     /// From here on, what is put on the stream is recorded instead of run.

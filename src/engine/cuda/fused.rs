@@ -8,6 +8,7 @@ use half::bf16;
 use super::driver::{Arg, Buffer, Gpu, Launch};
 use super::expert::{ACTIONS, Pass};
 use super::lane::{EXPERT, Kernels, Lane, compiled};
+use super::order;
 use super::prefix::{Block, Cache};
 use crate::engine::EngineError;
 use crate::engine::cpu::time::Modulation;
@@ -83,7 +84,8 @@ impl Fused {
         action_dim: usize,
     ) -> Result<Self, EngineError> {
         let kernels = compile(gpu, dims, 1)?;
-        let orders = [qkv_order(dims), rows(dims.width), gate_up_order(dims), rows(dims.width)];
+        let qkv = order::partners(dims.heads + 2, dims.head_dim);
+        let orders = [qkv, order::natural(dims.width), order::gate_up(dims.mlp), order::natural(dims.width)];
         let orders = orders
             .iter()
             .map(|order| Ok((order.len(), gpu.buffer(order)?)))
@@ -383,45 +385,10 @@ fn fragment(token: usize, k: usize, tiles: usize) -> usize {
     (k / 8 * tiles * 8 + token) * 8 + k % 8
 }
 
-fn rows(count: usize) -> Vec<i32> {
-    (0..count as i32).collect()
-}
-
-/// 8 rows of a head's first half with their partners of the second.
-fn qkv_order(dims: &GemmaDims) -> Vec<i32> {
-    let half = dims.head_dim / 2;
-    let firsts = (0..dims.heads + 2).flat_map(|head| (0..half).step_by(8).map(move |j| head * 2 * half + j));
-    eights(firsts, half)
-}
-
-/// 8 rows of gate with the same of up.
-fn gate_up_order(dims: &GemmaDims) -> Vec<i32> {
-    eights((0..dims.mlp).step_by(8), dims.mlp)
-}
-
-/// 8 rows from each of these on, each time followed by those `far` further on.
-fn eights(firsts: impl Iterator<Item = usize>, far: usize) -> Vec<i32> {
-    firsts
-        .flat_map(|first| (first..first + 8).chain(first + far..first + far + 8))
-        .map(|r| r as i32)
-        .collect()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::model::dims::Dims;
-
-    #[test]
-    fn packed_rows_are_all_rows_once() {
-        for order in [qkv_order(&Dims::FULL.expert), gate_up_order(&Dims::FULL.expert)] {
-            let mut sorted = order.clone();
-            sorted.sort_unstable();
-            assert_eq!(sorted, rows(order.len()));
-        }
-        assert_eq!(qkv_order(&Dims::FULL.expert).len(), 2560);
-        assert_eq!(gate_up_order(&Dims::FULL.expert)[7..10], [7, 4096, 4097]);
-    }
 
     /// What `Fused::can` asks of the longest chunks holds for shorter ones too; of Hopper's 227 KB and Thor's as well.
     #[test]

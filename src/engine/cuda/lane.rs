@@ -33,6 +33,7 @@ pub const PRODUCTS: &[&str] = &[
     include_str!("kernels/copies.cu"),
     include_str!("kernels/rings.cu"),
     include_str!("kernels/products.cu"),
+    include_str!("kernels/rope.cu"),
 ];
 /// The same of e4m3; [`E4M3`] is set for them.
 pub const PRODUCTS_FP8: &[&str] = &[
@@ -88,6 +89,8 @@ pub struct Lane {
     pub gpu: Gpu,
     gemm: Gemm,
     kernels: Kernels,
+    /// What of [`product`]'s kernels runs at once.
+    pub capacity: product::Capacity,
     /// Weights and activations are bf16, else f32.
     pub bf16: bool,
     /// Kernels put on the stream so far.
@@ -138,6 +141,7 @@ impl Lane {
         }
         Ok(Self {
             gemm: Gemm::new(&gpu, bf16)?,
+            capacity: product::Capacity::new(&gpu, &kernels)?,
             kernels,
             gpu,
             bf16,

@@ -90,6 +90,21 @@ impl<'a> Loader<'a> {
 
     /// Matrices one below the other, in the engine's type; rows are padded with zeros to `pitch` elements.
     pub fn matrices(&mut self, names: &[String], pitch: Option<usize>) -> Result<Buffer, EngineError> {
+        self.ordered(names, pitch, None)
+    }
+
+    /// Matrices one below the other, in the engine's type, rows in an order (order.rs) that leaves each in its matrix.
+    pub fn packed(&mut self, names: &[String], order: &[i32]) -> Result<Weight, EngineError> {
+        let values = self.ordered(names, None, Some(order))?;
+        Ok(Weight { values, scales: None })
+    }
+
+    fn ordered(
+        &mut self,
+        names: &[String],
+        pitch: Option<usize>,
+        order: Option<&[i32]>,
+    ) -> Result<Buffer, EngineError> {
         let tensors = names.iter().map(|name| self.tensor(name)).collect::<Result<Vec<_>, _>>()?;
         let size = if self.bf16 { 2 } else { 4 };
         let columns = |t: &Tensor| t.shape()[1..].iter().product::<usize>();
@@ -97,15 +112,17 @@ impl<'a> Loader<'a> {
         let rows: usize = tensors.iter().map(|t| t.shape()[0]).sum();
         let buffer = self.gpu.zeros(rows * pitch * size)?;
         self.bytes += buffer.bytes;
-        let mut at = buffer.address;
+        let (mut at, mut above) = (buffer.address, 0);
         for tensor in &tensors {
             let (rows, columns) = (tensor.shape()[0], columns(tensor));
             let step = (STAGING / (pitch * size)).max(1);
+            let source = |row: usize| order.map_or(row, |order| order[above + row] as usize - above);
             for first in (0..rows).step_by(step) {
                 let count = step.min(rows - first);
-                self.piece(tensor, first * columns, count, columns, pitch, at)?;
+                self.piece(tensor, &|row| source(first + row) * columns, count, columns, pitch, at)?;
                 at += (count * pitch * size) as u64;
             }
+            above += rows;
         }
         Ok(buffer)
     }
@@ -152,6 +169,11 @@ impl<'a> Loader<'a> {
         Ok(Weight { values: narrow, scales: Some(Scales { multipliers, bias, inverse: 1.0 / scale }) })
     }
 
+    /// Whether [`Loader::weight`] may make a matrix e4m3 that is multiplied with this.
+    pub fn is_chosen(&self, of: &str) -> bool {
+        self.fp8.as_ref().is_some_and(|(calibration, _)| calibration.chosen(of).is_some())
+    }
+
     /// Vectors one after the other, in the engine's type.
     pub fn vectors(&mut self, names: &[String]) -> Result<Buffer, EngineError> {
         let values = self.values(names)?;
@@ -179,11 +201,11 @@ impl<'a> Loader<'a> {
         Ok(values)
     }
 
-    /// `count` rows from element `first` of a tensor to device memory at `to`.
+    /// `count` rows of a tensor, which begin at these elements, to device memory at `to`.
     fn piece(
         &mut self,
         tensor: &Tensor,
-        first: usize,
+        start: &(dyn Fn(usize) -> usize + Sync),
         count: usize,
         columns: usize,
         pitch: usize,
@@ -197,7 +219,7 @@ impl<'a> Loader<'a> {
         let rows = (PIECE / columns).max(1);
         bytes.par_chunks_mut(rows * pitch * size).enumerate().for_each(|(piece, bytes)| {
             for (row, bytes) in bytes.chunks_exact_mut(pitch * size).enumerate() {
-                let start = first + (piece * rows + row) * columns;
+                let start = start(piece * rows + row);
                 let (filled, rest) = bytes.split_at_mut(columns * size);
                 rest.fill(0);
                 if size == 2 {

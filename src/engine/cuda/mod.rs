@@ -7,7 +7,7 @@
 //! | file | holds |
 //! |---|---|
 //! | `driver`, `compile`, `gemm` | the driver, the run-time compiler and cuBLASLt, as far as they are used |
-//! | `lane`, `load` | a stream with its kernels; weights onto the GPU |
+//! | `lane`, `load`, `order` | a stream with its kernels; weights onto the GPU, and how rows are packed |
 //! | `product`, `fp8` | own matrix products, in bf16 and e4m3, fused with what follows them |
 //! | `vision`, `prefix`, `expert`, `fused` | the stages: what each puts on its stream |
 //! | `vision_weights` | SigLIP's weights, norms folded into products |
@@ -30,6 +30,7 @@ mod lane;
 mod load;
 mod measure;
 mod nvtx;
+mod order;
 mod prefix;
 mod product;
 mod programs;

@@ -8,6 +8,7 @@ use super::fp8::Product;
 use super::gemm::{Operands, Shape};
 use super::lane::{Lane, PREFIX_SHARED};
 use super::load::{Loader, Weight};
+use super::order;
 use super::product::{After, Fused};
 use crate::engine::EngineError;
 use crate::engine::probe::Tap;
@@ -89,6 +90,22 @@ fn angles(head_dim: usize, positions: usize) -> (Vec<f32>, Vec<f32>) {
     angles.map(|angle| (angle.cos(), angle.sin())).unzip()
 }
 
+/// The same as the sums of a product lie that has packed rows of W: for each 8 positions and 8 columns each lane's cos, cos,
+/// sin, sin of its two positions and column.
+fn turns(head_dim: usize, positions: usize) -> Vec<f32> {
+    let half = head_dim / 2;
+    let (cos, sin) = angles(head_dim, positions.next_multiple_of(8));
+    let lane = |first: usize, column: usize, lane: usize| {
+        let at = (first + lane % 4 * 2) * half + column + lane / 4;
+        [cos[at], cos[at + half], sin[at], sin[at + half]]
+    };
+    let eights = |count: usize| (0..count).step_by(8);
+    eights(cos.len() / half)
+        .flat_map(|first| eights(half).map(move |column| (first, column)))
+        .flat_map(|(first, column)| (0..32).flat_map(move |i| lane(first, column, i)))
+        .collect()
+}
+
 /// A decoder block's matrices, q, k and v as one, gate and up as one.
 pub struct Block {
     pub qkv: Buffer,
@@ -114,23 +131,39 @@ impl Block {
 /// The same of the prefix, where they may be e4m3.
 struct PrefixBlock {
     qkv: Weight,
+    /// Whether its rows are packed.
+    is_packed: bool,
     o: Weight,
     gate_up: Weight,
     down: Weight,
 }
 
 impl PrefixBlock {
-    fn new(load: &mut Loader<'_>, i: usize, is_last: bool) -> Result<Self, EngineError> {
+    /// `order`: of the rows of q, k and v as one, if there are kernels for it. In e4m3 they stay as they are.
+    fn new(
+        load: &mut Loader<'_>,
+        i: usize,
+        is_last: bool,
+        order: Option<&[i32]>,
+    ) -> Result<Self, EngineError> {
         let at = format!("{LANGUAGE}layers.{i}.");
+        let norm = format!("prefix.layer.{i}.input_layernorm");
+        let order = order.filter(|_| !load.is_chosen(&norm));
+        let names =
+            |parts: &[&str]| parts.iter().map(|part| format!("{at}{part}.weight")).collect::<Vec<_>>();
+        let qkv = names(&["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"]);
+        let qkv = match order {
+            Some(order) => load.packed(&qkv, order)?,
+            None => load.weight(&qkv, &[], &norm)?,
+        };
         let mut weight = |parts: &[&str], of: &str| {
             // Of the last layer only keys and values are needed.
-            let parts = if is_last && of != "input_layernorm" { &[] } else { parts };
-            let names: Vec<_> = parts.iter().map(|part| format!("{at}{part}.weight")).collect();
-            load.weight(&names, &[], &format!("prefix.layer.{i}.{of}"))
+            let parts = if is_last { &[] } else { parts };
+            load.weight(&names(parts), &[], &format!("prefix.layer.{i}.{of}"))
         };
-        let qkv = ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"];
         Ok(Self {
-            qkv: weight(&qkv, "input_layernorm")?,
+            qkv,
+            is_packed: order.is_some(),
             o: weight(&["self_attn.o_proj"], "attention")?,
             gate_up: weight(&["mlp.gate_proj", "mlp.up_proj"], "post_attention_layernorm")?,
             down: weight(&["mlp.down_proj"], "hidden")?,
@@ -227,6 +260,8 @@ pub struct Prefix {
     dims: GemmaDims,
     embedding: Buffer,
     layers: Vec<(PrefixBlock, [Buffer; 2])>,
+    /// RoPE's angles for the product of packed rows, if there are any.
+    turns: Option<Buffer>,
     activations: Activations,
 }
 
@@ -241,17 +276,21 @@ impl Prefix {
     ) -> Result<Self, EngineError> {
         let language = dims.language;
         let mut layers = Vec::with_capacity(language.layers);
+        let is_packed =
+            gpu.arch == 90 && size == 2 && language.head_dim == 256 && language.width.is_multiple_of(16);
+        let order = is_packed.then(|| order::partners(language.heads + 2, language.head_dim));
         for i in 0..language.layers {
             let at = format!("{LANGUAGE}layers.{i}.");
             let norms = [
                 load.wide(&format!("{at}input_layernorm.weight"), 1.0)?,
                 load.wide(&format!("{at}post_attention_layernorm.weight"), 1.0)?,
             ];
-            layers.push((PrefixBlock::new(load, i, i + 1 == language.layers)?, norms));
+            layers.push((PrefixBlock::new(load, i, i + 1 == language.layers, order.as_deref())?, norms));
         }
         Ok(Self {
             embedding: load.matrix(TOKEN_EMBEDDING.to_owned())?,
             layers,
+            turns: is_packed.then(|| gpu.buffer(&turns(language.head_dim, rows))).transpose()?,
             activations: Activations::new(gpu, &language, rows, rows, size)?,
             dims: language,
         })
@@ -293,49 +332,7 @@ impl Prefix {
                 let name = format_args!("prefix.layer.{i}.input_layernorm");
                 lane.record(tap, name, a.h.address, valid * width)?;
             }
-            // Of the last layer only keys and values are needed; the rest of what is copied then is stale.
-            let q_rows = if i < last { 0 } else { heads * head_dim };
-            let columns = (heads + 2) * head_dim;
-            let offset = (q_rows * lane.size()) as u64;
-            if block.qkv.is_fp8() {
-                let (x, w, y) = (a.h.address, &block.qkv, a.qkv.address);
-                Product { x, w, y, rows, columns, k: width }.finished(lane, false)?;
-            } else {
-                let shape = Shape { ldy: columns, ..Shape::linear(rows, columns - q_rows, width) };
-                let at = Operands::new(a.h.address, 0, a.qkv.address + offset);
-                lane.through(&block.qkv, q_rows, shape, at)?;
-            }
-            if cache.vt.is_empty() && head_dim.is_multiple_of(16) && lane.has("split_rope_8") {
-                let args = [
-                    (&a.qkv).into(),
-                    (&a.q).into(),
-                    (&cache.k[i]).into(),
-                    (&cache.v[i]).into(),
-                    (&cache.cos).into(),
-                    (&cache.sin).into(),
-                    heads.into(),
-                    head_dim.into(),
-                ];
-                let threads = (heads + 1) * head_dim / 16 + head_dim / 8;
-                lane.launch("split_rope_8", [rows, 1, 1], threads, 0, &args)?;
-            } else {
-                let args = [
-                    (&a.qkv).into(),
-                    (&a.q).into(),
-                    (&cache.k[i]).into(),
-                    (&cache.v[i]).into(),
-                    cache.vt(i).into(),
-                    (&cache.cos).into(),
-                    (&cache.sin).into(),
-                    (&cache.request).into(),
-                    0usize.into(),
-                    heads.into(),
-                    head_dim.into(),
-                    0usize.into(),
-                    cache.capacity.into(),
-                ];
-                lane.launch("split_rope", [rows, 1, 1], 256, 0, &args)?;
-            }
+            self.qkv(lane, cache, i, rows)?;
             lane.record(tap, format_args!("prefix.kv.{i}.k"), cache.k[i].address, valid * head_dim)?;
             lane.record(tap, format_args!("prefix.kv.{i}.v"), cache.v[i].address, valid * head_dim)?;
             if i == last {
@@ -391,6 +388,66 @@ impl Prefix {
             }
         }
         Ok(())
+    }
+
+    /// h to q, and to the cache's keys and values of layer `i`.
+    fn qkv(&self, lane: &mut Lane, cache: &Cache, i: usize, rows: usize) -> Result<(), EngineError> {
+        let GemmaDims { width, heads, head_dim, .. } = self.dims;
+        let (a, (block, _)) = (&self.activations, &self.layers[i]);
+        // Of the last layer only keys and values are needed; the rest of what is copied then is stale.
+        let q_rows = if i + 1 < self.layers.len() { 0 } else { heads * head_dim };
+        let columns = (heads + 2) * head_dim;
+        let offset = (q_rows * lane.size()) as u64;
+        if let (0, true, Some(turns)) = (q_rows, block.is_packed, &self.turns) {
+            let (k, v) = (cache.k[i].address, cache.v[i].address);
+            let after = After::Rope { k, v, heads, turns: turns.address };
+            let (x, w, y) = (a.h.address, block.qkv.values.address, a.q.address);
+            let fused = Fused { x, w, y, rows, columns, k: width, after };
+            if fused.fills(lane) {
+                return fused.record(lane);
+            }
+        }
+        if block.qkv.is_fp8() {
+            let (x, w, y) = (a.h.address, &block.qkv, a.qkv.address);
+            Product { x, w, y, rows, columns, k: width }.finished(lane, false)?;
+        } else {
+            let shape = Shape { ldy: columns, ..Shape::linear(rows, columns - q_rows, width) };
+            let at = Operands::new(a.h.address, 0, a.qkv.address + offset);
+            lane.through(&block.qkv, q_rows, shape, at)?;
+        }
+        // Where rows are packed values are never needed transposed: both are Hopper's.
+        if cache.vt.is_empty() && head_dim.is_multiple_of(16) && lane.has("split_rope_8") {
+            let args = [
+                (&a.qkv).into(),
+                (&a.q).into(),
+                (&cache.k[i]).into(),
+                (&cache.v[i]).into(),
+                (&cache.cos).into(),
+                (&cache.sin).into(),
+                heads.into(),
+                head_dim.into(),
+                usize::from(block.is_packed).into(),
+            ];
+            let threads = (heads + 1) * head_dim / 16 + head_dim / 8;
+            lane.launch("split_rope_8", [rows, 1, 1], threads, 0, &args)
+        } else {
+            let args = [
+                (&a.qkv).into(),
+                (&a.q).into(),
+                (&cache.k[i]).into(),
+                (&cache.v[i]).into(),
+                cache.vt(i).into(),
+                (&cache.cos).into(),
+                (&cache.sin).into(),
+                (&cache.request).into(),
+                0usize.into(),
+                heads.into(),
+                head_dim.into(),
+                0usize.into(),
+                cache.capacity.into(),
+            ];
+            lane.launch("split_rope", [rows, 1, 1], 256, 0, &args)
+        }
     }
 
     /// h through gate, up and GEGLU: where that is, in the type that `down` takes.
@@ -466,5 +523,22 @@ impl Prefix {
             rows.into(),
         ];
         lane.launch("rms_norm", [rows.div_ceil(4), 1, 1], 128, 0, &args)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// As kernels/rope.cu asks for them.
+    #[test]
+    fn every_lane_finds_its_turns() {
+        let (turns, (cos, sin)) = (turns(256, 40), angles(256, 48));
+        assert_eq!(turns.len(), 40 * 128 * 2);
+        for (row, column) in [(0, 0), (7, 127), (8, 2), (39, 66), (34, 126)] {
+            let lane = column % 8 * 4 + row % 8 / 2;
+            let at = ((row / 8 * 16 + column / 8) * 32 + lane) * 4 + row % 2;
+            assert_eq!([turns[at], turns[at + 2]], [cos[row * 128 + column], sin[row * 128 + column]]);
+        }
     }
 }

@@ -2,8 +2,10 @@
 //!
 //! Used where they were measured to be faster than the library's product and the kernels that it would need around it.
 
-use super::driver::{Arg, Launch, Matrix};
-use super::lane::Lane;
+use std::collections::HashMap;
+
+use super::driver::{Arg, Gpu, Launch, Matrix};
+use super::lane::{Kernels, Lane};
 use crate::engine::EngineError;
 
 /// Rows of a block's tile.
@@ -31,6 +33,8 @@ pub enum After {
     Linear { bias: u64, gelu: bool, norm: Option<Norm> },
     /// Plus a bias (f32, or 0) added to y, the residual stream in f32.
     Add { bias: u64, next: Option<Next> },
+    /// W = [q; k; v], packed (order.rs), of heads of 256: q, in y, and k are turned by RoPE. `turns`: see kernels/rope.cu.
+    Rope { k: u64, v: u64, heads: usize, turns: u64 },
 }
 
 /// A LayerNorm of x that is done after the product.
@@ -67,6 +71,31 @@ pub struct Fused {
     pub after: After,
 }
 
+/// What of these kernels a GPU runs at once.
+pub struct Capacity {
+    /// Multiprocessors.
+    processors: usize,
+    /// Clusters, by kernel.
+    clusters: HashMap<&'static str, usize>,
+}
+
+impl Capacity {
+    /// As the driver says of those kernels that are there.
+    pub fn new(gpu: &Gpu, kernels: &Kernels) -> Result<Self, EngineError> {
+        let there = FORMS.iter().filter_map(|form| Some((form, *kernels.get(form.name)?)));
+        let clusters =
+            there.map(|(form, kernel)| Ok((form.name, gpu.clusters_at_once(kernel, form.launch(1))?)));
+        Ok(Self {
+            processors: gpu.processors as usize,
+            clusters: clusters.collect::<Result<_, EngineError>>()?,
+        })
+    }
+
+    fn of(&self, form: &Form) -> usize {
+        self.clusters.get(form.name).copied().unwrap_or(0)
+    }
+}
+
 /// A kernel of `products.cu`: how its blocks divide the work, as its template has it.
 #[derive(Clone, Copy, Debug)]
 struct Form {
@@ -90,13 +119,14 @@ enum Kind {
     Bias,
     BiasGelu,
     Add,
+    Rope,
 }
 
 const fn form(name: &'static str, kind: Kind, columns: usize, cluster: [usize; 2], stages: usize) -> Form {
     Form { name, kind, rows: ROWS, columns, cluster, split: 1, stages }
 }
 
-const FORMS: [Form; 10] = [
+const FORMS: [Form; 14] = [
     form("geglu_2x1", Kind::Geglu, 256, [2, 1], 3),
     form("geglu_1x2", Kind::Geglu, 256, [1, 2], 3),
     Form { rows: TURNED, ..form("geglu_184", Kind::Geglu, 256, [1, 2], 4) },
@@ -106,7 +136,11 @@ const FORMS: [Form; 10] = [
     form("bias_gelu_208", Kind::BiasGelu, 208, [2, 1], 5),
     form("add_64", Kind::Add, 64, [2, 2], 8),
     Form { split: 2, ..form("add_96", Kind::Add, 96, [2, 2], 7) },
-    Form { split: 2, ..form("add_128", Kind::Add, 128, [2, 1], 6) },
+    Form { split: 2, ..form("add_128_2x2", Kind::Add, 128, [2, 2], 6) },
+    Form { split: 2, ..form("add_128_2x1", Kind::Add, 128, [2, 1], 6) },
+    Form { rows: 96, ..form("rope_96", Kind::Rope, 128, [2, 4], 7) },
+    form("rope_128", Kind::Rope, 128, [2, 4], 6),
+    Form { rows: 168, ..form("rope_168", Kind::Rope, 128, [2, 4], 5) },
 ];
 
 /// All kernels, with the shared memory of a block.
@@ -122,6 +156,7 @@ impl Form {
             Kind::Geglu if rows == TURNED => 0,
             Kind::Geglu => ROWS * HANDED + 16,
             Kind::Bias | Kind::BiasGelu => (columns + ROWS) * 8,
+            Kind::Rope => 0,
             Kind::Add => (split - 1) * ROWS * columns / split * 4 + 16,
         };
         stages * ((rows + columns) * 128 + 16) + beside
@@ -143,21 +178,25 @@ impl Form {
         [self.rows * self.cluster[0], wide * self.cluster[1]]
     }
 
+    fn launch(&self, clusters: usize) -> Launch {
+        Launch::new([clusters, self.blocks(), 1], THREADS, self.shared()).clusters(self.blocks())
+    }
+
     /// Tiles of a product, and how many clusters work on them at a time.
-    fn tiles(&self, rows: usize, columns: usize, processors: usize) -> (usize, usize) {
+    fn tiles(&self, rows: usize, columns: usize, capacity: &Capacity) -> (usize, usize) {
         let [high, wide] = self.tile();
         let (high, wide) = (rows.div_ceil(high), columns.div_ceil(wide));
         let at_once = if self.rows == TURNED {
-            turned_clusters(high, high * wide, processors)
+            turned_clusters(high, high * wide, capacity.processors)
         } else {
-            processors / self.blocks()
+            capacity.of(self)
         };
         (high * wide, at_once.max(1))
     }
 
     /// Tiles that a cluster works on one after the other.
-    fn turns(&self, rows: usize, columns: usize, processors: usize) -> usize {
-        let (tiles, at_once) = self.tiles(rows, columns, processors);
+    fn turns(&self, rows: usize, columns: usize, capacity: &Capacity) -> usize {
+        let (tiles, at_once) = self.tiles(rows, columns, capacity);
         tiles.div_ceil(at_once)
     }
 }
@@ -175,11 +214,12 @@ impl Fused {
             After::Linear { gelu: false, .. } => Kind::Bias,
             After::Linear { gelu: true, .. } => Kind::BiasGelu,
             After::Add { .. } => Kind::Add,
+            After::Rope { .. } => Kind::Rope,
         }
     }
 
     /// The kernel of this kind that takes the least time.
-    fn form(&self, processors: usize) -> &'static Form {
+    fn form(&self, capacity: &Capacity) -> &'static Form {
         let steps = (self.k * SIZE).div_ceil(128); // each of the blocks that share out k has one at least
         let time = |form: &Form| {
             // Where rows of x are columns of the matrix instruction, each costs a sixteenth more.
@@ -187,11 +227,12 @@ impl Fused {
             // Cycles of a step of 64 k, whichever takes longer: 2048 products in each, or 64 bytes from the cache.
             let step = (rows * form.columns / 32).max((form.rows + form.columns) * 2);
             let exchange = if form.split > 1 { EXCHANGE } else { 0 };
-            form.turns(self.rows, self.columns, processors) * (steps.div_ceil(form.split) * step + exchange)
+            form.turns(self.rows, self.columns, capacity) * (steps.div_ceil(form.split) * step + exchange)
         };
-        let of_kind = FORMS.iter().filter(|form| form.kind == self.kind() && form.split <= steps);
-        // Invariant: k is not empty, and of every kind there is one whose blocks have all of it.
-        of_kind.min_by_key(|form| time(form)).unwrap_or(&FORMS[0])
+        let of_kind = FORMS.iter().filter(|form| form.kind == self.kind());
+        let can = |form: &&Form| form.split <= steps && capacity.of(form) > 0;
+        // Invariant: k is not empty, and of every kind there is one whose blocks have all of it, in clusters of 2 to 8.
+        of_kind.filter(can).min_by_key(|form| time(form)).unwrap_or(&FORMS[0])
     }
 
     /// Whether it may be used: there are such kernels, and sizes fit.
@@ -200,51 +241,52 @@ impl Fused {
     }
 
     /// Whether it also keeps the GPU busy: at least four fifths of what all its blocks can do in that time is of use, or,
-    /// since large clusters never fill it, three quarters.
+    /// since large clusters take in less, three quarters.
     pub fn fills(&self, lane: &Lane) -> bool {
-        self.fits(lane) && self.fills_all(lane.gpu.processors as usize)
+        self.fits(lane) && self.fills_all(&lane.capacity)
     }
 
-    fn fills_all(&self, processors: usize) -> bool {
-        let form = self.form(processors);
-        let turns = form.turns(self.rows, self.columns, processors);
+    fn fills_all(&self, capacity: &Capacity) -> bool {
+        let form = self.form(capacity);
+        let turns = form.turns(self.rows, self.columns, capacity);
         let [high, wide] = form.tile();
-        let done = turns * (processors / form.blocks()) * high * wide;
-        let least = if form.split > 1 { 0.75 } else { 0.8 };
-        (self.rows * self.columns) as f64 >= done as f64 * least
+        let done = turns * capacity.of(form) * high * wide;
+        let least = if form.blocks() > 4 { 0.75 } else { 0.8 };
+        done > 0 && (self.rows * self.columns) as f64 >= done as f64 * least
     }
 
     /// Columns that it sums for the next norm at a time.
     pub fn summed(&self, lane: &Lane) -> usize {
-        let form = self.form(lane.gpu.processors as usize);
+        let form = self.form(&lane.capacity);
         form.columns / form.split
     }
 
     /// Puts it on the stream.
     pub fn record(&self, lane: &Lane) -> Result<(), EngineError> {
         let Self { x, w, y, rows, columns, k, after } = *self;
-        let processors = lane.gpu.processors as usize;
-        let form = self.form(processors);
-        let (tiles, at_once) = form.tiles(rows, columns, processors);
+        let form = self.form(&lane.capacity);
+        let (tiles, at_once) = form.tiles(rows, columns, &lane.capacity);
         let clusters = if form.kind == Kind::Geglu { tiles.min(at_once) } else { tiles };
         let map = |address, rows, box_rows| {
             Matrix { address, rows, columns: k, size: SIZE, box_rows, box_bytes: 128 }.map().map(Arg::Map)
         };
         let (bias, norm, next) = match after {
-            After::Geglu => (0, None, None),
+            After::Geglu | After::Rope { .. } => (0, None, None),
             After::Linear { bias, norm, .. } => (bias, norm, None),
             After::Add { bias, next } => (bias, None, next),
         };
         let nothing = Next { weights: 0, scaled: 0, sums: 0 };
         let Next { weights, scaled, sums } = next.unwrap_or(nothing);
         let w_rows = if form.kind == Kind::Geglu { 2 * columns } else { columns };
-        let args = [
+        let common = [
             map(x, rows, (form.rows / form.cluster[1]).next_multiple_of(8))?,
             map(w, w_rows, form.w_box())?,
             rows.into(),
             columns.into(),
             (k * SIZE).div_ceil(128).into(),
             y.into(),
+        ];
+        let args = [
             bias.into(),
             norm.map_or(0, |norm| norm.sums).into(),
             norm.map_or(0, |norm| k.div_ceil(norm.summed)).into(),
@@ -254,8 +296,11 @@ impl Fused {
             scaled.into(),
             sums.into(),
         ];
-        let shape = Launch::new([clusters, form.blocks(), 1], THREADS, form.shared()).clusters(form.blocks());
-        lane.launch_shaped(form.name, shape, &args)
+        let own = match after {
+            After::Rope { k, v, heads, turns } => &[k.into(), v.into(), heads.into(), turns.into()][..],
+            _ => &args,
+        };
+        lane.launch_shaped(form.name, form.launch(clusters), &[&common[..], own].concat())
     }
 }
 
@@ -264,8 +309,15 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    /// Multiprocessors of the GPU on which kernels were measured.
-    const PROCESSORS: usize = 132;
+    /// Of the GPU on which kernels were measured.
+    fn capacity() -> Capacity {
+        let clusters = |form: &Form| match form.blocks() {
+            8 => 15,
+            4 => 30,
+            blocks => 132 / blocks,
+        };
+        Capacity { processors: 132, clusters: FORMS.iter().map(|f| (f.name, clusters(f))).collect() }
+    }
 
     fn product(rows: usize, columns: usize, k: usize, after: After) -> Fused {
         Fused { x: 0, w: 0, y: 0, rows, columns, k, after }
@@ -278,6 +330,7 @@ mod tests {
     #[test]
     fn the_form_is_the_one_that_was_measured_to_be_fastest() {
         let added = After::Add { bias: 0, next: None };
+        let rope = After::Rope { k: 0, v: 0, heads: 8, turns: 0 };
         // Of vision with three, two and one cameras and of the prefix: and whether it is better than the library's.
         for (rows, columns, k, after, fastest, fills) in [
             (768, 3456, 1152, linear(false), "bias_160", true),
@@ -286,23 +339,28 @@ mod tests {
             (512, 4304, 1152, linear(true), "bias_gelu_144", true),
             (768, 1152, 1152, added, "add_64", true),
             (512, 1152, 1152, added, "add_96", true),
-            (768, 1152, 4304, added, "add_128", true),
+            (768, 1152, 4304, added, "add_128_2x2", true),
             (512, 1152, 4304, added, "add_96", true),
             (256, 1152, 4304, added, "add_96", false),
             (968, 16384, 2048, After::Geglu, "geglu_2x1", true),
             (544, 16384, 2048, After::Geglu, "geglu_184", true),
             (712, 16384, 2048, After::Geglu, "geglu_2x1", true),
             (300, 16384, 2048, After::Geglu, "geglu_1x2", false),
+            (968, 2560, 2048, rope, "rope_168", true),
+            (800, 2560, 2048, rope, "rope_168", true),
+            (712, 2560, 2048, rope, "rope_128", true),
+            (544, 2560, 2048, rope, "rope_96", true),
+            (300, 2560, 2048, rope, "rope_96", false),
         ] {
             let product = product(rows, columns, k, after);
-            assert_eq!(product.form(PROCESSORS).name, fastest, "{rows} x {columns}");
-            assert_eq!(product.fills_all(PROCESSORS), fills, "{rows} x {columns}");
+            assert_eq!(product.form(&capacity()).name, fastest, "{rows} x {columns}");
+            assert_eq!(product.fills_all(&capacity()), fills, "{rows} x {columns}");
         }
     }
 
     #[test]
     fn k_is_shared_out_where_that_is_worth_an_exchange() {
-        let added = |k| product(512, 1152, k, After::Add { bias: 0, next: None }).form(PROCESSORS).name;
+        let added = |k| product(512, 1152, k, After::Add { bias: 0, next: None }).form(&capacity()).name;
         assert_eq!(([64, 128, 896].map(added), added(1152)), (["add_64"; 3], "add_96"));
     }
 
@@ -321,7 +379,13 @@ mod tests {
             if form.kind != Kind::Geglu {
                 let share = form.columns / form.split;
                 let pitch = if form.kind == Kind::Add { share * 4 + 32 } else { share * 2 + 16 };
-                assert!(16 * pitch <= 64 * 128 && form.stages >= 4, "{}", form.name);
+                // … and of q, k and v turned, everywhere.
+                let waits = if form.kind == Kind::Rope {
+                    form.rows * pitch <= form.stages * (form.rows + form.columns) * 128
+                } else {
+                    16 * pitch <= 64 * 128 && form.stages >= 4
+                };
+                assert!(waits, "{}", form.name);
                 assert!(pitch.is_multiple_of(16), "{}", form.name);
             }
             assert!(
@@ -339,7 +403,7 @@ mod tests {
             let (form, columns) = (&FORMS[which], eights * 8);
             let [down, across] = form.cluster;
             let wide = form.tile()[1] / across;
-            let (tiles, _) = form.tiles(rows, columns, PROCESSORS);
+            let (tiles, _) = form.tiles(rows, columns, &capacity());
             let tiles_m = rows.div_ceil(form.rows * down);
             let mut seen = vec![0; rows.div_ceil(form.rows) * columns.div_ceil(wide)];
             for (tile, block) in (0..tiles).flat_map(|tile| (0..form.blocks()).map(move |block| (tile, block))) {

@@ -154,6 +154,7 @@ __device__ __forceinline__ void added(const Map& x, const Map& w, int rows, int 
     Place<ROWS_, COLUMNS, N, 128, SPLIT> place(rows, columns);
     int part = place.part_of;
     place.begin = all_steps * part / SPLIT;
+    place.is_padding = SPLIT > 1 && place.n(blockIdx.x) * N >= columns;
     int steps = all_steps * (part + 1) / SPLIT - place.begin;
     if (threadIdx.x == 0) {
         open_gates<ROWS_, COLUMNS, STAGES>(full, empty);
@@ -323,5 +324,6 @@ KERNEL(bias_gelu_208, (BIASED(208, 2, 1, 5, 5, true)))
     added<N, ROWS_, COLUMNS, SPLIT, STAGES, AHEAD, WINDOW>(x, w, rows, columns, steps, (float*)y, bias, {next_weights, scaled, next_sums})
 KERNEL(add_64, (ADDED(64, 2, 2, 1, 8, 4, 8)))
 KERNEL(add_96, (ADDED(96, 2, 2, 2, 7, 3, 7)))
-KERNEL(add_128, (ADDED(128, 2, 1, 2, 6, 3, 3)))
+KERNEL(add_128_2x2, (ADDED(128, 2, 2, 2, 6, 3, 6)))
+KERNEL(add_128_2x1, (ADDED(128, 2, 1, 2, 6, 3, 3)))
 #endif

@@ -49,7 +49,9 @@ PRODUCT(128, 64, T0 ", " T1 ", " T2 ", " T3 ", " T4 ", " T5 ", " T6 ", " T7, O12
 PRODUCT(144, 72, T0 ", " T1 ", " T2 ", " T3 ", " T4 ", " T5 ", " T6 ", " T7 ", " T8, O144, "%72", "%73", "%74")
 #define O160 E(0), E(1), E(2), E(3), E(4), E(5), E(6), E(7), E(8), E(9)
 PRODUCT(160, 80, T0 ", " T1 ", " T2 ", " T3 ", " T4 ", " T5 ", " T6 ", " T7 ", " T8 ", " T9, O160, "%80", "%81", "%82")
-// Of 184 columns: eleven and a half.
+// Of 168 and 184 columns: ten and a half, eleven and a half.
+#define O168 E(0), E(1), E(2), E(3), E(4), E(5), E(6), E(7), E(8), E(9), "+f"(d[80]), "+f"(d[81]), "+f"(d[82]), "+f"(d[83])
+PRODUCT(168, 84, T0 ", " T1 ", " T2 ", " T3 ", " T4 ", " T5 ", " T6 ", " T7 ", " T8 ", " T9 ", %80, %81, %82, %83", O168, "%84", "%85", "%86")
 #define O184 E(0), E(1), E(2), E(3), E(4), E(5), E(6), E(7), E(8), E(9), E(10), "+f"(d[88]), "+f"(d[89]), "+f"(d[90]), "+f"(d[91])
 PRODUCT(184, 92, T0 ", " T1 ", " T2 ", " T3 ", " T4 ", " T5 ", " T6 ", " T7 ", " T8 ", " T9 ", " T10 ", %88, %89, %90, %91", O184, "%92", "%93", "%94")
 #define O208 E(0), E(1), E(2), E(3), E(4), E(5), E(6), E(7), E(8), E(9), E(10), E(11), E(12)
@@ -88,6 +90,7 @@ template <int ROWS_, int COLUMNS, int WIDE, int HIGH = 128, int SPLIT = 1> struc
     // SPLIT > 1, clusters that share out k, too: which part this block has, the first of the blocks with that part, its first step.
     int part_of, mates, begin = 0;
     int row_of, column_of, rows_m, all;
+    bool is_padding = false; // its columns are beyond W: there is nothing to fetch of it, or to finish
     __device__ __forceinline__ Place(int rows, int columns) {
         int rank = SPLIT > 1 ? blockIdx.y % (ROWS_ * COLUMNS) : blockIdx.y;
         part_of = SPLIT > 1 ? blockIdx.y / (ROWS_ * COLUMNS) : 0;
@@ -129,7 +132,8 @@ __device__ __forceinline__ void fetch_all(const Map& x, const Map& w, u32 ring, 
     u32 x_part = place.column_of * PART * 128, w_part = 128 * 128 + half * (N / 2) * 128;
     auto fetch_w = [&](int row, int other, int s, int stage) {
         u32 to = ring + stage * STAGE + w_part;
-        gate_expect(full + stage * 8, STAGE);
+        gate_expect(full + stage * 8, place.is_padding ? 128 * 128 : STAGE);
+        if (place.is_padding) return;
         fetch(to, &w, full + stage * 8, (place.begin + s) * STEP, row, to_column);
         if (ROWS_ == 1) fetch(to + N / 2 * 128, &w, full + stage * 8, (place.begin + s) * STEP, other, to_column);
     };

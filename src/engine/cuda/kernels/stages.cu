@@ -339,19 +339,22 @@ extern "C" __global__ void split_rope(const T* qkv, T* q, T* k, T* v, T* vt, con
 }
 
 #ifdef BF16
-// The same, eight at a time, of prompt and images; heads of a multiple of 16. block: (heads + 1) * dim / 16 + dim / 8.
-extern "C" __global__ void split_rope_8(const u16* qkv, u16* q, u16* k, u16* v, const float* cos, const float* sin, int heads, int dim) {
+// The same, eight at a time, of prompt and images; heads of a multiple of 16. is_packed: columns of heads' halves come in
+// turns of eight (order.rs). block: (heads + 1) * dim / 16 + dim / 8.
+extern "C" __global__ void split_rope_8(const u16* qkv, u16* q, u16* k, u16* v, const float* cos, const float* sin, int heads, int dim, int is_packed) {
     wait_for_previous();
     let_next_start();
     int token = blockIdx.x, half = dim / 2, each = half / 8, i = threadIdx.x;
     const u16* from = qkv + (size_t)token * (heads + 2) * dim;
     if (i >= (heads + 1) * each) {
         int e = (i - (heads + 1) * each) * 8;
-        if (e < dim) *(uint4*)(v + (size_t)token * dim + e) = *(const uint4*)(from + (heads + 1) * dim + e);
+        int at = is_packed ? e % half * 2 + e / half * 8 : e;
+        if (e < dim) *(uint4*)(v + (size_t)token * dim + e) = *(const uint4*)(from + (heads + 1) * dim + at);
         return;
     }
     int head = i / each, j = i % each * 8;
-    uint4 a = *(const uint4*)(from + head * dim + j), b = *(const uint4*)(from + head * dim + half + j), x, y;
+    const u16* at = from + head * dim + (is_packed ? 2 * j : j);
+    uint4 a = *(const uint4*)at, b = *(const uint4*)(at + (is_packed ? 8 : half)), x, y;
     const u32 *as = &a.x, *bs = &b.x;
     u32 *xs = &x.x, *ys = &y.x;
 #pragma unroll
