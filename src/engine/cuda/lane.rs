@@ -9,6 +9,7 @@ use super::compile::cubin;
 use super::driver::{Arg, Event, Gpu, Kernel, Launch, failed};
 use super::fp8;
 use super::gemm::{Gemm, Operands, Shape};
+use super::heads;
 use super::load::Weight;
 use super::product;
 use crate::engine::EngineError;
@@ -34,6 +35,7 @@ pub const PRODUCTS: &[&str] = &[
     include_str!("kernels/rings.cu"),
     include_str!("kernels/products.cu"),
     include_str!("kernels/rope.cu"),
+    include_str!("kernels/heads.cu"),
 ];
 /// The same of e4m3; [`E4M3`] is set for them.
 pub const PRODUCTS_FP8: &[&str] = &[
@@ -42,6 +44,7 @@ pub const PRODUCTS_FP8: &[&str] = &[
     include_str!("kernels/copies.cu"),
     include_str!("kernels/rings.cu"),
     include_str!("kernels/products_fp8.cu"),
+    include_str!("kernels/heads.cu"),
 ];
 /// What is set for products of e4m3, besides BF16.
 pub const E4M3: &str = "E4M3";
@@ -54,10 +57,6 @@ pub const ATTENTION: &[&str] = &[
 ];
 /// Shared memory of `vision_attention`: keys and values of a head.
 pub const VISION_SHARED: usize = 2 * 256 * 72 * 2;
-/// Queries of a block of `vision_attention_90`.
-pub const VISION_QUERIES: usize = 128;
-/// Its shared memory: keys, values and queries of a head, zeros after the queries' columns, counters.
-pub const VISION_SHARED_90: usize = 1024 + (2 * 256 + VISION_QUERIES) * 72 * 2 + VISION_QUERIES * 16 + 16;
 /// Shared memory of `prefix_attention`: queries, and for each half of the keys two sets of values and one of keys; counters.
 pub const PREFIX_SHARED: usize = 28 * 8192 + 1024 + 128;
 
@@ -129,12 +128,13 @@ impl Lane {
         if bf16 && gpu.arch >= 80 {
             let mut names = vec![("vision_attention", VISION_SHARED)];
             if gpu.arch == 90 {
-                names.push(("vision_attention_90", VISION_SHARED_90));
                 names.push(("prefix_attention", PREFIX_SHARED));
-                kernels.extend(compiled(&gpu, PRODUCTS, &defines, &product::kernels())?);
+                let products = [product::kernels(), vec![heads::kernel()]].concat();
+                kernels.extend(compiled(&gpu, PRODUCTS, &defines, &products)?);
                 if fp8 {
                     let defines = [defines.clone(), vec![E4M3.to_owned()]].concat();
-                    kernels.extend(compiled(&gpu, PRODUCTS_FP8, &defines, &fp8::kernels())?);
+                    let products = [fp8::kernels(), vec![heads::kernel_fp8()]].concat();
+                    kernels.extend(compiled(&gpu, PRODUCTS_FP8, &defines, &products)?);
                 }
             }
             kernels.extend(compiled(&gpu, ATTENTION, &defines, &names)?);
@@ -284,7 +284,7 @@ mod tests {
     #[test]
     fn shared_memory_of_attentions_blocks_is_there() {
         // The older kernel is also that of GPUs whose blocks have at most 99 KiB.
-        for (shared, most) in [(VISION_SHARED, 99), (VISION_SHARED_90, 227), (PREFIX_SHARED, 227)] {
+        for (shared, most) in [(VISION_SHARED, 99), (PREFIX_SHARED, 227)] {
             assert!(shared <= most << 10, "{shared}");
         }
     }

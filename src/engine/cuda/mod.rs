@@ -26,6 +26,7 @@ mod foreign;
 mod fp8;
 mod fused;
 mod gemm;
+mod heads;
 mod lane;
 mod load;
 mod measure;

@@ -2,10 +2,11 @@
 
 use std::fmt::Arguments;
 
-use super::driver::{Arg, Buffer, Gpu, Launch, Matrix};
+use super::driver::{Buffer, Gpu};
 use super::fp8::Product;
 use super::gemm::{Epilogue, Operands, Shape};
-use super::lane::{Lane, VISION_QUERIES, VISION_SHARED, VISION_SHARED_90};
+use super::heads::{Heads, Taken, kernel_fp8, suit};
+use super::lane::{Lane, VISION_SHARED};
 use super::load::{Loader, Weight};
 use super::product::{After, Fused, Next, Norm as Folded, SUMMED_FIRST, SUMMED_LEAST};
 use super::vision_weights::{Fold, Layer, Norm, fold, positions};
@@ -163,15 +164,20 @@ impl Vision {
         if !qkv.0.is_fp8() {
             self.report_narrow(lane, tap, slots, format_args!("layer.{i}.layer_norm1"), &self.h, width)?;
         }
-        let (columns, y) = (3 * width, self.qkv.address);
-        if qkv.0.is_fp8() {
-            Product { x: h, w: &qkv.0, y, rows, columns, k: width }.finished(lane, false)?;
+        let (columns, y, inverse) = (3 * width, self.qkv.address, out.0.inverse());
+        if qkv.0.is_fp8() && suit(&self.dims) && lane.has(kernel_fp8().0) {
+            let taken = Taken::E4m3(qkv.0.multipliers());
+            self.heads(&qkv.0, qkv.0.bias(), taken, slots.len(), inverse).record(lane)?;
         } else {
-            self.biased(lane, qkv, h, y, Shape::linear(rows, columns, width).with(Epilogue::Bias))?;
-        }
-        if !self.attention(lane, slots.len(), out.0.inverse())? && out.0.is_fp8() {
-            lane.finish([mixed, 0, self.hidden.address], [rows, width], false, out.0.inverse())?;
-            mixed = self.hidden.address;
+            if qkv.0.is_fp8() {
+                Product { x: h, w: &qkv.0, y, rows, columns, k: width }.finished(lane, false)?;
+            } else {
+                self.biased(lane, qkv, h, y, Shape::linear(rows, columns, width).with(Epilogue::Bias))?;
+            }
+            if !self.attention(lane, slots.len(), inverse)? && out.0.is_fp8() {
+                lane.finish([mixed, 0, self.hidden.address], [rows, width], false, inverse)?;
+                mixed = self.hidden.address;
+            }
         }
         if !out.0.is_fp8() {
             self.report_narrow(lane, tap, slots, format_args!("layer.{i}.attention"), &self.mixed, width)?;
@@ -210,10 +216,7 @@ impl Vision {
             k,
             after,
         };
-        let normed = |fold: &Fold, gelu, summed| {
-            let (bias, of_means) = (fold.bias.address, fold.of_means.address);
-            After::Linear { bias, gelu, norm: Some(Folded { sums, summed, of_means }) }
-        };
+        let normed = |fold: &Fold, summed| Folded { sums, summed, of_means: fold.of_means.address };
         let added = |bias: &Buffer, next: Option<&Norm>| {
             let next = next.map(|norm| Next { weights: norm.weight.address, scaled: self.h.address, sums });
             After::Add { bias: bias.address, next }
@@ -221,35 +224,35 @@ impl Vision {
         let Layer { norm1, qkv, out, norm2, fc1, fc2, .. } = &self.layers[i];
         let next = self.layers.get(i + 1).map(|layer| &layer.norm1);
         let fc2_added = own(&self.hidden, &fc2.0, &self.x, width, mlp, added(&fc2.1, next));
-        // The first norm is folded where what comes before it, fc2, is an own product.
-        let is_folded = fc2_added.fills(lane);
-        if is_folded {
-            if i == 0 {
-                let (h, sums) = ((&self.h).into(), (&self.sums).into());
-                let args = [(&self.x).into(), (&norm1.weight).into(), h, sums, width.into()];
-                lane.launch("norm_begins", [rows, 1, 1], 128, 0, &args)?;
-            }
-            self.report_norm(lane, tap, slots, format_args!("layer.{i}.layer_norm1"), norm1)?;
-            let summed = if i == 0 { SUMMED_FIRST } else { fc2_added.summed(lane) };
-            own(&self.h, &qkv.0, &self.qkv, 3 * width, width, normed(first, false, summed)).record(lane)?;
-        } else {
-            self.norm(lane, norm1, rows, None, 0.0)?;
-            self.report_narrow(lane, tap, slots, format_args!("layer.{i}.layer_norm1"), &self.h, width)?;
-            let shape = Shape::linear(rows, 3 * width, width).with(Epilogue::Bias);
-            self.biased(lane, qkv, self.h.address, self.qkv.address, shape)?;
+        // The first norm is begun by what comes before it, fc2, where that is an own product.
+        let (is_own, mut summed) = (fc2_added.fills(lane), fc2_added.summed(lane));
+        if i == 0 || !is_own {
+            let (h, sums) = ((&self.h).into(), (&self.sums).into());
+            let args = [(&self.x).into(), (&norm1.weight).into(), h, sums, width.into()];
+            lane.launch("norm_begins", [rows, 1, 1], 128, 0, &args)?;
+            summed = SUMMED_FIRST;
         }
-        self.attention(lane, slots.len(), 0.0)?;
+        self.report_norm(lane, tap, slots, format_args!("layer.{i}.layer_norm1"), norm1)?;
+        let taken = Taken::Bf16(normed(first, summed));
+        self.heads(&qkv.0, first.bias.address, taken, slots.len(), 0.0).record(lane)?;
         self.report_narrow(lane, tap, slots, format_args!("layer.{i}.attention"), &self.mixed, width)?;
         let out_added = own(&self.mixed, &out.0, &self.x, width, width, added(&out.1, Some(norm2)));
         out_added.record(lane)?;
         self.report_norm(lane, tap, slots, format_args!("layer.{i}.layer_norm2"), norm2)?;
-        let after = normed(second, true, out_added.summed(lane));
+        let norm = Some(normed(second, out_added.summed(lane)));
+        let after = After::Gelu { bias: second.bias.address, norm };
         own(&self.h, &fc1.0, &self.hidden, mlp, width, after).record(lane)?;
         self.report_narrow(lane, tap, slots, format_args!("layer.{i}.hidden"), &self.hidden, mlp)?;
-        if is_folded {
+        if is_own {
             return fc2_added.record(lane);
         }
         self.add(lane, fc2, self.hidden.address, rows, mlp).map(drop)
+    }
+
+    /// h through q, k, v and attention to `mixed`, in e4m3 if there is an `inverse` of its scale.
+    fn heads(&self, qkv: &Weight, bias: u64, taken: Taken, images: usize, inverse: f32) -> Heads {
+        let [x, w, y] = [&self.h, &qkv.values, &self.mixed].map(|buffer| buffer.address);
+        Heads { x, w, y, images, width: self.dims.width, bias, taken, inverse }
     }
 
     /// x through a matrix in bf16 or f32 and what its shape adds, to y.
@@ -357,23 +360,7 @@ impl Vision {
         let VisionDims { width, heads, .. } = self.dims;
         let (tokens, dim, size) = (self.dims.tokens(), width / heads, lane.size());
         let scale = 1.0 / (dim as f32).sqrt();
-        let is_own = (tokens, dim) == (256, 72);
-        if is_own && lane.has("vision_attention_90") {
-            let map = |box_bytes| {
-                let (address, rows, columns) = (self.qkv.address, images * tokens, 3 * width);
-                Matrix { address, rows, columns, size, box_rows: VISION_QUERIES, box_bytes }
-                    .map()
-                    .map(Arg::Map)
-            };
-            let scale = scale * std::f32::consts::LOG2_E;
-            let to = (&self.mixed).into();
-            let args = [map(128)?, map(16)?, to, width.into(), scale.into(), inverse.into()];
-            let parts = tokens / VISION_QUERIES;
-            let shape = Launch::new([heads, parts, images], 2 * VISION_QUERIES, VISION_SHARED_90);
-            lane.launch_shaped("vision_attention_90", shape.clusters(parts), &args)?;
-            return Ok(true);
-        }
-        if is_own && lane.has("vision_attention") {
+        if (tokens, dim) == (256, 72) && lane.has("vision_attention") {
             let scale = scale * std::f32::consts::LOG2_E;
             let args = [(&self.qkv).into(), (&self.mixed).into(), width.into(), scale.into(), inverse.into()];
             lane.launch("vision_attention", [tokens / 64, heads, images], 128, VISION_SHARED, &args)?;

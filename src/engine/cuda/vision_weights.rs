@@ -2,6 +2,7 @@
 //! positions with all that is the same for every image. Called when the stage is made; puts nothing on its stream.
 
 use super::driver::{Buffer, Gpu, Launch};
+use super::heads::suit;
 use super::lane::{STAGES, compiled};
 use super::load::{Loader, Weight};
 use crate::engine::EngineError;
@@ -76,7 +77,7 @@ impl Layer {
 /// Folds the norms before q, k, v and fc1 into them, where there are own products for that: those in bf16 take and leave
 /// norms half done; e4m3's take them whole.
 pub fn fold(gpu: &Gpu, v: &VisionDims, bf16: bool, layers: &mut [Layer]) -> Result<(), EngineError> {
-    let fits = v.width.is_multiple_of(128) && v.mlp.is_multiple_of(8);
+    let fits = suit(v) && v.width.is_multiple_of(128) && v.mlp.is_multiple_of(8);
     if !(bf16 && gpu.arch == 90 && fits) || layers.iter().any(Layer::is_fp8) {
         return Ok(());
     }

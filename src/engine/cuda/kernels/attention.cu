@@ -22,17 +22,6 @@ __device__ __forceinline__ void mma_8(float* d, u32 a0, u32 a1, u32 b0) {
                  : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
                  : "r"(a0), "r"(a1), "r"(b0));
 }
-__device__ __forceinline__ float quad_max(float x) {
-    x = fmaxf(x, __shfl_xor_sync(FULL, x, 1));
-    return fmaxf(x, __shfl_xor_sync(FULL, x, 2));
-}
-
-__device__ __forceinline__ float power_of_2(float x) {
-    float y;
-    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-    return y;
-}
-
 // Two floats to elements `at` and the next of `out`: bf16, or e4m3 times `inverse` if that is not 0.
 __device__ __forceinline__ void store_two(void* out, size_t at, float a, float b, float inverse) {
     if (inverse == 0.0f) {
@@ -142,124 +131,11 @@ extern "C" __global__ __launch_bounds__(128) void vision_attention(const u16* qk
 }
 
 #if __CUDA_ARCH__ == 900
-// An operand that is not swizzled: 8 rows of 16 bytes, one after the other; `lead` and `stride` as the canonical layouts
-// have them.
-__device__ __forceinline__ u64 flat(u32 address, u32 lead, u32 stride) {
-    return (u64)((address & 0x3ffff) >> 4) | (u64)(lead >> 4) << 16 | (u64)(stride >> 4) << 32;
-}
-// d [64 x 64] (and [64 x 8]) += a [64 x 16] in registers, b [16 x 64] in shared memory with columns contiguous.
-__device__ __forceinline__ void wgmma_64_ra(float (&d)[32], u32 a0, u32 a1, u32 a2, u32 a3, u64 b, int accumulate) {
-    asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %37, 0;\n"
-                 "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 "
-                 "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
-                 "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31}, "
-                 "{%32, %33, %34, %35}, %36, p, 1, 1, 1;\n}\n"
-                 : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]), "+f"(d[7]),
-                   "+f"(d[8]), "+f"(d[9]), "+f"(d[10]), "+f"(d[11]), "+f"(d[12]), "+f"(d[13]), "+f"(d[14]), "+f"(d[15]),
-                   "+f"(d[16]), "+f"(d[17]), "+f"(d[18]), "+f"(d[19]), "+f"(d[20]), "+f"(d[21]), "+f"(d[22]), "+f"(d[23]),
-                   "+f"(d[24]), "+f"(d[25]), "+f"(d[26]), "+f"(d[27]), "+f"(d[28]), "+f"(d[29]), "+f"(d[30]), "+f"(d[31])
-                 : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "l"(b), "r"(accumulate));
-}
-__device__ __forceinline__ void wgmma_8_ra(float (&d)[4], u32 a0, u32 a1, u32 a2, u32 a3, u64 b, int accumulate) {
-    asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %9, 0;\n"
-                 "wgmma.mma_async.sync.aligned.m64n8k16.f32.bf16.bf16 {%0, %1, %2, %3}, {%4, %5, %6, %7}, %8, p, 1, 1, 1;\n}\n"
-                 : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-                 : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "l"(b), "r"(accumulate));
-}
-#endif
-#if __CUDA_ARCH__ == 900
 #define MAP const __grid_constant__ Map
 #else
 struct Map;
 #define MAP const Map*
 #endif
-
-// The same on Hopper: 64 queries per warpgroup. A head's blocks are a cluster; each brings its part of keys and values to
-// all of them. A row's first 64 columns (`wide`) and its last 8 (`narrow`, rows of 16 bytes) lie apart.
-// grid: (heads, 256 / queries of a block, images), block 128 or 256; both maps are of qkv, in boxes of a block's queries.
-#define SEE_WIDE 64
-#define SEE_NARROW (SEE_DIM - SEE_WIDE)
-extern "C" __global__ __launch_bounds__(256, 1) void vision_attention_90(MAP wide, MAP narrow, void* out, int width, float scale, float inverse) {
-#if __CUDA_ARCH__ == 900
-    extern __shared__ uint4 room[];
-    int queries = blockDim.x / 2;
-    u32 ks = (shared_address(room) + 1023) / 1024 * 1024, vs = ks + SEE * 128, qs = vs + SEE * 128;
-    u32 k_last = qs + queries * 128, v_last = k_last + SEE * 16, q_last = v_last + SEE * 16, zeros = q_last + queries * 16;
-    u32 keys_came = zeros + queries * 16, values_came = keys_came + 8;
-    int group = threadIdx.x / 128, warp = threadIdx.x % 128 / 32, lane = threadIdx.x % 32, g = lane / 4, c = lane % 4;
-    if (threadIdx.x == 0) {
-        ready(&wide);
-        ready(&narrow);
-        gate_init(keys_came, 1);
-        gate_init(values_came, 1);
-        asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
-    }
-    // The last step has 8 columns: queries have zeros after them, keys the same 8 again.
-    if ((int)threadIdx.x < queries) asm volatile("st.shared.v4.b32 [%0], {%1, %1, %1, %1};" ::"r"(zeros + threadIdx.x * 16), "r"(0) : "memory");
-    fence_async();
-    __syncthreads();
-    cluster_sync();
-    wait_for_previous();
-    let_next_start();
-    if (threadIdx.x < 32) {
-        if (is_elected()) {
-            u16 mine = 1 << blockIdx.y, all = (1 << gridDim.y) - 1;
-            int row = blockIdx.z * SEE + blockIdx.y * queries, column = blockIdx.x * SEE_DIM;
-            u32 part = blockIdx.y * queries;
-            gate_expect(keys_came, (queries + SEE) * SEE_DIM * 2);
-            fetch(qs, &wide, keys_came, column, row, mine);
-            fetch(q_last, &narrow, keys_came, column + SEE_WIDE, row, mine);
-            fetch(ks + part * 128, &wide, keys_came, width + column, row, all);
-            fetch(k_last + part * 16, &narrow, keys_came, width + column + SEE_WIDE, row, all);
-            gate_expect(values_came, SEE * SEE_DIM * 2);
-            fetch(vs + part * 128, &wide, values_came, 2 * width + column, row, all);
-            fetch(v_last + part * 16, &narrow, values_came, 2 * width + column + SEE_WIDE, row, all);
-        }
-        __syncwarp();
-    }
-    gate_wait(keys_came, 0);
-    float s[SEE / 2], o[SEE_WIDE / 2], last[SEE_NARROW / 2];
-    wgmma_fence();
-#pragma unroll
-    for (int k = 0; k < 4; k++) wgmma_256(s, operand(qs + group * 64 * 128 + k * 32, 16, 1024), operand(ks + k * 32, 16, 1024), k > 0);
-    wgmma_256(s, flat(q_last + group * 64 * 16, queries * 16, 128), flat(k_last, 0, 128), 1);
-    wgmma_commit();
-    wgmma_wait<0>();
-    float top[2] = {-1e30f, -1e30f}, sum[2] = {0.0f, 0.0f};
-#pragma unroll
-    for (int i = 0; i < SEE / 2; i++) top[i / 2 % 2] = fmaxf(top[i / 2 % 2], s[i]);
-#pragma unroll
-    for (int e = 0; e < 2; e++) top[e] = quad_max(top[e]) * scale;
-    gate_wait(values_came, 0);
-    u32 p[SEE / 4];
-#pragma unroll
-    for (int part = 0; part < 4; part++) {
-#pragma unroll
-        for (int i = part * 32; i < part * 32 + 32; i += 2) {
-            float a = power_of_2(fmaf(s[i], scale, -top[i / 2 % 2])), b = power_of_2(fmaf(s[i + 1], scale, -top[i / 2 % 2]));
-            sum[i / 2 % 2] += a + b;
-            p[i / 2] = pack_bf16(a, b);
-        }
-        wgmma_fence();
-#pragma unroll
-        for (int k = part * 4; k < part * 4 + 4; k++) {
-            wgmma_64_ra(o, p[4 * k], p[4 * k + 1], p[4 * k + 2], p[4 * k + 3], operand(vs + k * 16 * 128, 16, 1024), k > 0);
-            wgmma_8_ra(last, p[4 * k], p[4 * k + 1], p[4 * k + 2], p[4 * k + 3], flat(v_last + k * 256, 128, 128), k > 0);
-        }
-        wgmma_commit();
-    }
-    float r0 = 1.0f / quad_sum(sum[0]), r1 = 1.0f / quad_sum(sum[1]);
-    int row = blockIdx.y * queries + group * 64 + warp * 16 + g;
-    size_t to = ((size_t)blockIdx.z * SEE + row) * width + blockIdx.x * SEE_DIM + c * 2;
-    wgmma_wait<0>();
-#pragma unroll
-    for (int n = 0; n < SEE_DIM / 8; n++) {
-        float* t = n < SEE_WIDE / 8 ? o + n * 4 : last;
-        store_two(out, to + n * 8, t[0] * r0, t[1] * r0, inverse);
-        store_two(out, to + (size_t)8 * width + n * 8, t[2] * r1, t[3] * r1, inverse);
-    }
-#endif
-}
 
 // Gemma's prefix: heads of 256 that share keys and values, so that queries are rows [rows, 256] over k, v [keys, 256].
 // Keys from *valid on do not count. A block has 64 queries; its two warpgroups take turns at 64 keys each and add up what

@@ -1,11 +1,5 @@
 // The attention of the expert in bf16, after `expert.cu`: all heads' queries over the prefix's keys and their own.
 
-__device__ __forceinline__ float power_of_2(float x) {
-    float y;
-    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-    return y;
-}
-
 // Two values as bf16, in the bits of one.
 __device__ __forceinline__ float two(float lo, float hi) { return __uint_as_float(pack_bf16(lo, hi)); }
 

@@ -10,44 +10,12 @@
 // that takes it is W norm(x) = r (W xs - mean W weights) + W shift, with r and mean in what follows it.
 
 #if __CUDA_ARCH__ == 900
-// Where the residual stream's sums are, [blocks][rows] of (sum, sum of squares), and what is made of them.
-struct Norm {
-    const float2* sums; // null: x is taken as it is
-    int blocks;
-    float per_width;       // 1 / width
-    const float* of_means; // W weights: what the mean of a row adds to each column; null: the norm has no mean
-};
 // What the next norm needs of the residual stream.
 struct Next {
     const float* weights; // null: nothing
     u16* scaled;
     float2* sums;
 };
-
-// The other warps of the warpgroup that fetches get what follows the product: columns' bias and part of means to `vectors`,
-// rows' factor and mean to `factors`. Where GELU follows, all but means for half of the product.
-template <bool GELU>
-__device__ __forceinline__ void fetch_vectors(u32 vectors, u32 factors, int n, int column, int columns, int row, int rows,
-        const float* bias, const Norm& norm) {
-    for (int i = threadIdx.x - 32; i < n; i += 96) {
-        int at = min(column + i, columns - 1);
-        put_2(vectors + i * 8, bias[at] * (GELU ? 0.5f : 1.0f), norm.of_means ? norm.of_means[at] : 0.0f);
-    }
-    wait_for_previous();
-    for (int i = threadIdx.x - 32; i < 128; i += 96) {
-        float sum = 0.0f, squares = 0.0f, r = 1.0f;
-        const float2* sums = norm.sums + min(row + i, rows - 1);
-#pragma unroll 6
-        for (int b = 0; b < norm.blocks; b++) {
-            float2 s = sums[(size_t)b * rows];
-            sum += s.x;
-            squares += s.y;
-        }
-        float mean = norm.of_means ? sum * norm.per_width : 0.0f;
-        if (norm.blocks > 0) r = rsqrtf(fmaxf(squares * norm.per_width - mean * mean, 0.0f) + 1e-6f);
-        put_2(factors + i * 8, r * (GELU ? 0.5f : 1.0f), mean);
-    }
-}
 
 // GELU of 2 h, good to 2^-11.
 __device__ __forceinline__ float gelu_of_half(float h) {
@@ -56,9 +24,9 @@ __device__ __forceinline__ float gelu_of_half(float h) {
     return fmaf(h, t, h);
 }
 
-// y = x W^T + bias, or GELU of it, of normalized rows. One tile per block. columns: a multiple of 8; steps of 64 of k.
+// y = GELU(x W^T + bias) of normalized rows. One tile per block. columns: a multiple of 8; steps of 64 of k.
 // block: 384.
-template <int N, int ROWS_, int COLUMNS, int STAGES, int WINDOW, bool GELU>
+template <int N, int ROWS_, int COLUMNS, int STAGES, int WINDOW>
 __device__ __forceinline__ void biased(const Map& x, const Map& w, int rows, int columns, int steps, u16* y, const float* bias, Norm norm) {
     constexpr int STAGE = (128 + N) * 128, PITCH = N * 2 + 16;
     static_assert(N % 16 == 0 && STAGES >= 4 && 16 * PITCH <= 64 * 128, "a warp's rows wait in a stage of its own");
@@ -80,7 +48,8 @@ __device__ __forceinline__ void biased(const Map& x, const Map& w, int rows, int
                 fetch_all<N, ROWS_, COLUMNS, STAGES, 2, WINDOW>(x, w, ring, full, empty, steps, place, [&](int tile, int h) { return place.n(tile) * N + h * (N / 2); });
             __syncwarp();
         } else {
-            fetch_vectors<GELU>(vectors, factors, N, first, columns, place.m(blockIdx.x), rows, bias, norm);
+            // Half of the product, for `gelu_of_half`.
+            fetch_vectors(vectors, factors, N, place.m(blockIdx.x), rows, bias, norm, [&](int i) { return min(first + i, columns - 1); }, 0.5f);
             asm volatile("bar.arrive 3, 224;\nbar.arrive 4, 224;" ::: "memory");
         }
     } else {
@@ -116,8 +85,7 @@ __device__ __forceinline__ void biased(const Map& x, const Map& w, int rows, int
                 a[2] = (a[2] - high_row.y * b.y) * high_row.x + b.x;
                 a[3] = (a[3] - high_row.y * b.w) * high_row.x + b.z;
 #pragma unroll
-                for (int e = 0; e < 4; e++)
-                    if (GELU) a[e] = gelu_of_half(a[e]);
+                for (int e = 0; e < 4; e++) a[e] = gelu_of_half(a[e]);
                 put(low + (next + j) * 16, pack_bf16(a[0], a[1]));
                 put(high + (next + j) * 16, pack_bf16(a[2], a[3]));
             }
@@ -311,15 +279,13 @@ struct TurnedToBf16 {
             const float* of_means, const float* next_weights, u16* scaled, float2* next_sums) {                            \
         WHAT;                                                                                                              \
     }
-#define BIASED(N, ROWS_, COLUMNS, STAGES, WINDOW, GELU) \
-    biased<N, ROWS_, COLUMNS, STAGES, WINDOW, GELU>(x, w, rows, columns, steps, (u16*)y, bias, {sums, blocks, per_width, of_means})
+#define BIASED(N, ROWS_, COLUMNS, STAGES, WINDOW) \
+    biased<N, ROWS_, COLUMNS, STAGES, WINDOW>(x, w, rows, columns, steps, (u16*)y, bias, {sums, blocks, per_width, of_means})
 KERNEL(geglu_2x1, (geglu_of<2, 1, 3>(x, w, rows, columns, steps, ToBf16{(u16*)y, columns})))
 KERNEL(geglu_1x2, (geglu_of<1, 2, 3>(x, w, rows, columns, steps, ToBf16{(u16*)y, columns})))
 KERNEL(geglu_184, (geglu_turned<184, 4>(x, w, rows, columns, steps, TurnedToBf16{(u16*)y, columns})))
-KERNEL(bias_112, (BIASED(112, 2, 1, 6, 6, false)))
-KERNEL(bias_160, (BIASED(160, 2, 1, 5, 5, false)))
-KERNEL(bias_gelu_144, (BIASED(144, 2, 2, 6, 3, true)))
-KERNEL(bias_gelu_208, (BIASED(208, 2, 1, 5, 5, true)))
+KERNEL(bias_gelu_144, (BIASED(144, 2, 2, 6, 3)))
+KERNEL(bias_gelu_208, (BIASED(208, 2, 1, 5, 5)))
 #define ADDED(N, ROWS_, COLUMNS, SPLIT, STAGES, AHEAD, WINDOW) \
     added<N, ROWS_, COLUMNS, SPLIT, STAGES, AHEAD, WINDOW>(x, w, rows, columns, steps, (float*)y, bias, {next_weights, scaled, next_sums})
 KERNEL(add_64, (ADDED(64, 2, 2, 1, 8, 4, 8)))

@@ -41,8 +41,6 @@
 PRODUCT(64, 32, T0 ", " T1 ", " T2 ", " T3, O64, "%32", "%33", "%34")
 #define O96 E(0), E(1), E(2), E(3), E(4), E(5)
 PRODUCT(96, 48, T0 ", " T1 ", " T2 ", " T3 ", " T4 ", " T5, O96, "%48", "%49", "%50")
-#define O112 E(0), E(1), E(2), E(3), E(4), E(5), E(6)
-PRODUCT(112, 56, T0 ", " T1 ", " T2 ", " T3 ", " T4 ", " T5 ", " T6, O112, "%56", "%57", "%58")
 #define O128 E(0), E(1), E(2), E(3), E(4), E(5), E(6), E(7)
 PRODUCT(128, 64, T0 ", " T1 ", " T2 ", " T3 ", " T4 ", " T5 ", " T6 ", " T7, O128, "%64", "%65", "%66")
 #define O144 E(0), E(1), E(2), E(3), E(4), E(5), E(6), E(7), E(8)
@@ -56,6 +54,9 @@ PRODUCT(168, 84, T0 ", " T1 ", " T2 ", " T3 ", " T4 ", " T5 ", " T6 ", " T7 ", "
 PRODUCT(184, 92, T0 ", " T1 ", " T2 ", " T3 ", " T4 ", " T5 ", " T6 ", " T7 ", " T8 ", " T9 ", " T10 ", %88, %89, %90, %91", O184, "%92", "%93", "%94")
 #define O208 E(0), E(1), E(2), E(3), E(4), E(5), E(6), E(7), E(8), E(9), E(10), E(11), E(12)
 PRODUCT(208, 104, T0 ", " T1 ", " T2 ", " T3 ", " T4 ", " T5 ", " T6 ", " T7 ", " T8 ", " T9 ", " T10 ", " T11 ", " T12, O208, "%104", "%105", "%106")
+// Thirteen and a half.
+#define O216 E(0), E(1), E(2), E(3), E(4), E(5), E(6), E(7), E(8), E(9), E(10), E(11), E(12), "+f"(d[104]), "+f"(d[105]), "+f"(d[106]), "+f"(d[107])
+PRODUCT(216, 108, T0 ", " T1 ", " T2 ", " T3 ", " T4 ", " T5 ", " T6 ", " T7 ", " T8 ", " T9 ", " T10 ", " T11 ", " T12 ", %104, %105, %106, %107", O216, "%108", "%109", "%110")
 #define O256 E(0), E(1), E(2), E(3), E(4), E(5), E(6), E(7), E(8), E(9), E(10), E(11), E(12), E(13), E(14), E(15)
 PRODUCT(256, 128, T0 ", " T1 ", " T2 ", " T3 ", " T4 ", " T5 ", " T6 ", " T7 ", " T8 ", " T9 ", " T10 ", " T11 ", " T12 ", " T13 ", " T14 ", " T15, O256, "%128", "%129", "%130")
 
@@ -158,9 +159,9 @@ __device__ __forceinline__ void fetch_all(const Map& x, const Map& w, u32 ring, 
 }
 
 // `multiply_stage(s, at)` at each step of a tile, with the stage at `at`. Threads that tell (see Place) say that a stage is free when its
-// multiplications are done.
-template <int STAGE, int STAGES, class F>
-__device__ __forceinline__ void multiply_steps(u32 ring, u32 full, bool tells, u32 tell, int steps, Turn<STAGES>& turn, F multiply_stage) {
+// multiplications are done. `meanwhile()` while the last step is multiplied.
+template <int STAGE, int STAGES, class F, class G>
+__device__ __forceinline__ void multiply_steps(u32 ring, u32 full, bool tells, u32 tell, int steps, Turn<STAGES>& turn, F multiply_stage, G meanwhile) {
     u32 free = tell; // a stage back
     for (int s = 0; s < steps; s++, turn.next()) {
         gate_wait(full + turn.stage * 8, turn.round % 2);
@@ -172,18 +173,24 @@ __device__ __forceinline__ void multiply_steps(u32 ring, u32 full, bool tells, u
         if (s > 0 && tells) gate_arrive_at(free);
         free = tell + turn.stage * 8;
     }
+    meanwhile();
     wgmma_wait<0>();
     if (tells) gate_arrive_at(free);
 }
 
 // A warpgroup's half of a tile.
-template <int N, int STAGES>
-__device__ __forceinline__ void multiply_tile(float (&d)[N / 2], u32 ring, u32 full, bool tells, u32 tell, int steps, Turn<STAGES>& turn, int half) {
-    multiply_steps<(128 + N) * 128>(ring, full, tells, tell, steps, turn, [=, &d](int s, u32 at) {
+template <int N, int STAGES, class G>
+__device__ __forceinline__ void multiply_tile(float (&d)[N / 2], u32 ring, u32 full, bool tells, u32 tell, int steps, Turn<STAGES>& turn, int half, G meanwhile) {
+    auto multiply_stage = [=, &d](int s, u32 at) {
 #pragma unroll
         for (int i = 0; i < 4; i++)
             multiply(d, operand(at + half * 64 * 128 + i * 32, 16, 1024), operand(at + 128 * 128 + i * 32, 16, 1024), (s | i) != 0);
-    });
+    };
+    multiply_steps<(128 + N) * 128>(ring, full, tells, tell, steps, turn, multiply_stage, meanwhile);
+}
+template <int N, int STAGES>
+__device__ __forceinline__ void multiply_tile(float (&d)[N / 2], u32 ring, u32 full, bool tells, u32 tell, int steps, Turn<STAGES>& turn, int half) {
+    multiply_tile<N>(d, ring, full, tells, tell, steps, turn, half, [] {});
 }
 
 // Two 64 rows of W, `apart` from each other, times all N rows of x: the other way round, columns of y by rows.
@@ -196,13 +203,43 @@ __device__ __forceinline__ void multiply_columns(float (&d)[N / 2], float (&e)[N
             multiply(d, operand(at + rows + i * 32, 16, 1024), x, (s | i) != 0);
             multiply(e, operand(at + rows + apart + i * 32, 16, 1024), x, (s | i) != 0);
         }
-    });
+    }, [] {});
 }
 
 template <int ROWS_, int COLUMNS, int STAGES> __device__ __forceinline__ void open_gates(u32 full, u32 empty) {
     for (int s = 0; s < STAGES; s++) {
         gate_init(full + s * 8, 1);
         gate_init(empty + s * 8, (ROWS_ + COLUMNS - 1) * 2);
+    }
+}
+
+// Where the residual stream's sums are, [blocks][rows] of (sum, sum of squares), and what is made of them.
+struct Norm {
+    const float2* sums; // null: x is taken as it is
+    int blocks;
+    float per_width;       // 1 / width
+    const float* of_means; // W weights: what the mean of a row adds to each column; null: the norm has no mean
+};
+// The other warps of the warpgroup that fetches get what follows the product: bias and part of means of columns `at(i)` to
+// `vectors`, rows' factor and mean to `factors`; `part` of the product is wanted.
+template <class At> __device__ __forceinline__ void fetch_vectors(u32 vectors, u32 factors, int n, int row, int rows, const float* bias, const Norm& norm, At at, float part = 1.0f) {
+    for (int i = threadIdx.x - 32; i < n; i += 96) {
+        int column = at(i);
+        put_2(vectors + i * 8, bias[column] * part, norm.of_means ? norm.of_means[column] : 0.0f);
+    }
+    wait_for_previous();
+    for (int i = threadIdx.x - 32; i < 128; i += 96) {
+        float sum = 0.0f, squares = 0.0f, r = 1.0f;
+        const float2* sums = norm.sums + min(row + i, rows - 1);
+#pragma unroll 6
+        for (int b = 0; b < norm.blocks; b++) {
+            float2 s = sums[(size_t)b * rows];
+            sum += s.x;
+            squares += s.y;
+        }
+        float mean = norm.of_means ? sum * norm.per_width : 0.0f;
+        if (norm.blocks > 0) r = rsqrtf(fmaxf(squares * norm.per_width - mean * mean, 0.0f) + 1e-6f);
+        put_2(factors + i * 8, r * part, mean);
     }
 }
 

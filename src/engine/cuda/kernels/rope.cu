@@ -8,8 +8,8 @@
 // columns, of which a tile has HIGH, so that little of the last one is empty.
 
 #if __CUDA_ARCH__ == 900
-#define HEAD 256
-#define EIGHTS (HEAD / 16) // of columns of a head's half
+#define TURNED_HEAD 256
+#define EIGHTS (TURNED_HEAD / 16) // of columns of a head's half
 struct Heads {
     u16 *q, *k, *v;
     int count; // of q
@@ -58,7 +58,7 @@ __device__ __forceinline__ void fetch_wide(const Map& x, const Map& w, u32 ring,
 }
 
 // turns [positions / 8][EIGHTS][32]: cos, cos, sin, sin of a lane's two positions and column, as a matrix instruction's
-// result lies; a row's position is its number. One tile per block. columns: a multiple of HEAD; steps of 64 of k. block: 384.
+// result lies; a row's position is its number. One tile per block. columns: a multiple of TURNED_HEAD; steps of 64 of k. block: 384.
 template <int HIGH, int COLUMNS, int STAGES>
 __device__ __forceinline__ void turned(const Map& x, const Map& w, int rows, int columns, int steps, const Heads& heads, const float4* turns) {
     constexpr int STAGE = (HIGH + 128) * 128, PITCH = 256 + 16, COUNT = HIGH / 8;
@@ -97,7 +97,7 @@ __device__ __forceinline__ void turned(const Map& x, const Map& w, int rows, int
 #pragma unroll
             for (int i = 0; i < 4; i++)
                 multiply(d, operand(at + (HIGH + half * 64) * 128 + i * 32, 16, 1024), operand(at + i * 32, 16, 1024), (s | i) != 0);
-        });
+        }, [] {});
         // Through shared memory, so that parts of heads are written whole; nobody reads the ring any more.
         warpgroup_sync<256>(0);
         // Four 8 x 8 matrices at a time: first halves and partners of 16 rows.
@@ -117,8 +117,8 @@ __device__ __forceinline__ void turned(const Map& x, const Map& w, int rows, int
         constexpr int EACH = (HIGH + 15) / 16;
         int local = all / 16, chunk = all % 16;
         bool is_q = head < heads.count;
-        size_t pitch = (is_q ? heads.count : 1) * HEAD;
-        u16* out = (is_q ? heads.q + head * HEAD : head == heads.count ? heads.k : heads.v) + (top + local) * pitch + chunk / 8 * (HEAD / 2) + (n % 2 * 8 + chunk % 8) * 8;
+        size_t pitch = (is_q ? heads.count : 1) * TURNED_HEAD;
+        u16* out = (is_q ? heads.q + head * TURNED_HEAD : head == heads.count ? heads.k : heads.v) + (top + local) * pitch + chunk / 8 * (TURNED_HEAD / 2) + (n % 2 * 8 + chunk % 8) * 8;
         int left = head < heads.count + 2 ? min(rows - top, HIGH) - local : 0;
         uint4 values[EACH];
 #pragma unroll
