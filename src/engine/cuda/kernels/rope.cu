@@ -44,7 +44,7 @@ __device__ __forceinline__ void fetch_wide(const Map& x, const Map& w, u32 ring,
         gate_expect(full + stage * 8, (COLUMNS * PART + 128) * 128);
         fetch(ring + stage * STAGE + w_part, &w, full + stage * 8, s * 64, w_row, to_column);
     };
-    int ahead = steps < STAGES ? steps : STAGES;
+    int ahead = min(steps, 2); // more W would be in the way of x
     for (int s = 0; s < ahead; s++) fetch_w(s, s);
     wait_for_previous();
     Turn<STAGES> turn;
