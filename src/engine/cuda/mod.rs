@@ -8,7 +8,7 @@
 //! |---|---|
 //! | `driver`, `compile`, `gemm` | the driver, the run-time compiler and cuBLASLt, as far as they are used |
 //! | `lane`, `load`, `order` | a stream with its kernels; weights onto the GPU, and how rows are packed |
-//! | `product`, `fp8` | own matrix products, in bf16 and e4m3, fused with what follows them |
+//! | `product`, `fp8`, `heads` | own matrix products, in bf16 and e4m3, fused with what follows them |
 //! | `vision`, `prefix`, `expert`, `fused` | the stages: what each puts on its stream |
 //! | `vision_weights` | SigLIP's weights, norms folded into products |
 //! | `room`, `foreign` | what is allocated; stages that TensorRT computes, on these streams and in this memory |
