@@ -103,17 +103,9 @@ __device__ __forceinline__ void fetch_heads(const Map& x, const Map& w, u32 ring
         for (int p = (s + place.row_of) % 2; p < PARTS; p += 2)
             fetch(ring + stage * STAGE + (128 + p * HEAD) * 128, &w, full + stage * 8, s * STEP, p * width + first, to_column);
     };
-    int ahead = steps < AHEAD ? steps : AHEAD;
-    for (int s = 0; s < ahead; s++) fetch_w(s, s);
-    wait_for_previous();
-    Turn<STAGES> turn;
-    for (int s = 0; s < steps; s++, turn.next()) {
-        if (s >= ahead) {
-            if (turn.round > 0) gate_wait(empty + turn.stage * 8, (turn.round - 1) % 2);
-            fetch_w(s, turn.stage);
-        }
-        fetch(ring + turn.stage * STAGE + place.column_of * PART * 128, &x, full + turn.stage * 8, s * STEP, first_row + place.column_of * PART, to_row);
-    }
+    fetch_tile<STAGES>(empty, steps, AHEAD, fetch_w, [&](int s, int stage) {
+        fetch(ring + stage * STAGE + place.column_of * PART * 128, &x, full + stage * 8, s * STEP, first_row + place.column_of * PART, to_row);
+    });
 }
 
 // y [rows, width]: bf16; where x is e4m3, that too, times `inverse`, if that is not 0, and columns' multipliers are where

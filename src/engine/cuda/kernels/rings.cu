@@ -158,6 +158,22 @@ __device__ __forceinline__ void fetch_all(const Map& x, const Map& w, u32 ring, 
     }
 }
 
+// One thread's part of one tile, step by step: `fetch_w(s, stage)`, of the first `ahead` steps before the kernel before has
+// ended, and `fetch_x(s, stage)`.
+template <int STAGES, class W, class X> __device__ __forceinline__ void fetch_tile(u32 empty, int steps, int ahead, W fetch_w, X fetch_x) {
+    ahead = min(steps, ahead);
+    for (int s = 0; s < ahead; s++) fetch_w(s, s);
+    wait_for_previous();
+    Turn<STAGES> turn;
+    for (int s = 0; s < steps; s++, turn.next()) {
+        if (s >= ahead) {
+            if (turn.round > 0) gate_wait(empty + turn.stage * 8, (turn.round - 1) % 2);
+            fetch_w(s, turn.stage);
+        }
+        fetch_x(s, turn.stage);
+    }
+}
+
 // `multiply_stage(s, at)` at each step of a tile, with the stage at `at`. Threads that tell (see Place) say that a stage is free when its
 // multiplications are done. `meanwhile()` while the last step is multiplied.
 template <int STAGE, int STAGES, class F, class G>

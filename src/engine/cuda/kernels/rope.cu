@@ -44,17 +44,8 @@ __device__ __forceinline__ void fetch_wide(const Map& x, const Map& w, u32 ring,
         gate_expect(full + stage * 8, (COLUMNS * PART + 128) * 128);
         fetch(ring + stage * STAGE + w_part, &w, full + stage * 8, s * 64, w_row, to_column);
     };
-    int ahead = min(steps, 2); // more W would be in the way of x
-    for (int s = 0; s < ahead; s++) fetch_w(s, s);
-    wait_for_previous();
-    Turn<STAGES> turn;
-    for (int s = 0; s < steps; s++, turn.next()) {
-        if (s >= ahead) {
-            if (turn.round > 0) gate_wait(empty + turn.stage * 8, (turn.round - 1) % 2);
-            fetch_w(s, turn.stage);
-        }
-        fetch(ring + turn.stage * STAGE + x_part, &x, full + turn.stage * 8, s * 64, x_row, to_row);
-    }
+    // More W ahead would be in the way of x.
+    fetch_tile<STAGES>(empty, steps, 2, fetch_w, [&](int s, int stage) { fetch(ring + stage * STAGE + x_part, &x, full + stage * 8, s * 64, x_row, to_row); });
 }
 
 // turns [positions / 8][EIGHTS][32]: cos, cos, sin, sin of a lane's two positions and column, as a matrix instruction's
