@@ -370,8 +370,11 @@ pub enum Arg {
 #[derive(Clone, Copy, Debug)]
 pub struct Map(sys::CUtensorMap);
 
+/// Bytes of a box's row, swizzled as the matrix instructions take them.
+const BOX_BYTES: usize = 128;
+
 /// A matrix of elements of `size` bytes (1 or 2), rows one after the other, fetched in boxes of `box_rows` rows by
-/// `box_bytes`: 128, swizzled, or 16. What lies beyond it reads as zeros.
+/// [`BOX_BYTES`]. What lies beyond it reads as zeros.
 #[derive(Clone, Copy, Debug)]
 pub struct Matrix {
     pub address: u64,
@@ -379,7 +382,6 @@ pub struct Matrix {
     pub columns: usize,
     pub size: usize,
     pub box_rows: usize,
-    pub box_bytes: usize,
 }
 
 impl Matrix {
@@ -393,11 +395,7 @@ impl Matrix {
         let mut map: sys::CUtensorMap = unsafe { std::mem::zeroed() };
         let sizes = [self.columns as u64, self.rows as u64];
         let pitch = [(self.columns * self.size) as u64];
-        let part = [(self.box_bytes / self.size) as u32, self.box_rows as u32];
-        let swizzle = match self.box_bytes {
-            128 => sys::CUtensorMapSwizzle_enum::CU_TENSOR_MAP_SWIZZLE_128B,
-            _ => sys::CUtensorMapSwizzle_enum::CU_TENSOR_MAP_SWIZZLE_NONE,
-        };
+        let part = [(BOX_BYTES / self.size) as u32, self.box_rows as u32];
         cu!(cuTensorMapEncodeTiled(
             &mut map,
             kind,
@@ -408,7 +406,7 @@ impl Matrix {
             part.as_ptr(),
             [1, 1].as_ptr(),
             sys::CUtensorMapInterleave_enum::CU_TENSOR_MAP_INTERLEAVE_NONE,
-            swizzle,
+            sys::CUtensorMapSwizzle_enum::CU_TENSOR_MAP_SWIZZLE_128B,
             sys::CUtensorMapL2promotion_enum::CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
             sys::CUtensorMapFloatOOBfill_enum::CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE,
         ))?;

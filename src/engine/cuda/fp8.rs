@@ -124,7 +124,7 @@ impl Product<'_> {
             false => tiles.min(processors / (down * across)),
         };
         let map = |address, rows, box_rows| {
-            Matrix { address, rows, columns: self.k, size: 1, box_rows, box_bytes: 128 }.map().map(Arg::Map)
+            Matrix { address, rows, columns: self.k, size: 1, box_rows }.map().map(Arg::Map)
         };
         let args = [
             map(self.x, self.rows, (tile.rows / across).next_multiple_of(8))?,

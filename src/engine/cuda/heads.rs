@@ -84,7 +84,7 @@ impl Heads {
         };
         let rows = images * TOKENS;
         let map = |address, rows, box_rows| {
-            Matrix { address, rows, columns: width, size, box_rows, box_bytes: 128 }.map().map(Arg::Map)
+            Matrix { address, rows, columns: width, size, box_rows }.map().map(Arg::Map)
         };
         let args = [
             map(x, rows, ROWS / CLUSTER[1])?,

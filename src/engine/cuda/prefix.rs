@@ -343,8 +343,7 @@ impl Prefix {
                 let scale = std::f32::consts::LOG2_E / (head_dim as f32).sqrt();
                 let map = |buffer: &Buffer, rows| {
                     let address = buffer.address;
-                    let matrix =
-                        Matrix { address, rows, columns: head_dim, size: 2, box_rows: 64, box_bytes: 128 };
+                    let matrix = Matrix { address, rows, columns: head_dim, size: 2, box_rows: 64 };
                     matrix.map().map(Arg::Map)
                 };
                 let args = [

@@ -264,7 +264,7 @@ impl Fused {
         let (tiles, at_once) = form.tiles(rows, columns, &lane.capacity);
         let clusters = if form.kind == Kind::Geglu { tiles.min(at_once) } else { tiles };
         let map = |address, rows, box_rows| {
-            Matrix { address, rows, columns: k, size: SIZE, box_rows, box_bytes: 128 }.map().map(Arg::Map)
+            Matrix { address, rows, columns: k, size: SIZE, box_rows }.map().map(Arg::Map)
         };
         let (bias, norm, next) = match after {
             After::Geglu | After::Rope { .. } => (0, None, None),
