@@ -183,6 +183,8 @@ mod tests {
         for (rows, columns, fastest) in [
             (768, 1152, "dense_64_2x2"),
             (512, 1152, "dense_64_2x2"),
+            (768, 3456, "dense_160_2x1"),
+            (512, 3456, "dense_128_2x1"),
             (968, 2560, "dense_160_2x1"),
             (544, 2560, "dense_128_1x2"),
             (968, 2048, "dense_128_2x1"),
