@@ -48,7 +48,7 @@ struct Seen {
 }
 
 impl Meter {
-    /// Of the GPU on this PCI bus. Looks from [`Self::begin`] on.
+    /// Of the GPU on this PCI bus. It looks at once, so that the library is there by [`Self::begin`].
     pub fn new(bus: String) -> Self {
         let done = Arc::new(AtomicBool::new(false));
         let is_done = Arc::clone(&done);

@@ -92,7 +92,7 @@ fn angles(head_dim: usize, positions: usize) -> (Vec<f32>, Vec<f32>) {
 
 /// The same as the sums of a product lie that has packed rows of W: for each 8 positions and 8 columns each lane's cos, cos,
 /// sin, sin of its two positions and column.
-fn turns(head_dim: usize, positions: usize) -> Vec<f32> {
+fn rotations(head_dim: usize, positions: usize) -> Vec<f32> {
     let half = head_dim / 2;
     let (cos, sin) = angles(head_dim, positions.next_multiple_of(8));
     let lane = |first: usize, column: usize, lane: usize| {
@@ -261,7 +261,7 @@ pub struct Prefix {
     embedding: Buffer,
     layers: Vec<(PrefixBlock, [Buffer; 2])>,
     /// RoPE's angles for the product of packed rows, if there are any.
-    turns: Option<Buffer>,
+    rotations: Option<Buffer>,
     activations: Activations,
 }
 
@@ -290,7 +290,7 @@ impl Prefix {
         Ok(Self {
             embedding: load.matrix(TOKEN_EMBEDDING.to_owned())?,
             layers,
-            turns: is_packed.then(|| gpu.buffer(&turns(language.head_dim, rows))).transpose()?,
+            rotations: is_packed.then(|| gpu.buffer(&rotations(language.head_dim, rows))).transpose()?,
             activations: Activations::new(gpu, &language, rows, rows, size)?,
             dims: language,
         })
@@ -397,9 +397,9 @@ impl Prefix {
         let q_rows = if i + 1 < self.layers.len() { 0 } else { heads * head_dim };
         let columns = (heads + 2) * head_dim;
         let offset = (q_rows * lane.size()) as u64;
-        if let (0, true, Some(turns)) = (q_rows, block.is_packed, &self.turns) {
+        if let (0, true, Some(rotations)) = (q_rows, block.is_packed, &self.rotations) {
             let (k, v) = (cache.k[i].address, cache.v[i].address);
-            let after = After::Rope { k, v, heads, turns: turns.address };
+            let after = After::Rope { k, v, heads, rotations: rotations.address };
             let (x, w, y) = (a.h.address, block.qkv.values.address, a.q.address);
             let fused = Fused { x, w, y, rows, columns, k: width, after };
             if fused.fills(lane) {
@@ -531,13 +531,16 @@ mod tests {
 
     /// As kernels/rope.cu asks for them.
     #[test]
-    fn every_lane_finds_its_turns() {
-        let (turns, (cos, sin)) = (turns(256, 40), angles(256, 48));
-        assert_eq!(turns.len(), 40 * 128 * 2);
+    fn every_lane_finds_its_rotations() {
+        let (rotations, (cos, sin)) = (rotations(256, 40), angles(256, 48));
+        assert_eq!(rotations.len(), 40 * 128 * 2);
         for (row, column) in [(0, 0), (7, 127), (8, 2), (39, 66), (34, 126)] {
             let lane = column % 8 * 4 + row % 8 / 2;
             let at = ((row / 8 * 16 + column / 8) * 32 + lane) * 4 + row % 2;
-            assert_eq!([turns[at], turns[at + 2]], [cos[row * 128 + column], sin[row * 128 + column]]);
+            assert_eq!(
+                [rotations[at], rotations[at + 2]],
+                [cos[row * 128 + column], sin[row * 128 + column]]
+            );
         }
     }
 }

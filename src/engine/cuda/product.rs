@@ -33,8 +33,8 @@ pub enum After {
     Gelu { bias: u64, norm: Option<Norm> },
     /// Plus a bias (f32, or 0) added to y, the residual stream in f32.
     Add { bias: u64, next: Option<Next> },
-    /// W = [q; k; v], packed (order.rs), of heads of 256: q, in y, and k are turned by RoPE. `turns`: see kernels/rope.cu.
-    Rope { k: u64, v: u64, heads: usize, turns: u64 },
+    /// W = [q; k; v], packed (order.rs), of heads of 256: q, in y, and k are rotated by RoPE. `rotations`: see kernels/rope.cu.
+    Rope { k: u64, v: u64, heads: usize, rotations: u64 },
 }
 
 /// A LayerNorm of x that is done after the product.
@@ -293,7 +293,9 @@ impl Fused {
             sums.into(),
         ];
         let own = match after {
-            After::Rope { k, v, heads, turns } => &[k.into(), v.into(), heads.into(), turns.into()][..],
+            After::Rope { k, v, heads, rotations } => {
+                &[k.into(), v.into(), heads.into(), rotations.into()][..]
+            }
             _ => &args,
         };
         lane.launch_shaped(form.name, form.launch(clusters), &[&common[..], own].concat())
@@ -322,7 +324,7 @@ mod tests {
     #[test]
     fn the_form_is_the_one_that_was_measured_to_be_fastest() {
         let (gelu, added) = (After::Gelu { bias: 0, norm: None }, After::Add { bias: 0, next: None });
-        let rope = After::Rope { k: 0, v: 0, heads: 8, turns: 0 };
+        let rope = After::Rope { k: 0, v: 0, heads: 8, rotations: 0 };
         // Of vision with three, two and one cameras and of the prefix: and whether it is better than the library's.
         for (rows, columns, k, after, fastest, fills) in [
             (768, 4304, 1152, gelu, "bias_gelu_208", true),
@@ -369,7 +371,7 @@ mod tests {
             if form.kind != Kind::Geglu {
                 let share = form.columns / form.split;
                 let pitch = if form.kind == Kind::Add { share * 4 + 32 } else { share * 2 + 16 };
-                // … and of q, k and v turned, everywhere.
+                // … and of q, k and v, everywhere.
                 let waits = if form.kind == Kind::Rope {
                     form.rows * pitch <= form.stages * (form.rows + form.columns) * 128
                 } else {

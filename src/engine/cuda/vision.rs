@@ -94,8 +94,8 @@ impl Vision {
         })
     }
 
-    /// Puts the stage on the stream: `images`, in the host's memory, to features `out`, f32 `[slots.len() * tokens, outputs]`. `slots`: the
-    /// cameras' numbers.
+    /// Puts the stage on the stream: `images`, in the host's memory, to features `out`, f32 `[slots.len() * tokens, outputs]`.
+    /// `slots`: the cameras' numbers.
     pub fn record(
         &self,
         lane: &mut Lane,

@@ -1,21 +1,21 @@
-// q, k and v of a layer of Gemma's prefix in one product: what follows it turns q and k by their positions and writes all
+// q, k and v of a layer of Gemma's prefix in one product: what follows it rotates q and k by their positions and writes all
 // three where attention takes them, q [rows, heads, 256], k and v [rows, 256]. As products.cu.
 //
 // RoPE pairs columns j and j + 128 of a head. W's rows are packed so that both are sums of the same thread: 8 rows of a
-// head's first half, then their partners of the second (order.rs). Heads: those of q, then k's and v's, which is not turned.
+// head's first half, then their partners of the second (order.rs). Heads: those of q, then k's and v's, which is not rotated.
 //
 // Copies take longer than multiplications: so a cluster is large. W's rows are those of the matrix instruction and x's its
 // columns, of which a tile has HIGH, so that little of the last one is empty.
 
 #if __CUDA_ARCH__ == 900
-#define TURNED_HEAD 256
-#define EIGHTS (TURNED_HEAD / 16) // of columns of a head's half
+#define ROPE_HEAD 256
+#define EIGHTS (ROPE_HEAD / 16) // of columns of a head's half
 struct Heads {
     u16 *q, *k, *v;
     int count; // of q
 };
 // Here and now, as `read_4`; of what no kernel writes.
-__device__ __forceinline__ float4 read_turn(const float4* from) {
+__device__ __forceinline__ float4 read_rotation(const float4* from) {
     float4 x;
     asm volatile("ld.global.nc.v4.f32 {%0, %1, %2, %3}, [%4];" : "=f"(x.x), "=f"(x.y), "=f"(x.z), "=f"(x.w) : "l"(from));
     return x;
@@ -48,10 +48,10 @@ __device__ __forceinline__ void fetch_wide(const Map& x, const Map& w, u32 ring,
     fetch_tile<STAGES>(empty, steps, 2, fetch_w, [&](int s, int stage) { fetch(ring + stage * STAGE + x_part, &x, full + stage * 8, s * 64, x_row, to_row); });
 }
 
-// turns [positions / 8][EIGHTS][32]: cos, cos, sin, sin of a lane's two positions and column, as a matrix instruction's
-// result lies; a row's position is its number. One tile per block. columns: a multiple of TURNED_HEAD; steps of 64 of k. block: 384.
+// rotations [positions / 8][EIGHTS][32]: cos, cos, sin, sin of a lane's two positions and column, as a matrix instruction's
+// result lies; a row's position is its number. One tile per block. columns: a multiple of ROPE_HEAD; steps of 64 of k. block: 384.
 template <int HIGH, int COLUMNS, int STAGES>
-__device__ __forceinline__ void turned(const Map& x, const Map& w, int rows, int columns, int steps, const Heads& heads, const float4* turns) {
+__device__ __forceinline__ void rotated(const Map& x, const Map& w, int rows, int columns, int steps, const Heads& heads, const float4* rotations) {
     constexpr int STAGE = (HIGH + 128) * 128, PITCH = 256 + 16, COUNT = HIGH / 8;
     extern __shared__ __align__(1024) unsigned char room[];
     u32 ring = address_of(room), full = ring + STAGES * STAGE, empty = full + STAGES * 8;
@@ -73,12 +73,12 @@ __device__ __forceinline__ void turned(const Map& x, const Map& w, int rows, int
         int n = place.n(blockIdx.x), head = n / 2, top = place.m(blockIdx.x);
         bool tells = place.tells(t);
         u32 tell = place.tell(t, empty);
-        // Turns wait in registers: they depend on no kernel, and after the product they would come late.
-        float4 turn_of[COUNT];
+        // Rotations wait in registers: they depend on no kernel, and after the product they would come late.
+        float4 rotation_of[COUNT];
 #pragma unroll
         for (int j = 0; j < COUNT; j++) {
-            turn_of[j] = make_float4(1.0f, 1.0f, 0.0f, 0.0f);
-            if (head <= heads.count) turn_of[j] = read_turn(turns + (size_t)(min(top / 8 + j, (rows - 1) / 8) * EIGHTS + n % 2 * 8 + eight) * 32 + lane);
+            rotation_of[j] = make_float4(1.0f, 1.0f, 0.0f, 0.0f);
+            if (head <= heads.count) rotation_of[j] = read_rotation(rotations + (size_t)(min(top / 8 + j, (rows - 1) / 8) * EIGHTS + n % 2 * 8 + eight) * 32 + lane);
         }
         wait_for_previous();
         let_next_start();
@@ -97,7 +97,7 @@ __device__ __forceinline__ void turned(const Map& x, const Map& w, int rows, int
 #pragma unroll
         for (int j = 0; j < COUNT; j++) {
             const float* a = d + j * 4;
-            float4 r = turn_of[j];
+            float4 r = rotation_of[j];
             v[j % 2 * 2] = pack_bf16(a[0] * r.x - a[2] * r.z, a[1] * r.y - a[3] * r.w);
             v[j % 2 * 2 + 1] = pack_bf16(a[2] * r.x + a[0] * r.z, a[3] * r.y + a[1] * r.w);
             if (j % 2 == 1) put_turned(to + (j - 1) * 8 * PITCH, v[0], v[1], v[2], v[3]);
@@ -108,8 +108,8 @@ __device__ __forceinline__ void turned(const Map& x, const Map& w, int rows, int
         constexpr int EACH = (HIGH + 15) / 16;
         int local = all / 16, chunk = all % 16;
         bool is_q = head < heads.count;
-        size_t pitch = (is_q ? heads.count : 1) * TURNED_HEAD;
-        u16* out = (is_q ? heads.q + head * TURNED_HEAD : head == heads.count ? heads.k : heads.v) + (top + local) * pitch + chunk / 8 * (TURNED_HEAD / 2) + (n % 2 * 8 + chunk % 8) * 8;
+        size_t pitch = (is_q ? heads.count : 1) * ROPE_HEAD;
+        u16* out = (is_q ? heads.q + head * ROPE_HEAD : head == heads.count ? heads.k : heads.v) + (top + local) * pitch + chunk / 8 * (ROPE_HEAD / 2) + (n % 2 * 8 + chunk % 8) * 8;
         int left = head < heads.count + 2 ? min(rows - top, HIGH) - local : 0;
         uint4 values[EACH];
 #pragma unroll
@@ -121,12 +121,12 @@ __device__ __forceinline__ void turned(const Map& x, const Map& w, int rows, int
     cluster_sync(); // nobody goes while others may still tell it something
 }
 
-#define TURNED(NAME, HIGH, COLUMNS, STAGES)                                                                                  \
-    extern "C" __global__ __launch_bounds__(384, 1) void NAME(const __grid_constant__ Map x, const __grid_constant__ Map w, \
-            int rows, int columns, int steps, u16* q, u16* k, u16* v, int heads, const float4* turns) {                     \
-        turned<HIGH, COLUMNS, STAGES>(x, w, rows, columns, steps, {q, k, v, heads}, turns);                                \
+#define ROTATED(NAME, HIGH, COLUMNS, STAGES)                                                                                 \
+    extern "C" __global__ __launch_bounds__(384, 1) void NAME(const __grid_constant__ Map x, const __grid_constant__ Map w,  \
+            int rows, int columns, int steps, u16* q, u16* k, u16* v, int heads, const float4* rotations) {                  \
+        rotated<HIGH, COLUMNS, STAGES>(x, w, rows, columns, steps, {q, k, v, heads}, rotations);                             \
     }
-TURNED(rope_96, 96, 4, 7)
-TURNED(rope_128, 128, 4, 6)
-TURNED(rope_168, 168, 4, 5)
+ROTATED(rope_96, 96, 4, 7)
+ROTATED(rope_128, 128, 4, 6)
+ROTATED(rope_168, 168, 4, 5)
 #endif
