@@ -10,8 +10,10 @@ use crate::engine::EngineError;
 
 /// Rows of a block's tile.
 const ROWS: usize = 128;
-/// The same where they are the columns of the matrix instruction.
+/// The same where they are the columns of the matrix instruction: of few rows.
 pub const TURNED: usize = 184;
+/// And of many.
+const TURNED_MANY: usize = 168;
 const THREADS: usize = 384;
 /// Bytes of a bf16.
 const SIZE: usize = 2;
@@ -125,9 +127,10 @@ const fn form(name: &'static str, kind: Kind, columns: usize, cluster: [usize; 2
     Form { name, kind, rows: ROWS, columns, cluster, split: 1, stages }
 }
 
-const FORMS: [Form; 12] = [
+const FORMS: [Form; 13] = [
     form("geglu_2x1", Kind::Geglu, 256, [2, 1], 3),
     form("geglu_1x2", Kind::Geglu, 256, [1, 2], 3),
+    Form { rows: TURNED_MANY, ..form("geglu_168", Kind::Geglu, 256, [2, 1], 4) },
     Form { rows: TURNED, ..form("geglu_184", Kind::Geglu, 256, [1, 2], 4) },
     form("bias_gelu_144", Kind::BiasGelu, 144, [2, 2], 6),
     form("bias_gelu_208", Kind::BiasGelu, 208, [2, 1], 5),
@@ -150,7 +153,7 @@ impl Form {
     fn shared(&self) -> usize {
         let Self { rows, columns, split, stages, .. } = *self;
         let beside = match self.kind {
-            Kind::Geglu if rows == TURNED => 0,
+            Kind::Geglu if rows != ROWS => 0,
             Kind::Geglu => ROWS * HANDED + 16,
             Kind::BiasGelu => (columns + ROWS) * 8,
             Kind::Rope => 0,
@@ -163,10 +166,15 @@ impl Form {
         self.cluster[0] * self.cluster[1] * self.split
     }
 
+    /// Whether rows of x are the columns of the matrix instruction.
+    fn is_turned(&self) -> bool {
+        self.kind == Kind::Geglu && self.rows != ROWS
+    }
+
     /// Rows of W that are fetched at once: of gate and up in turn, where there are both, for each warpgroup apart if it has
     /// columns of its own.
     fn w_box(&self) -> usize {
-        if self.rows == TURNED { self.columns / 4 } else { self.columns / 2 }
+        if self.is_turned() { self.columns / 4 } else { self.columns / 2 }
     }
 
     /// Rows and columns of y that a cluster has at a time.
@@ -183,7 +191,7 @@ impl Form {
     fn tiles(&self, rows: usize, columns: usize, capacity: &Capacity) -> (usize, usize) {
         let [high, wide] = self.tile();
         let (high, wide) = (rows.div_ceil(high), columns.div_ceil(wide));
-        let at_once = if self.rows == TURNED {
+        let at_once = if self.is_turned() {
             turned_clusters(high, high * wide, capacity.processors)
         } else {
             capacity.of(self)
@@ -218,10 +226,8 @@ impl Fused {
     fn form(&self, capacity: &Capacity) -> &'static Form {
         let steps = (self.k * SIZE).div_ceil(128); // each of the blocks that share out k has one at least
         let time = |form: &Form| {
-            // Where rows of x are columns of the matrix instruction, each costs a sixteenth more.
-            let rows = if form.rows == TURNED { TURNED * 17 / 16 } else { form.rows };
             // Cycles of a step of 64 k, whichever takes longer: 2048 products in each, or 64 bytes from the cache.
-            let step = (rows * form.columns / 32).max((form.rows + form.columns) * 2);
+            let step = (form.rows * form.columns / 32).max((form.rows + form.columns) * 2);
             let exchange = if form.split > 1 { EXCHANGE } else { 0 };
             form.turns(self.rows, self.columns, capacity) * (steps.div_ceil(form.split) * step + exchange)
         };
@@ -334,10 +340,10 @@ mod tests {
             (768, 1152, 4304, added, "add_128_2x2", true),
             (512, 1152, 4304, added, "add_96", true),
             (256, 1152, 4304, added, "add_96", false),
-            (968, 16384, 2048, After::Geglu, "geglu_2x1", true),
+            (968, 16384, 2048, After::Geglu, "geglu_168", true),
             (544, 16384, 2048, After::Geglu, "geglu_184", true),
-            (712, 16384, 2048, After::Geglu, "geglu_2x1", true),
-            (300, 16384, 2048, After::Geglu, "geglu_1x2", false),
+            (712, 16384, 2048, After::Geglu, "geglu_184", true),
+            (300, 16384, 2048, After::Geglu, "geglu_168", true),
             (968, 2560, 2048, rope, "rope_168", true),
             (800, 2560, 2048, rope, "rope_168", true),
             (712, 2560, 2048, rope, "rope_128", true),

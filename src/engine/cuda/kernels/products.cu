@@ -268,7 +268,12 @@ struct TurnedToBf16 {
                 if (at < COUNT) v[i] = transposed(pack_bf16(gelu_fast(gate[at]) * up[at], gelu_fast(gate[at + 1]) * up[at + 1]));
             }
             turn_quad(v, c);
-            if (left > j * 8 && (j + 1 < COUNT / 4 || c < 2)) *(uint4*)(to + (size_t)j * 8 * columns) = make_uint4(v[0], v[1], v[2], v[3]);
+            uint4 out = make_uint4(v[0], v[1], v[2], v[3]);
+            u16* at = to + (size_t)j * 8 * columns;
+            bool is = left > j * 8 && (j + 1 < COUNT / 4 || c < 2);
+            // One branch after all: what the compiler would have under way of all rows does not fit the registers.
+            if (j != COUNT / 16 * 2) write_if(is, at, out);
+            else if (is) *(uint4*)at = out;
         }
     }
 };
@@ -283,7 +288,8 @@ struct TurnedToBf16 {
     biased<N, ROWS_, COLUMNS, STAGES, WINDOW>(x, w, rows, columns, steps, (u16*)y, bias, {sums, blocks, per_width, of_means})
 KERNEL(geglu_2x1, (geglu_of<2, 1, 3>(x, w, rows, columns, steps, ToBf16{(u16*)y, columns})))
 KERNEL(geglu_1x2, (geglu_of<1, 2, 3>(x, w, rows, columns, steps, ToBf16{(u16*)y, columns})))
-KERNEL(geglu_184, (geglu_turned<184, 4>(x, w, rows, columns, steps, TurnedToBf16{(u16*)y, columns})))
+KERNEL(geglu_168, (geglu_turned<168, 2, 1, 4>(x, w, rows, columns, steps, TurnedToBf16{(u16*)y, columns})))
+KERNEL(geglu_184, (geglu_turned<184, 1, 2, 4>(x, w, rows, columns, steps, TurnedToBf16{(u16*)y, columns})))
 KERNEL(bias_gelu_144, (BIASED(144, 2, 2, 6, 3)))
 KERNEL(bias_gelu_208, (BIASED(208, 2, 1, 5, 5)))
 #define ADDED(N, ROWS_, COLUMNS, SPLIT, STAGES, AHEAD, WINDOW) \

@@ -162,9 +162,8 @@ struct TurnedToE4m3 {
                 v[i] = __byte_perm(both, 0, 0x3120); // columns 2 c, 2 c + 1; 8 further
             }
             turn_quad(v, c);
-            if (left > j * 8 && j + c < COUNT / 4)
-                *(uint4*)(to + (size_t)j * 8 * columns) =
-                    make_uint4(__byte_perm(v[0], v[1], 0x5410), __byte_perm(v[2], v[3], 0x5410), __byte_perm(v[0], v[1], 0x7632), __byte_perm(v[2], v[3], 0x7632));
+            write_if(left > j * 8 && j + c < COUNT / 4, to + (size_t)j * 8 * columns,
+                make_uint4(__byte_perm(v[0], v[1], 0x5410), __byte_perm(v[2], v[3], 0x5410), __byte_perm(v[0], v[1], 0x7632), __byte_perm(v[2], v[3], 0x7632)));
         }
     }
 };
@@ -183,7 +182,7 @@ DENSE(dense_160_2x1, 160, 2, 1, 5, false)
 DENSE(gelu_144_2x2, 144, 2, 2, 6, true)
 DENSE(gelu_208_2x1, 208, 2, 1, 5, true)
 extern "C" __global__ __launch_bounds__(384, 1) void geglu_184_1x2(ARGUMENTS) {
-    geglu_turned<184, 4>(x, w, rows, columns, steps, TurnedToE4m3{(u8*)y, bias, multipliers, inverse, columns});
+    geglu_turned<184, 1, 2, 4>(x, w, rows, columns, steps, TurnedToE4m3{(u8*)y, bias, multipliers, inverse, columns});
 }
 #define GEGLU(NAME, ROWS_, COLUMNS)                                                                                         \
     extern "C" __global__ __launch_bounds__(384, 1) void NAME(ARGUMENTS) {                                                 \

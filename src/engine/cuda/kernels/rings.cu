@@ -80,6 +80,10 @@ __device__ __forceinline__ float4 read_4(const float* from) {
     asm volatile("ld.global.v4.f32 {%0, %1, %2, %3}, [%4];" : "=f"(x.x), "=f"(x.y), "=f"(x.z), "=f"(x.w) : "l"(from) : "memory");
     return x;
 }
+// Without a branch: one would end what the compiler puts in order, and each store's values would wait for those before.
+__device__ __forceinline__ void write_if(bool is, void* to, uint4 x) {
+    asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %0, 0;\n@p st.global.v4.b32 [%1], {%2, %3, %4, %5};\n}\n" ::"r"((int)is), "l"(to), "r"(x.x), "r"(x.y), "r"(x.z), "r"(x.w) : "memory");
+}
 __device__ __forceinline__ uint4 get(u32 at) {
     uint4 x;
     asm volatile("ld.shared.v4.b32 {%0, %1, %2, %3}, [%4];" : "=r"(x.x), "=r"(x.y), "=r"(x.z), "=r"(x.w) : "r"(at));
@@ -356,38 +360,39 @@ __device__ __forceinline__ float gelu_fast(float x) {
 }
 
 // The same where 128 rows would leave much of the last tile empty: tiles of HIGH rows of x, which are the columns of the
-// matrix instruction, W its rows. A warpgroup has 64 columns of y, gate and up in the same thread. Clusters of two blocks
-// side by side, a multiple of as many as there are tiles of rows, so that a block's tiles all are of the same rows of x: its
-// steps go round and round k, and the second warpgroup begins and ends its tiles LATER steps after the first. What
-// follows the product of one is done while the other has the tensor cores for itself.
+// matrix instruction, W its rows. A warpgroup has 64 columns of y, gate and up in the same thread. There is a multiple of as
+// many clusters as tiles of rows, so that a block's tiles all are of the same rows of x: its steps go round and round k, and
+// the second warpgroup begins and ends its tiles LATER steps after the first. What follows the product of one is done while
+// the other has the tensor cores for itself.
 #define LATER 3
 #define COLUMNS_BYTES (64 * 128) // of 64 rows of W in a stage
 
 // As `fetch_all`, one thread.
-template <int HIGH, int STAGES, class P>
+template <int HIGH, int ROWS_, int COLUMNS, int STAGES, class P>
 __device__ __forceinline__ void fetch_turned(const Map& x, const Map& w, u32 ring, u32 full, u32 empty, int columns, int steps, int later, int count, const P& place) {
-    // Of the rows of x, both blocks fetch what is in the middle: halves would not begin where the swizzled pattern does.
-    constexpr int STAGE = (HIGH + 256) * 128, PART = (HIGH / 2 + 7) / 8 * 8, STEP = 128 / OPERAND_BYTES;
+    // Of the rows of x, two blocks side by side both fetch what is in the middle: halves would not begin where the swizzled
+    // pattern does. Of W, one of two blocks above each other fetches gate, the other up.
+    constexpr int STAGE = (HIGH + 256) * 128, PART = (HIGH / COLUMNS + 7) / 8 * 8, STEP = 128 / OPERAND_BYTES;
+    static_assert(ROWS_ <= 2 && COLUMNS <= 2, "who fetches what");
     ready(&x);
-    int first = place.n(blockIdx.x) * 128, apart = gridDim.x / place.rows_m * 256; // this block's columns; from tile to tile
+    int first = place.n(blockIdx.x) * 128, apart = gridDim.x / place.rows_m * COLUMNS * 128; // this block's columns; from tile to tile
     int x_first = place.column_of * (HIGH - PART), row = place.m(blockIdx.x) + x_first;
-    u16 own = 1 << blockIdx.y;
+    u16 to_row = 0, to_column = 0;
+    for (int c = 0; c < COLUMNS; c++) to_row |= 1 << (c * ROWS_ + place.row_of);
+    for (int r = 0; r < ROWS_; r++) to_column |= 1 << (place.column_of * ROWS_ + r);
     auto fetch_w = [&](int i, int s, int stage) {
         bool is_first = i < count, is_second = s >= later || i > 0; // which warpgroups have a tile
         u32 gate = full + stage * 8, to = ring + stage * STAGE + HIGH * 128;
-        gate_expect(gate, 2 * PART * 128 + (is_first + is_second) * 2 * COLUMNS_BYTES);
-        int at = first + i * apart;
-        if (is_first) {
-            fetch(to, &w, gate, s * STEP, at, own);
-            fetch(to + COLUMNS_BYTES, &w, gate, s * STEP, columns + at, own);
-        }
-        at += 64 - (s < later ? apart : 0);
-        if (is_second) {
-            fetch(to + 2 * COLUMNS_BYTES, &w, gate, s * STEP, at, own);
-            fetch(to + 3 * COLUMNS_BYTES, &w, gate, s * STEP, columns + at, own);
+        gate_expect(gate, COLUMNS * PART * 128 + (is_first + is_second) * 2 * COLUMNS_BYTES);
+        int at = first + i * apart, second = at + 64 - (s < later ? apart : 0);
+#pragma unroll
+        for (int up = 0; up < 2; up++) { // gate, up
+            if (ROWS_ == 2 && up != place.row_of) continue;
+            if (is_first) fetch(to + up * COLUMNS_BYTES, &w, gate, s * STEP, up * columns + at, to_column);
+            if (is_second) fetch(to + (2 + up) * COLUMNS_BYTES, &w, gate, s * STEP, up * columns + second, to_column);
         }
     };
-    int ahead = steps < STAGES ? steps : STAGES;
+    int ahead = min(steps, 2); // x does not stand in line behind the W of all steps
     for (int s = 0; s < ahead; s++) fetch_w(0, s, s);
     wait_for_previous();
     Turn<STAGES> turn;
@@ -399,27 +404,27 @@ __device__ __forceinline__ void fetch_turned(const Map& x, const Map& w, u32 rin
                 if (turn.round > 0) gate_wait(empty + turn.stage * 8, (turn.round - 1) % 2);
                 fetch_w(i, s, turn.stage);
             }
-            fetch(ring + turn.stage * STAGE + x_first * 128, &x, full + turn.stage * 8, s * STEP, row, 3);
+            fetch(ring + turn.stage * STAGE + x_first * 128, &x, full + turn.stage * 8, s * STEP, row, to_row);
         }
 }
 
 // `follow` writes y: `begin` at the first of a thread's two columns, 8 apart, then `finish` all rows. block: 384.
-template <int HIGH, int STAGES, class Follow>
+template <int HIGH, int ROWS_, int COLUMNS, int STAGES, class Follow>
 __device__ __forceinline__ void geglu_turned(const Map& x, const Map& w, int rows, int columns, int steps, Follow follow) {
     constexpr int STAGE = (HIGH + 256) * 128;
     extern __shared__ __align__(1024) unsigned char room[];
     u32 ring = address_of(room), full = ring + STAGES * STAGE, empty = full + STAGES * 8;
-    Place<1, 2, 128, HIGH> place(rows, columns);
+    Place<ROWS_, COLUMNS, 128, HIGH> place(rows, columns);
     int later = min(LATER, steps), count = (place.all - (int)blockIdx.x + (int)gridDim.x - 1) / (int)gridDim.x; // tiles of this block
     if (threadIdx.x == 0) {
-        open_gates<1, 2, STAGES>(full, empty);
+        open_gates<ROWS_, COLUMNS, STAGES>(full, empty);
         asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
     }
     cluster_sync();
     if (threadIdx.x < 128) {
         asm volatile("setmaxnreg.dec.sync.aligned.u32 40;");
         if (threadIdx.x < 32) {
-            if (is_elected()) fetch_turned<HIGH, STAGES>(x, w, ring, full, empty, columns, steps, later, count, place);
+            if (is_elected()) fetch_turned<HIGH, ROWS_, COLUMNS, STAGES>(x, w, ring, full, empty, columns, steps, later, count, place);
             __syncwarp();
         }
     } else {
@@ -436,12 +441,12 @@ __device__ __forceinline__ void geglu_turned(const Map& x, const Map& w, int row
                     gate_wait(full + turn.stage * 8, 0);
                     gate_arrive_at(tell + turn.stage * 8);
                 }
-        for (int i = 0; i < count; i++) {
+        int column = place.n(blockIdx.x) * 128 + half * 64 + t / 32 * 16, top = place.m(blockIdx.x), apart = gridDim.x / place.rows_m * COLUMNS * 128;
+        for (; count > 0; count--, column += apart) {
             float gate[HIGH / 2], up[HIGH / 2];
-            int tile = blockIdx.x + i * gridDim.x, column = place.n(tile) * 128 + half * 64 + t / 32 * 16;
             follow.begin(column + t % 32 / 4);
             multiply_columns<HIGH, STAGE>(gate, up, ring, HIGH * 128 + half * 2 * COLUMNS_BYTES, COLUMNS_BYTES, full, tells, tell, steps, turn);
-            follow.finish(gate, up, column, place.m(tile), rows, t % 32 / 4, t % 4);
+            follow.finish(gate, up, column, top, rows, t % 32 / 4, t % 4);
         }
     }
     cluster_sync(); // nobody goes while others may still tell it something
