@@ -230,6 +230,22 @@ impl Gpu {
                 Arg::Map(Map(map)) => ptr::from_ref(map).cast_mut().cast(),
             })
             .collect();
+        self.configured(shape, overlap, |config| {
+            cu!(cuLaunchKernelEx(config, kernel.0, values.as_mut_ptr(), ptr::null_mut()))
+        })
+    }
+
+    /// How many clusters of a kernel there is room for at once, if nothing else runs.
+    pub fn clusters_at_once(&self, kernel: Kernel, shape: Launch) -> Result<usize, EngineError> {
+        let mut count = 0;
+        self.configured(shape, false, |config| {
+            cu!(cuOccupancyMaxActiveClusters(&mut count, kernel.0, config))
+        })?;
+        Ok(count.max(0) as usize)
+    }
+
+    /// A launch as the driver wants it described.
+    fn configured<T>(&self, shape: Launch, overlap: bool, then: impl FnOnce(&sys::CUlaunchConfig) -> T) -> T {
         // SAFETY: every bit pattern of these plain C structures is valid, and the attribute's identity says which field
         // holds.
         let mut attributes: [sys::CUlaunchAttribute; 2] = unsafe { std::mem::zeroed() };
@@ -258,7 +274,7 @@ impl Gpu {
             attrs: attributes.as_mut_ptr(),
             numAttrs: count as u32,
         };
-        cu!(cuLaunchKernelEx(&config, kernel.0, values.as_mut_ptr(), ptr::null_mut()))
+        then(&config)
     }
 
     /// From here on, what is put on the stream is recorded instead of run.
