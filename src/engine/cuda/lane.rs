@@ -57,8 +57,16 @@ pub const ATTENTION: &[&str] = &[
 ];
 /// Shared memory of `vision_attention`: keys and values of a head.
 pub const VISION_SHARED: usize = 2 * 256 * 72 * 2;
-/// Shared memory of `prefix_attention`: queries, and for each half of the keys two sets of values and one of keys; counters.
+/// Shared memory of `prefix_attention`: queries, five tiles of keys and values, counters.
 pub const PREFIX_SHARED: usize = 28 * 8192 + 1024 + 128;
+/// Queries of a block of it, and keys that it takes in at once.
+pub const PREFIX_QUERIES: usize = 128;
+pub const PREFIX_KEYS: usize = 64;
+
+/// `prefix_attention` of so many blocks of queries, keys shared out in `parts`.
+pub fn prefix_attention(blocks: usize, parts: usize) -> Launch {
+    Launch::new([blocks, parts, 1], 384, PREFIX_SHARED).clusters(parts)
+}
 
 /// Kernels of `stages.cu`.
 const STAGE_KERNELS: [&str; 16] = [
@@ -90,6 +98,8 @@ pub struct Lane {
     kernels: Kernels,
     /// What of [`product`]'s kernels runs at once.
     pub capacity: product::Capacity,
+    /// How many clusters of `prefix_attention` of 3 and of 4 blocks the GPU has room for at once.
+    pub prefix_clusters: [usize; 2],
     /// Weights and activations are bf16, else f32.
     pub bf16: bool,
     /// Kernels put on the stream so far.
@@ -139,10 +149,17 @@ impl Lane {
             }
             kernels.extend(compiled(&gpu, ATTENTION, &defines, &names)?);
         }
+        let mut prefix_clusters = [0; 2];
+        if let Some(&kernel) = kernels.get("prefix_attention") {
+            for (count, blocks) in prefix_clusters.iter_mut().zip(3..) {
+                *count = gpu.clusters_at_once(kernel, prefix_attention(1, blocks))?;
+            }
+        }
         Ok(Self {
             gemm: Gemm::new(&gpu, bf16)?,
             capacity: product::Capacity::new(&gpu, &kernels)?,
             kernels,
+            prefix_clusters,
             gpu,
             bf16,
             launched: Cell::new(0),

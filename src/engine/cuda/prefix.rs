@@ -3,10 +3,10 @@
 //! Missing cameras are not there. Prompts are padded to a multiple of [`BUCKET`] rows, so that few graphs do for all
 //! lengths; padding is never a key.
 
-use super::driver::{Arg, Buffer, Gpu, Launch, Matrix};
+use super::driver::{Arg, Buffer, Gpu, Matrix};
 use super::fp8::Product;
 use super::gemm::{Operands, Shape};
-use super::lane::{Lane, PREFIX_SHARED};
+use super::lane::{Lane, PREFIX_KEYS, PREFIX_QUERIES, prefix_attention};
 use super::load::{Loader, Weight};
 use super::order;
 use super::product::{After, Fused};
@@ -265,6 +265,17 @@ pub struct Prefix {
     activations: Activations,
 }
 
+/// Into how many parts `prefix_attention` shares out `keys`: the fewest with the fewest steps, of those whose clusters, one
+/// per block of queries, all run at once; of clusters of 3 and of 4 blocks, `fit` do. Pairs are always taken.
+fn parts_of_keys(keys: usize, blocks: usize, fit: [usize; 2]) -> usize {
+    let steps = |parts| keys.div_ceil(PREFIX_KEYS).div_ceil(parts);
+    (3..)
+        .zip(fit)
+        .filter(|&(_, fit)| blocks <= fit)
+        .map(|(parts, _)| parts)
+        .fold(2, |best, parts| if steps(parts) < steps(best) { parts } else { best })
+}
+
 impl Prefix {
     /// For at most `rows` rows.
     pub fn new(
@@ -324,6 +335,8 @@ impl Prefix {
         lane.launch("prefix_start", [rows, 1, 1], 256, 0, &args)?;
         lane.record_wide(tap, format_args!("prefix.embs"), a.x.address, valid * width)?;
         let last = self.layers.len() - 1;
+        let blocks = (rows * heads).div_ceil(PREFIX_QUERIES);
+        let parts = parts_of_keys(rows, blocks, lane.prefix_clusters);
         // A product in e4m3 does not add to the residual stream: its result waits in y, in bf16, for the next norm.
         let mut waiting = None;
         for (i, (block, norms)) in self.layers.iter().enumerate() {
@@ -341,24 +354,22 @@ impl Prefix {
             let mut mixed = a.mixed.address;
             if head_dim == 256 && lane.has("prefix_attention") {
                 let scale = std::f32::consts::LOG2_E / (head_dim as f32).sqrt();
-                let map = |buffer: &Buffer, rows| {
+                let map = |buffer: &Buffer, rows, box_rows| {
                     let address = buffer.address;
-                    let matrix = Matrix { address, rows, columns: head_dim, size: 2, box_rows: 64 };
+                    let matrix = Matrix { address, rows, columns: head_dim, size: 2, box_rows };
                     matrix.map().map(Arg::Map)
                 };
                 let args = [
-                    map(&a.q, rows * heads)?,
-                    map(&cache.k[i], cache.capacity)?,
-                    map(&cache.v[i], cache.capacity)?,
+                    map(&a.q, rows * heads, PREFIX_QUERIES)?,
+                    map(&cache.k[i], cache.capacity, PREFIX_KEYS)?,
+                    map(&cache.v[i], cache.capacity, PREFIX_KEYS)?,
                     (&a.mixed).into(),
                     (&cache.request).into(),
                     (rows * heads).into(),
                     scale.into(),
                     block.o.inverse().into(),
                 ];
-                let grid = [(rows * heads).div_ceil(128), 2, 1];
-                let shape = Launch::new(grid, 384, PREFIX_SHARED).clusters(2);
-                lane.launch_shaped("prefix_attention", shape, &args)?;
+                lane.launch_shaped("prefix_attention", prefix_attention(blocks, parts), &args)?;
             } else {
                 a.attend(lane, &self.dims, cache, i, rows, rows, rows)?;
                 if block.o.is_fp8() {
@@ -542,5 +553,13 @@ mod tests {
                 [cos[row * 128 + column], sin[row * 128 + column]]
             );
         }
+    }
+
+    #[test]
+    fn keys_are_shared_out_as_far_as_blocks_fit() {
+        // An H200.
+        let parts = |rows: usize| parts_of_keys(rows, (rows * 8).div_ceil(PREFIX_QUERIES), [39, 30]);
+        assert_eq!([16, 300, 400, 544, 624, 640, 968].map(parts), [2, 3, 4, 3, 3, 2, 2]);
+        assert_eq!(parts_of_keys(544, 34, [0; 2]), 2);
     }
 }

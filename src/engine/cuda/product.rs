@@ -153,7 +153,7 @@ impl Form {
     fn shared(&self) -> usize {
         let Self { rows, columns, split, stages, .. } = *self;
         let beside = match self.kind {
-            Kind::Geglu if rows != ROWS => 0,
+            Kind::Geglu if self.is_turned() => 0,
             Kind::Geglu => ROWS * HANDED + 16,
             Kind::BiasGelu => (columns + ROWS) * 8,
             Kind::Rope => 0,

@@ -76,6 +76,19 @@ __device__ __forceinline__ float quad_max(float x) {
     x = fmaxf(x, __shfl_xor_sync(FULL, x, 1));
     return fmaxf(x, __shfl_xor_sync(FULL, x, 2));
 }
+// Four words of each of four lanes side by side: afterwards a lane's are the others' words of its own number.
+__device__ __forceinline__ void turn_quad(u32 (&v)[4], int lane) {
+#pragma unroll
+    for (int other = 2; other > 0; other /= 2) {
+        bool is_upper = lane & other;
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+            if (i & other) continue;
+            u32 got = __shfl_xor_sync(FULL, is_upper ? v[i] : v[i + other], other);
+            if (is_upper) v[i] = got; else v[i + other] = got;
+        }
+    }
+}
 __device__ __forceinline__ float warp_max(float x) {
 #pragma unroll
     for (int d = 16; d > 0; d >>= 1) x = fmaxf(x, __shfl_xor_sync(FULL, x, d));

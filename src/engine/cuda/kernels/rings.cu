@@ -338,20 +338,6 @@ __device__ __forceinline__ void geglu_of(const Map& x, const Map& w, int rows, i
     cluster_sync(); // nobody goes while others may still tell it something
 }
 
-// Four words of each of four lanes side by side: afterwards a lane's are the others' words of its own number.
-__device__ __forceinline__ void turn_quad(u32 (&v)[4], int lane) {
-#pragma unroll
-    for (int other = 2; other > 0; other /= 2) {
-        bool is_upper = lane & other;
-#pragma unroll
-        for (int i = 0; i < 4; i++) {
-            if (i & other) continue;
-            u32 got = __shfl_xor_sync(FULL, is_upper ? v[i] : v[i + other], other);
-            if (is_upper) v[i] = got; else v[i + other] = got;
-        }
-    }
-}
-
 // GELU, good to 2^-11: a hundredth of an e4m3 number's step, an eighth of a bf16's.
 __device__ __forceinline__ float gelu_fast(float x) {
     float t, half = 0.5f * x;
