@@ -153,7 +153,8 @@ extern "C" __global__ __launch_bounds__(256) void expert_attention(const u16* q,
 
 // The same on Hopper, with its matrix instructions: 64 rows and 64 keys per block. q: as `query` has it. v [keys, dim].
 // scale: log2 e (q is scaled already). grid: (rows / 64 rounded up, 16), cluster 16: each block then finishes 4 rows.
-// block: 128.
+// block: 128. The kernel before has made the action tokens' own keys and values: every block has some of those, since one
+// that had all of them would take in three times as much as the others, which would wait for it.
 #define TILE 8192 // bytes of 64 rows x 64 columns
 extern "C" __global__ __launch_bounds__(128) void expert_attention_90(const u16* q, const u16* k, const u16* v, u16* out,
         const int* valid, int heads, int rows, int prefix, int keys, float scale, const char* next, int kilobytes) {
@@ -165,12 +166,19 @@ extern "C" __global__ __launch_bounds__(128) void expert_attention_90(const u16*
     int first = blockIdx.x * 64, rank = blockIdx.y, tiles = (keys + 63) / 64, shares = min(tiles, 16);
     // 64 rows of keys or values, swizzled like queries. What lies beyond the rows that count is finite.
     u32 to_even = lane / 8 * TILE + warp * 128 + (lane % 8 ^ warp) * 16, to_odd = lane / 8 * TILE + (warp + 4) * 128 + (lane % 8 ^ warp + 4) * 16;
-    auto load = [&](u32 to, const u16* from, int row) {
-        const u16* source = from + (size_t)(row + warp) * 256 + lane * 8;
-#pragma unroll
-        for (int i = 0; i < 16; i++)
-            asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to + (i % 2 ? to_odd : to_even) + i / 2 * 1024), "l"(source + i * 1024) : "memory");
+    auto copy = [&](u32 to, const u16* from, int i) { // a warp's i-th row
+        asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to + (i % 2 ? to_odd : to_even) + i / 2 * 1024), "l"(from + (size_t)(i * 4 + warp) * 256 + lane * 8) : "memory");
     };
+    auto load = [&](int row) {
+#pragma unroll
+        for (int i = 0; i < 16; i++) copy(ks, k + (size_t)row * 256, i);
+#pragma unroll
+        for (int i = 0; i < 16; i++) copy(vs, v + (size_t)row * 256, i);
+    };
+    // The first tile of a block ends with its own tokens' keys, from own_first to own_end. What is before them in its or the
+    // next tile is the prefix's, from key_of(j) on.
+    int own_first = (keys - prefix) * rank / shares, own_end = (keys - prefix) * (rank + 1) / shares, prefix_rows = 64 - (own_end - own_first);
+    auto key_of = [&](int j) { return j * 64 - (j > rank ? keys - prefix : own_first); };
     if (threadIdx.x == 0) {
         expect(&together, 4 * shares * (512 + 8));
         if (rank < tiles)
@@ -179,16 +187,11 @@ extern "C" __global__ __launch_bounds__(128) void expert_attention_90(const u16*
     __syncwarp();
     if (rank >= tiles) cluster_arrive_relaxed();
     // The prefix's keys and values have long been there.
-    bool early = (rank + 1) * 64 <= prefix;
-    if (early) {
-        load(ks, k, rank * 64);
-        load(vs, v, rank * 64);
-    }
+    if (rank < tiles) load(key_of(rank));
     ask_for(next, kilobytes);
     if (NT <= 4) let_next_start(); // more tokens' weights would be in the way of queries
     int end = *valid;
     asm volatile("cp.async.wait_all;" ::: "memory");
-    fence_async();
     __syncthreads();
     const void* source = q + (size_t)first * 256 + warp * 4096;
     u32 to_queries = qs + warp * TILE, counted = local_address(came + warp);
@@ -197,13 +200,20 @@ extern "C" __global__ __launch_bounds__(128) void expert_attention_90(const u16*
     if (rank < tiles && warp < ASKERS && is_elected())
 #pragma unroll
         for (int i = 0; i < 4; i += ASKERS) fetch<1>(to_queries + i * TILE, (const unsigned char*)source + i * TILE, TILE, counted + i * 8);
+    if (rank < tiles)
+        for (int i = 15; i * 4 + warp >= prefix_rows; i--) { // over what the same thread had put there
+            copy(ks, k + (prefix + own_first - prefix_rows) * 256, i);
+            copy(vs, v + (prefix + own_first - prefix_rows) * 256, i);
+        }
     if (NT > 4) let_next_start();
+    asm volatile("cp.async.wait_all;" ::: "memory");
+    fence_async();
+    __syncthreads();
     float o[128], top[2] = {-1e30f, -1e30f}, sum[2] = {0.0f, 0.0f};
     for (int j = rank; j < tiles; j += shares) {
-        if (j > rank || !early) {
+        if (j > rank) {
             __syncthreads();
-            load(ks, k, j * 64);
-            load(vs, v, j * 64);
+            load(key_of(j));
             asm volatile("cp.async.wait_all;" ::: "memory");
             fence_async();
             __syncthreads();
@@ -220,11 +230,12 @@ extern "C" __global__ __launch_bounds__(128) void expert_attention_90(const u16*
         wgmma_wait<0>();
         if (j + shares >= tiles) cluster_arrive_relaxed(); // queries have been read: others' numerators come to where they are
         float most[2] = {top[0], top[1]};
-        if ((j + 1) * 64 > end) // else all keys count
+        int of_prefix = j > rank ? 64 : prefix_rows, count = end - key_of(j);
+        if (count < of_prefix) // else all keys count
 #pragma unroll
             for (int i = 0; i < 32; i++) {
-                int key = j * 64 + i / 4 * 8 + c * 2 + i % 2;
-                if (!(key < end || (key >= prefix && key < keys))) s[i] = -1e30f;
+                int at = i / 4 * 8 + c * 2 + i % 2;
+                if (at >= count && at < of_prefix) s[i] = -1e30f;
             }
 #pragma unroll
         for (int i = 0; i < 32; i++) most[i / 2 % 2] = fmaxf(most[i / 2 % 2], s[i]);
