@@ -50,8 +50,10 @@ __device__ __forceinline__ void multiply(float (&d)[NT * 4], uint4 a, u32 at) {
     asm volatile(PRODUCT : REGISTERS(d) : "r"(a.x), "r"(a.y), "r"(a.z), "r"(a.w), "l"((u64)(TOKENS << 16 | at) | 8ull << 32));
 }
 
+// Activations of many tokens take their time: what the next kernel asks for before it waits would be in their way.
+#define MANY (NT > 4)
 // Warps that ask for the pieces of activations: few tokens' come at once, of many tokens' the first are to come first.
-#define ASKERS (NT > 4 ? 1 : 4)
+#define ASKERS (MANY ? 1 : 4)
 // Units of weights that registers have room for.
 #define AHEAD_OF(units) ((units) < 10 ? (units) : 10)
 
@@ -168,8 +170,8 @@ __device__ __forceinline__ void copy4(float* to, const float* from) {
     asm volatile("cp.async.ca.shared.global [%0], [%1], 4;" ::"r"(local_address(to)), "l"(from) : "memory");
 }
 
-// As `residual`, but each block finishes 8 tokens.
-template <int UNITS>
+// As `residual`, but each block finishes 8 tokens. EARLY: as `sums_90` has it.
+template <int UNITS, bool EARLY>
 __device__ __forceinline__ void residual_90(const uint4* packed, const u16* in, float* x, const float* gate,
         const float* scale, int clean, int to_clean, u16* xs, float* squares, int tokens) {
     __shared__ __align__(16) float4 shares[SHARES][4][32];
@@ -186,7 +188,7 @@ __device__ __forceinline__ void residual_90(const uint4* packed, const u16* in, 
         copy4(&scales[threadIdx.x], scale + far + of);
     }
     float4 own[HALF];
-    product_90<UNITS, 2, 1, true>(packed, in, UNITS * 2 * SHARES, blockIdx.x, rank * UNITS * 2, nullptr, nullptr, own, here, [&] {
+    product_90<UNITS, 2, 1, EARLY>(packed, in, UNITS * 2 * SHARES, blockIdx.x, rank * UNITS * 2, nullptr, nullptr, own, here, [&] {
         int token = threadIdx.x / 16, part = threadIdx.x % 16 * 4;
         if (token < 8 && rank * 8 + token < tokens) copy16(&old[token][part], x + (size_t)(rank * 8 + token) * WIDTH + blockIdx.x * 64 + part);
     });
@@ -345,7 +347,7 @@ extern "C" __global__ __maxnreg__(NT > 7 ? 144 : 136) void expert_gate_up_90(con
     float4 own[HALF];
     if (B > 1) {
         float d[NT * 4] = {};
-        sums_90<UNITS, 1, 4, 1, true>(packed, xs, WIDTH / 32, blockIdx.x * 2, part * UNITS, squares, sq, d, here, norms);
+        sums_90<UNITS, 1, 4, 1, !MANY>(packed, xs, WIDTH / 32, blockIdx.x * 2, part * UNITS, squares, sq, d, here, norms);
         cluster_wait();
         int thread = this_thread();
 #pragma unroll
@@ -380,13 +382,13 @@ extern "C" __global__ __maxnreg__(120) void expert_o_90(const uint4* packed, con
         const float* scale, int clean, int to_clean, u16* xs, float* squares, int tokens, const char* next, int kilobytes) {
 #if __CUDA_ARCH__ == 900
     ask_for(next, kilobytes);
-    residual_90<QWIDTH / 64 / SHARES>(packed, in, x, gate, scale, clean, to_clean, xs, squares, tokens);
+    residual_90<QWIDTH / 64 / SHARES, true>(packed, in, x, gate, scale, clean, to_clean, xs, squares, tokens);
 #endif
 }
 extern "C" __global__ __maxnreg__(NT > 7 ? 128 : 120) void expert_down_90(const uint4* packed, const u16* in, float* x, const float* gate,
         const float* scale, int clean, int to_clean, u16* xs, float* squares, int tokens, const char* next, int kilobytes) {
 #if __CUDA_ARCH__ == 900
     ask_for(next, kilobytes);
-    residual_90<MLP / 64 / SHARES>(packed, in, x, gate, scale, clean, to_clean, xs, squares, tokens);
+    residual_90<MLP / 64 / SHARES, !MANY>(packed, in, x, gate, scale, clean, to_clean, xs, squares, tokens);
 #endif
 }

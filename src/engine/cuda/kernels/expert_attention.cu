@@ -153,14 +153,15 @@ extern "C" __global__ __launch_bounds__(256) void expert_attention(const u16* q,
 
 // The same on Hopper, with its matrix instructions: 64 rows and 64 keys per block. q: as `query` has it. v [keys, dim].
 // scale: log2 e (q is scaled already). grid: (rows / 64 rounded up, 16), cluster 16: each block then finishes 4 rows.
-// block: 128. The kernel before has made the action tokens' own keys and values: every block has some of those, since one
-// that had all of them would take in three times as much as the others, which would wait for it.
+// block: 128. The kernel before has made the action tokens' own keys and values, so these come last: the cluster's last
+// blocks share them out, since one that had all of them would take in three times as much as the others.
+#define OWN_BLOCKS 4
 #define TILE 8192 // bytes of 64 rows x 64 columns
 extern "C" __global__ __launch_bounds__(128) void expert_attention_90(const u16* q, const u16* k, const u16* v, u16* out,
         const int* valid, int heads, int rows, int prefix, int keys, float scale, const char* next, int kilobytes) {
 #if __CUDA_ARCH__ == 900
     __shared__ __align__(8) float statistics[4][16][2]; // [row][share]: maximum, denominator
-    __shared__ __align__(8) u64 together, came[4];
+    __shared__ __align__(8) u64 together, told, came[4];
     u32 base = (local_address(shared) + 1023) / 1024 * 1024, qs = base, ks = qs + 4 * TILE, vs = ks + 4 * TILE;
     int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, c = lane % 4;
     int first = blockIdx.x * 64, rank = blockIdx.y, tiles = (keys + 63) / 64, shares = min(tiles, 16);
@@ -175,27 +176,32 @@ extern "C" __global__ __launch_bounds__(128) void expert_attention_90(const u16*
 #pragma unroll
         for (int i = 0; i < 16; i++) copy(vs, v + (size_t)row * 256, i);
     };
-    // The first tile of a block ends with its own tokens' keys, from own_first to own_end. What is before them in its or the
-    // next tile is the prefix's, from key_of(j) on.
-    int own_first = (keys - prefix) * rank / shares, own_end = (keys - prefix) * (rank + 1) / shares, prefix_rows = 64 - (own_end - own_first);
-    auto key_of = [&](int j) { return j * 64 - (j > rank ? keys - prefix : own_first); };
+    // A block's first tile ends with its part of the tokens' own keys. Before them, and in its other tiles, there are the
+    // prefix's, in a tile from key_of(it) on.
+    const int owners = min(shares, OWN_BLOCKS);
+    auto own = [&](int block) { return (keys - prefix) * max(block - (shares - owners), 0) / owners; };
+    int own_first = own(rank), prefix_rows = 64 - (own(rank + 1) - own_first);
+    auto key_of = [&](int tile) { return tile * 64 - (tile > rank ? keys - prefix : own_first); };
     if (threadIdx.x == 0) {
-        expect(&together, 4 * shares * (512 + 8));
+        expect(&together, 4 * shares * 512);
+        expect(&told, 4 * shares * 8);
         if (rank < tiles)
             for (int i = 0; i < 4; i++) expect(&came[i], TILE);
     }
     __syncwarp();
-    if (rank >= tiles) cluster_arrive_relaxed();
+    cluster_arrive_relaxed(); // all blocks have started
     // The prefix's keys and values have long been there.
     if (rank < tiles) load(key_of(rank));
     ask_for(next, kilobytes);
-    if (NT <= 4) let_next_start(); // more tokens' weights would be in the way of queries
+    if (!MANY) let_next_start();
     int end = *valid;
     asm volatile("cp.async.wait_all;" ::: "memory");
     __syncthreads();
     const void* source = q + (size_t)first * 256 + warp * 4096;
     u32 to_queries = qs + warp * TILE, counted = local_address(came + warp);
     have(to_queries, counted, source);
+    cluster_wait();
+    if (rank >= tiles) cluster_arrive_relaxed();
     wait_for_previous();
     if (rank < tiles && warp < ASKERS && is_elected())
 #pragma unroll
@@ -205,7 +211,7 @@ extern "C" __global__ __launch_bounds__(128) void expert_attention_90(const u16*
             copy(ks, k + (prefix + own_first - prefix_rows) * 256, i);
             copy(vs, v + (prefix + own_first - prefix_rows) * 256, i);
         }
-    if (NT > 4) let_next_start();
+    if (MANY) let_next_start();
     asm volatile("cp.async.wait_all;" ::: "memory");
     fence_async();
     __syncthreads();
@@ -266,6 +272,13 @@ extern "C" __global__ __launch_bounds__(128) void expert_attention_90(const u16*
                          operand(vs + i * 2048, TILE, 1024), i > 0 || j > rank);
         }
         wgmma_commit();
+        if (j + shares >= tiles) // meanwhile whoever finishes a row is told what the numerators are to be divided by
+#pragma unroll
+            for (int e = 0; e < 2; e++) {
+                int owner = warp * 4 + e * 2 + g / 4;
+                sum[e] = quad_sum(sum[e]);
+                if (c == 0) push2(of_rank(statistics[g % 4][rank], owner), top[e], sum[e], of_rank(&told, owner));
+            }
         wgmma_wait<0>();
     }
     cluster_wait();
@@ -276,23 +289,21 @@ extern "C" __global__ __launch_bounds__(128) void expert_attention_90(const u16*
         for (int e = 0; e < 2; e++) {
             int owner = warp * 4 + e * 2 + g / 4;
             u32 barrier = of_rank(&together, owner), to = of_rank_address(qs + (rank * 4 + g % 4) * 512 + c * 16, owner);
-            sum[e] += __shfl_xor_sync(FULL, sum[e], 1);
-            sum[e] += __shfl_xor_sync(FULL, sum[e], 2);
 #pragma unroll
             for (int m = 0; m < 8; m++) {
                 float* x = o + m * 16 + e * 2;
                 push4(to + m * 64, make_float4(two(x[0], x[1]), two(x[4], x[5]), two(x[8], x[9]), two(x[12], x[13])), barrier);
             }
-            if (c == 0) push2(of_rank(statistics[g % 4][rank], owner), top[e], sum[e], barrier);
         }
     }
     // A warp a row.
     int row = first + rank * 4 + warp;
     u16* to = out + fragment(row / heads, row % heads * 256 + g * 32) + c * 2;
-    wait_for_data(&together);
+    wait_for_data(&told);
     float t = lane < shares ? statistics[warp][lane][0] : -1e30f;
     float most = warp_max(t), w = lane < shares ? power_of_2((t - most) * scale) : 0.0f;
-    float all = warp_sum(lane < shares ? w * statistics[warp][lane][1] : 0.0f);
+    w *= 1.0f / warp_sum(lane < shares ? w * statistics[warp][lane][1] : 0.0f);
+    wait_for_data(&together);
     float x[8] = {};
 #pragma unroll 4
     for (int i = 0; i < shares; i++) {
@@ -305,10 +316,9 @@ extern "C" __global__ __launch_bounds__(128) void expert_attention_90(const u16*
             x[2 * j + 1] += wi * of_bf16(p[j] >> 16);
         }
     }
-    float r = 1.0f / all;
     if (row < rows)
 #pragma unroll
         for (int j = 0; j < 4; j++)
-            *(u32*)(to + j * TOKENS * 8) = pack_bf16(x[2 * j] * r, x[2 * j + 1] * r);
+            *(u32*)(to + j * TOKENS * 8) = pack_bf16(x[2 * j], x[2 * j + 1]);
 #endif
 }
