@@ -146,11 +146,6 @@ __device__ __forceinline__ void unpack_f16(u32 x, float& lo, float& hi) {
 __device__ __forceinline__ void put_4(u32 at, float4 x) {
     asm volatile("st.shared.v4.f32 [%0], {%1, %2, %3, %4};" ::"r"(at), "f"(x.x), "f"(x.y), "f"(x.z), "f"(x.w) : "memory");
 }
-__device__ __forceinline__ float4 get_4(u32 at) {
-    float4 x;
-    asm volatile("ld.shared.v4.f32 {%0, %1, %2, %3}, [%4];" : "=f"(x.x), "=f"(x.y), "=f"(x.z), "=f"(x.w) : "r"(at) : "memory");
-    return x;
-}
 #define MAP const __grid_constant__ Map
 #else
 struct Map;
@@ -212,13 +207,14 @@ extern "C" __global__ __launch_bounds__(384, 1) void prefix_attention(MAP q, MAP
             }
             gate_expect(full, 0); // the first keys have come by other gates
             // In the order in which they are wanted: keys, and values a tile later.
-            int stage = 1, round = 0;
+            Turn<PREFIX_STAGES> turn;
+            turn.next();
             auto tile = [&](const Map* from, int j) {
-                if (round > 0) gate_wait(empty + stage * 8, (round - 1) % 2);
-                gate_expect(full + stage * 8, 4 * TILE);
+                if (turn.round > 0) gate_wait(empty + turn.stage * 8, (turn.round - 1) % 2);
+                gate_expect(full + turn.stage * 8, 4 * TILE);
 #pragma unroll
-                for (int i = 0; i < 4; i++) fetch(ring + (stage * 4 + i) * TILE, from, full + stage * 8, i * 64, (begin + j) * 64, own);
-                if (++stage == PREFIX_STAGES) stage = 0, round++;
+                for (int i = 0; i < 4; i++) fetch(ring + (turn.stage * 4 + i) * TILE, from, full + turn.stage * 8, i * 64, (begin + j) * 64, own);
+                turn.next();
             };
             for (int j = 1; j <= count; j++) {
                 if (j < count) tile(&k, j);
@@ -233,31 +229,28 @@ extern "C" __global__ __launch_bounds__(384, 1) void prefix_attention(MAP q, MAP
         for (int i = 0; i < 128; i++) o[i] = 0.0f;
         float s[32];
         u32 p[16];
-        int stage = 0, round = 0;
-        auto next = [&] {
-            if (++stage == PREFIX_STAGES) stage = 0, round++;
-        };
+        Turn<PREFIX_STAGES> turn;
         auto tell = [&](int done) {
             if (lane == 0) gate_arrive_at(empty + done * 8);
         };
         // Asks for a tile's scores.
         auto ask = [&](bool is_first) {
-            if (!is_first) gate_wait(full + stage * 8, round % 2);
+            if (!is_first) gate_wait(full + turn.stage * 8, turn.round % 2);
             wgmma_fence();
 #pragma unroll
             for (int i = 0; i < 16; i++) {
                 if (is_first && i % 4 == 0) gate_wait(begun + i / 4 * 8, 0);
-                u32 a = qs + (i / 4 * 2 + group) * TILE + i % 4 * 32, b = ring + (stage * 4 + i / 4) * TILE + i % 4 * 32;
+                u32 a = qs + (i / 4 * 2 + group) * TILE + i % 4 * 32, b = ring + (turn.stage * 4 + i / 4) * TILE + i % 4 * 32;
                 wgmma_64(s, operand(a, 16, 1024), operand(b, 16, 1024), i > 0);
             }
             wgmma_commit();
         };
         // Asks for a tile's values, times what its scores have become.
         auto add = [&] {
-            gate_wait(full + stage * 8, round % 2);
+            gate_wait(full + turn.stage * 8, turn.round % 2);
 #pragma unroll
             for (int i = 0; i < 4; i++)
-                wgmma_256_ra(o, p[4 * i], p[4 * i + 1], p[4 * i + 2], p[4 * i + 3], operand(ring + stage * 4 * TILE + i * 2048, TILE, 1024), 1);
+                wgmma_256_ra(o, p[4 * i], p[4 * i + 1], p[4 * i + 2], p[4 * i + 3], operand(ring + turn.stage * 4 * TILE + i * 2048, TILE, 1024), 1);
             wgmma_commit();
         };
         // Scores to numerators; how much those before shrink.
@@ -304,19 +297,19 @@ extern "C" __global__ __launch_bounds__(384, 1) void prefix_attention(MAP q, MAP
             ask(true);
             your_turn();
             wgmma_wait<0>();
-            tell(stage);
-            next();
+            tell(turn.stage);
+            turn.next();
             weigh(0);
             pack();
             // The softmax of a tile while the values of the one before are multiplied.
             for (int n = 1; n < count; n++) {
                 my_turn();
                 ask(false);
-                int asked = stage;
-                next();
+                int asked = turn.stage;
+                turn.next();
                 add();
-                int added = stage;
-                next();
+                int added = turn.stage;
+                turn.next();
                 your_turn();
                 wgmma_wait<1>();
                 tell(asked);
@@ -335,7 +328,7 @@ extern "C" __global__ __launch_bounds__(384, 1) void prefix_attention(MAP q, MAP
         if (count > 0) {
             wgmma_fence();
             add();
-            next();
+            turn.next();
             wgmma_wait<0>();
         }
         if (group == 0) asm volatile("bar.arrive 2, 256;" ::: "memory"); // for the turn that it does not take
@@ -348,8 +341,8 @@ extern "C" __global__ __launch_bounds__(384, 1) void prefix_attention(MAP q, MAP
             sum[e] = quad_sum(sum[e]);
             r[e] = sum[e] > 0.0f ? 1.0f / sum[e] : 0.0f;
         }
-        u32 own = ring + stage * 4 * TILE + threadIdx.x * 16;
-        if (round > 0) gate_wait(empty + stage * 8, (round - 1) % 2);
+        u32 own = ring + turn.stage * 4 * TILE + threadIdx.x * 16;
+        if (turn.round > 0) gate_wait(empty + turn.stage * 8, (turn.round - 1) % 2);
         gate_wait(open, 0);
         int local = 0;
 #pragma unroll

@@ -46,4 +46,17 @@ __device__ __forceinline__ void fetch(u32 to, const Map* map, u32 gate, int x, i
                  "l"(map), "r"(gate), "r"(x), "r"(y), "h"(blocks)
                  : "memory");
 }
+// A place in a ring, counted without divisions.
+template <int STAGES> struct Turn {
+    int stage = 0, round = 0;
+    __device__ __forceinline__ void next() {
+        if (++stage == STAGES) stage = 0, round++;
+    }
+};
+// From shared memory, in order with other such reads, writes and barriers.
+__device__ __forceinline__ float4 get_4(u32 at) {
+    float4 x;
+    asm volatile("ld.shared.v4.f32 {%0, %1, %2, %3}, [%4];" : "=f"(x.x), "=f"(x.y), "=f"(x.z), "=f"(x.w) : "r"(at));
+    return x;
+}
 #endif

@@ -3,8 +3,6 @@
 // Two values as bf16, in the bits of one.
 __device__ __forceinline__ float two(float lo, float hi) { return __uint_as_float(pack_bf16(lo, hi)); }
 
-__device__ __forceinline__ void store_shared(u32 at, u32 x) { asm volatile("st.shared.u32 [%0], %1;" ::"r"(at), "r"(x) : "memory"); }
-
 // From the cache that all multiprocessors share: what the kernel before has written while this one was there already.
 __device__ __forceinline__ uint4 fresh(const u16* p) { return __ldcg((const uint4*)p); }
 

@@ -69,11 +69,6 @@ __device__ __forceinline__ float2 get_2(u32 at) {
     asm volatile("ld.shared.v2.f32 {%0, %1}, [%2];" : "=f"(x.x), "=f"(x.y) : "r"(at));
     return x;
 }
-__device__ __forceinline__ float4 get_4(u32 at) {
-    float4 x;
-    asm volatile("ld.shared.v4.f32 {%0, %1, %2, %3}, [%4];" : "=f"(x.x), "=f"(x.y), "=f"(x.z), "=f"(x.w) : "r"(at));
-    return x;
-}
 // Here and now: neither earlier nor when it is used.
 __device__ __forceinline__ float4 read_4(const float* from) {
     float4 x;
@@ -112,14 +107,6 @@ template <int ROWS_, int COLUMNS, int WIDE, int HIGH = 128, int SPLIT = 1> struc
     __device__ __forceinline__ u32 tell(int t, u32 empty) const {
         int told = mates + (t < ROWS_ ? column_of * ROWS_ + t : (t - ROWS_ + (t - ROWS_ >= column_of)) * ROWS_ + row_of);
         return in_block(empty, tells(t) ? told : blockIdx.y);
-    }
-};
-
-// A place in the ring, counted without divisions.
-template <int STAGES> struct Turn {
-    int stage = 0, round = 0;
-    __device__ __forceinline__ void next() {
-        if (++stage == STAGES) stage = 0, round++;
     }
 };
 
