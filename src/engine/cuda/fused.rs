@@ -39,6 +39,8 @@ pub struct Fused {
     xs: Buffer,
     squares: Buffer,
     q: Buffer,
+    /// The action tokens' own keys and values, with Hopper's matrix instructions: else they are in the cache.
+    own: [Buffer; 2],
     mixed: Buffer,
     hidden: Buffer,
     action_dim: usize,
@@ -111,6 +113,7 @@ impl Fused {
             xs: zeros(dims.width, 2)?,
             squares: zeros(dims.width / 32, 4)?,
             q: zeros(dims.q_width(), 2)?,
+            own: [zeros(dims.head_dim, 2)?, zeros(dims.head_dim, 2)?],
             mixed: zeros(dims.q_width(), 2)?,
             hidden: zeros(dims.mlp, 2)?,
             hopper: gpu.arch == 90,
@@ -234,17 +237,19 @@ impl Fused {
         lane.record_wide(tap, format_args!("suffix.embs"), x.address, tokens * width)?;
         for (i, [qkv, o, gate_up, down]) in self.layers.iter().enumerate() {
             let scale = 1.0 / (head_dim as f32).sqrt();
-            // Where values lie, and how far the next token's and the next column's are.
-            let (v, v_token, v_dim) = match self.hopper {
-                true => (cache.v[i].address, head_dim, 1),
-                false => (cache.vt(i), 1, cache.capacity),
+            let [k, v] = match self.hopper {
+                true => [&cache.k[i], &cache.v[i]].map(|buffer| buffer.address),
+                false => [cache.k[i].address, cache.vt(i)],
             };
+            // Where the tokens' own go; not on Hopper, how far the next token's and the next column's value is.
+            let [own_k, own_v] =
+                if self.hopper { self.own.each_ref().map(|own| own.address) } else { [k, v] };
             let args = [
                 (&self.q).into(),
-                (&cache.k[i]).into(),
-                v.into(),
-                v_token.into(),
-                v_dim.into(),
+                own_k.into(),
+                own_v.into(),
+                1usize.into(),
+                cache.capacity.into(),
                 (&cache.cos).into(),
                 (&cache.sin).into(),
                 (&cache.request).into(),
@@ -261,7 +266,7 @@ impl Fused {
 
             let args = [
                 (&self.q).into(),
-                (&cache.k[i]).into(),
+                k.into(),
                 v.into(),
                 (&self.mixed).into(),
                 (&cache.request).into(),
@@ -270,11 +275,13 @@ impl Fused {
                 first.into(),
                 keys.into(),
             ];
+            let on_hopper: [Arg; 3] = [LOG2_E.into(), own_k.into(), own_v.into()];
+            let elsewhere: [Arg; 1] = [cache.capacity.into()];
             let (grid, block, last) = match self.hopper {
-                true => ([rows.div_ceil(HOPPER_ROWS), HOPPER_CLUSTER, 1], 128, LOG2_E.into()),
-                false => ([rows.div_ceil(TILE[0]), keys.div_ceil(TILE[1]), 1], 256, cache.capacity.into()),
+                true => ([rows.div_ceil(HOPPER_ROWS), HOPPER_CLUSTER, 1], 128, &on_hopper[..]),
+                false => ([rows.div_ceil(TILE[0]), keys.div_ceil(TILE[1]), 1], 256, &elsewhere[..]),
             };
-            put(attention, grid, block, grid[1], &[&args, &[last], &ask(gate_up, 1, 2)])?;
+            put(attention, grid, block, grid[1], &[&args, last, &ask(gate_up, 1, 2)])?;
 
             let residual = |weight: &Buffer, from: &Buffer, n: usize| -> [Arg; 5] {
                 let channels = [pass.channels(width, n, 2).into(), pass.channels(width, n + 1, 0).into()];

@@ -242,13 +242,13 @@ __device__ __forceinline__ void residual_90(const uint4* packed, const u16* in, 
 
 // The kernels of `expert.cu`, with the same arguments, and but for the first the same grids.
 
-// Where the queries of attention are: 64 rows (of all heads of a token, then of the next) as four tiles of 64 columns,
-// 16-byte chunks swizzled within their 128-byte rows, as the matrix instruction takes them.
+// Where queries and the tokens' own keys and values are: 64 rows (queries: all heads of a token, then of the next) as four
+// tiles of 64 columns, 16-byte chunks swizzled within their 128-byte rows, as the matrix instruction takes them.
 __device__ __forceinline__ size_t query(int row, int column) {
     return (size_t)(row / 64 * 4 + column / 64) * 4096 + row % 64 * 64 + (column % 64 / 8 ^ row % 8) * 8 + column % 8;
 }
 
-// A tile has two blocks, each with half of k; each finishes every second 8 tokens of a warpgroup. q: as `query` has it.
+// A tile has two blocks, each with half of k; each finishes every second 8 tokens of a warpgroup. q, k, v: as `query` has it.
 // grid: ((heads + 2) * dim / 128, 4), cluster 4: two tiles.
 extern "C" __global__ __maxnreg__(NT > 7 ? 144 : 136) void expert_qkv_90(const uint4* packed, const u16* xs, const float* squares,
         const float* shift, int clean, int to_clean, u16* q, u16* k, u16* v, int v_token, int v_dim, const float* cos,
@@ -311,9 +311,9 @@ extern "C" __global__ __maxnreg__(NT > 7 ? 144 : 136) void expert_qkv_90(const u
         u32 s = transposed(pack_bf16(a[0], a[1])), t = transposed(pack_bf16(b[0], b[1]));
         token = token / 8 * 8 + lane / 4;
         if (token >= tokens) continue;
-        u16 *to = head < heads ? q + query(token * heads + head, column(thread)) : (head == heads ? k : v) + (size_t)(first + token) * dim + column(thread);
+        u16* to = head < heads ? q + query(token * heads + head, column(thread)) : (head == heads ? k : v) + query(token, column(thread));
         *(u32*)(to + lane % 4 * 2) = s;
-        *(u32*)(to + (head < heads ? half * 64 : half) + lane % 4 * 2) = t;
+        *(u32*)(to + half * 64 + lane % 4 * 2) = t;
     }
 #endif
 }

@@ -151,73 +151,78 @@ extern "C" __global__ __launch_bounds__(256) void expert_attention(const u16* q,
 
 // The same on Hopper, with its matrix instructions: 64 rows and 64 keys per block. q: as `query` has it. v [keys, dim].
 // scale: log2 e (q is scaled already). grid: (rows / 64 rounded up, 16), cluster 16: each block then finishes 4 rows.
-// block: 128. The kernel before has made the action tokens' own keys and values, so these come last: the cluster's last
-// blocks share them out, since one that had all of them would take in three times as much as the others.
-#define OWN_BLOCKS 4
+// block: 128. The action tokens' own keys and values lie as `query` has it, too. The kernel before has made them: the
+// cluster's last blocks share them out, 8 by 8, since one that had all of them would take in twice as much as the others.
 #define TILE 8192 // bytes of 64 rows x 64 columns
 extern "C" __global__ __launch_bounds__(128) void expert_attention_90(const u16* q, const u16* k, const u16* v, u16* out,
-        const int* valid, int heads, int rows, int prefix, int keys, float scale, const char* next, int kilobytes) {
+        const int* valid, int heads, int rows, int prefix, int keys, float scale, const u16* own_k, const u16* own_v,
+        const char* next, int kilobytes) {
 #if __CUDA_ARCH__ == 900
     __shared__ __align__(8) float statistics[4][16][2]; // [row][share]: maximum, denominator
-    __shared__ __align__(8) u64 together, told, came[4];
+    __shared__ __align__(8) u64 together, told, came[4], own_values;
     u32 base = (local_address(shared) + 1023) / 1024 * 1024, qs = base, ks = qs + 4 * TILE, vs = ks + 4 * TILE;
     int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, c = lane % 4;
-    int first = blockIdx.x * 64, rank = blockIdx.y, tiles = (keys + 63) / 64, shares = min(tiles, 16);
+    int first = blockIdx.x * 64, rank = blockIdx.y, tiles = (prefix + TOKENS + 63) / 64, shares = min(tiles, 16);
     // 64 rows of keys or values, swizzled like queries. What lies beyond the rows that count is finite.
     u32 to_even = lane / 8 * TILE + warp * 128 + (lane % 8 ^ warp) * 16, to_odd = lane / 8 * TILE + (warp + 4) * 128 + (lane % 8 ^ warp + 4) * 16;
-    auto copy = [&](u32 to, const u16* from, int i) { // a warp's i-th row
-        asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to + (i % 2 ? to_odd : to_even) + i / 2 * 1024), "l"(from + (size_t)(i * 4 + warp) * 256 + lane * 8) : "memory");
-    };
-    auto load = [&](int row) {
+    auto load = [&](u32 to, const u16* from, int row) {
+        const u16* source = from + (size_t)(row + warp) * 256 + lane * 8;
 #pragma unroll
-        for (int i = 0; i < 16; i++) copy(ks, k + (size_t)row * 256, i);
-#pragma unroll
-        for (int i = 0; i < 16; i++) copy(vs, v + (size_t)row * 256, i);
+        for (int i = 0; i < 16; i++)
+            asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to + (i % 2 ? to_odd : to_even) + i / 2 * 1024), "l"(source + i * 1024) : "memory");
     };
     // A block's first tile ends with its part of the tokens' own keys. Before them, and in its other tiles, there are the
     // prefix's, in a tile from key_of(it) on.
-    const int owners = min(shares, OWN_BLOCKS);
-    auto own = [&](int block) { return (keys - prefix) * max(block - (shares - owners), 0) / owners; };
-    int own_first = own(rank), prefix_rows = 64 - (own(rank + 1) - own_first);
-    auto key_of = [&](int tile) { return tile * 64 - (tile > rank ? keys - prefix : own_first); };
+    const int owners = min(shares, NT);
+    auto own = [&](int block) { return NT * max(block - (shares - owners), 0) / owners * 8; };
+    int own_first = own(rank), own_count = own(rank + 1) - own_first, prefix_rows = 64 - own_count;
+    auto key_of = [&](int tile) { return tile * 64 - (tile > rank ? TOKENS : own_first); };
     if (threadIdx.x == 0) {
         expect(&together, 4 * shares * 512);
         expect(&told, 4 * shares * 8);
-        if (rank < tiles)
-            for (int i = 0; i < 4; i++) expect(&came[i], TILE);
+        if (rank < tiles) {
+            for (int i = 0; i < 4; i++) expect(&came[i], TILE + own_count * 128);
+            expect(&own_values, own_count * 512);
+        }
     }
     __syncwarp();
     cluster_arrive_relaxed(); // all blocks have started
     // The prefix's keys and values have long been there.
-    if (rank < tiles) load(key_of(rank));
+    if (rank < tiles) {
+        load(ks, k, key_of(rank));
+        load(vs, v, key_of(rank));
+    }
     ask_for(next, kilobytes);
     if (!MANY) let_next_start();
     int end = *valid;
     asm volatile("cp.async.wait_all;" ::: "memory");
+    fence_async();
     __syncthreads();
     const void* source = q + (size_t)first * 256 + warp * 4096;
     u32 to_queries = qs + warp * TILE, counted = local_address(came + warp);
+    u32 to_own_keys = ks + warp * TILE + prefix_rows * 128, own_at = warp * 4096 + own_first * 64;
     have(to_queries, counted, source);
     cluster_wait();
     if (rank >= tiles) cluster_arrive_relaxed();
     wait_for_previous();
-    if (rank < tiles && warp < ASKERS && is_elected())
+    if (rank < tiles && warp < ASKERS && is_elected()) {
 #pragma unroll
-        for (int i = 0; i < 4; i += ASKERS) fetch<1>(to_queries + i * TILE, (const unsigned char*)source + i * TILE, TILE, counted + i * 8);
-    if (rank < tiles)
-        for (int i = 15; i * 4 + warp >= prefix_rows; i--) { // over what the same thread had put there
-            copy(ks, k + (prefix + own_first - prefix_rows) * 256, i);
-            copy(vs, v + (prefix + own_first - prefix_rows) * 256, i);
+        for (int i = 0; i < 4; i += ASKERS) {
+            fetch<1>(to_queries + i * TILE, (const unsigned char*)source + i * TILE, TILE, counted + i * 8);
+            if (own_count) fetch<1>(to_own_keys + i * TILE, own_k + own_at + i * 4096, own_count * 128, counted + i * 8);
         }
+        if (own_count)
+#pragma unroll
+            for (int i = 0; i < 4; i += ASKERS)
+                fetch<1>(to_own_keys + (4 + i) * TILE, own_v + own_at + i * 4096, own_count * 128, local_address(&own_values));
+    }
     if (MANY) let_next_start();
-    asm volatile("cp.async.wait_all;" ::: "memory");
-    fence_async();
-    __syncthreads();
     float o[128], top[2] = {-1e30f, -1e30f}, sum[2] = {0.0f, 0.0f};
     for (int j = rank; j < tiles; j += shares) {
         if (j > rank) {
             __syncthreads();
-            load(key_of(j));
+            load(ks, k, key_of(j));
+            load(vs, v, key_of(j));
             asm volatile("cp.async.wait_all;" ::: "memory");
             fence_async();
             __syncthreads();
@@ -234,12 +239,12 @@ extern "C" __global__ __launch_bounds__(128) void expert_attention_90(const u16*
         wgmma_wait<0>();
         if (j + shares >= tiles) cluster_arrive_relaxed(); // queries have been read: others' numerators come to where they are
         float most[2] = {top[0], top[1]};
-        int of_prefix = j > rank ? 64 : prefix_rows, count = end - key_of(j);
-        if (count < of_prefix) // else all keys count
+        int of_prefix = j > rank ? 64 : prefix_rows, count = end - key_of(j), of_own = of_prefix + keys - prefix - own_first;
+        if (count < of_prefix || of_own < 64) // else all keys count
 #pragma unroll
             for (int i = 0; i < 32; i++) {
                 int at = i / 4 * 8 + c * 2 + i % 2;
-                if (at >= count && at < of_prefix) s[i] = -1e30f;
+                if (at < of_prefix ? at >= count : at >= of_own) s[i] = -1e30f;
             }
 #pragma unroll
         for (int i = 0; i < 32; i++) most[i / 2 % 2] = fmaxf(most[i / 2 % 2], s[i]);
@@ -262,6 +267,7 @@ extern "C" __global__ __launch_bounds__(128) void expert_attention_90(const u16*
             s[i] = power_of_2(s[i] * scale - below[i / 2 % 2]);
             sum[i / 2 % 2] += s[i];
         }
+        if (j == rank) wait_for_data(&own_values);
         wgmma_fence();
 #pragma unroll
         for (int i = 0; i < 4; i++) {
