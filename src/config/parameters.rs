@@ -301,7 +301,7 @@ pub fn nearest(name: &str) -> String {
 }
 
 impl Parameter {
-    /// What it takes, for a person: `a number above 0, up to 1000 [Hz]`.
+    /// What it takes, for a person: `a number above 0, up to 1000000 [rad or m]`.
     pub fn expected(&self) -> String {
         let what = match self.kind {
             Kind::Bool => "true or false",
