@@ -314,6 +314,34 @@ fn each_chunk_and_each_brake_is_one_trajectory_that_joins_the_one_before() {
 }
 
 #[test]
+fn a_trajectory_after_ticks_that_were_skipped_begins_where_the_one_before_has_brought_the_arm() {
+    for skipped in [1, 3, 30, 300] {
+        let mut arm = Arm::running(Form::Trajectory);
+        let before = arm.trajectory().unwrap();
+        arm.now += skipped * TICK;
+        arm.handle.send_chunk(&ramp(1, 0, Steady(arm.now))).unwrap();
+        arm.tick();
+        let next = arm.trajectory().unwrap();
+        assert_eq!(next.start, Steady(arm.now));
+        let point = before.points().take_while(|(after, _)| before.start.0 + after <= arm.now).last();
+        let (_, reached) = point.unwrap();
+        assert_eq!(next.points().next().unwrap().1, reached, "{skipped} ticks skipped");
+    }
+}
+
+#[test]
+fn joints_that_are_stamped_in_the_future_are_not_fresh_until_then() {
+    let mut arm = Arm::running(Form::PerTick);
+    arm.handle.put_joints(Steady(arm.now + 3_600_000 * MS), &[0.0, 0.1]);
+    arm.tick_without_joints();
+    let status = arm.handle.status();
+    assert_eq!(status.counters.joints_stale, 1);
+    assert_eq!(status.reason.as_str(), "joint states are stale");
+    arm.tick();
+    assert_eq!(arm.handle.status().counters.joints_stale, 1, "one in order ends it");
+}
+
+#[test]
 fn deactivated_it_brakes_and_ends_at_rest() {
     let mut arm = Arm::running(Form::PerTick);
     arm.handle.request(Request::Deactivate).unwrap();
