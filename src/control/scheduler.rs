@@ -292,6 +292,14 @@ impl Scheduler {
         self.interrupt(Event::Brake, why);
     }
 
+    /// Brakes, and lets go of where it sent the arm: the next chunk that is begun from now on sets out from the measured
+    /// positions. For an arm that may not have done what it was sent.
+    pub fn begin_anew(&mut self, why: Reason) {
+        self.interrupt(Event::Brake, why);
+        self.motion.be_silent_at_rest(true);
+        self.settle();
+    }
+
     /// Brakes and holds; takes no chunk until [`Scheduler::resume`].
     pub fn pause(&mut self) {
         self.interrupt(Event::Pause, Reason::new("paused"));

@@ -183,6 +183,7 @@ impl Ticker {
                 Request::Reset => scheduler.reset(),
                 Request::Brake(why) => scheduler.brake(why),
                 Request::Fault(why) => scheduler.fault(why),
+                Request::BeginAnew(why) => scheduler.begin_anew(why),
                 Request::Splice(splice, guards) => {
                     scheduler.set_splice(splice);
                     scheduler.set_guards(guards);
