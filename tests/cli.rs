@@ -183,16 +183,17 @@ fn bench_control_measures_idle_and_loaded_and_finds_no_allocation() {
 }
 
 #[test]
-fn a_reader_that_leaves_is_no_error() {
-    let mut child = Command::new(env!("CARGO_BIN_EXE_pi05"))
-        .args(["inspect", "--checkpoint", "synth:tiny"])
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
-    drop(child.stdout.take());
-    let mut stderr = String::new();
-    child.stderr.take().unwrap().read_to_string(&mut stderr).unwrap();
-    assert!(child.wait().unwrap().success());
-    assert_eq!(stderr, "");
+fn a_reader_that_leaves_changes_no_verdict() {
+    for (checkpoint, code) in [("synth:tiny", 0), ("tests/data/fixtures/tiny", 1)] {
+        let mut child = Command::new(env!("CARGO_BIN_EXE_pi05"))
+            .args(["inspect", "--checkpoint", checkpoint])
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        drop(child.stdout.take());
+        let mut stderr = String::new();
+        child.stderr.take().unwrap().read_to_string(&mut stderr).unwrap();
+        assert_eq!((child.wait().unwrap().code(), stderr.as_str()), (Some(code), ""), "{checkpoint}");
+    }
 }

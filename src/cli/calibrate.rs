@@ -1,9 +1,10 @@
 //! `pi05 calibrate`: ranges of the activations on real frames, for fp8, and what rounding each layer adds.
 
-use std::io::{self, Write};
+use std::io::Write;
 use std::path::PathBuf;
 
 use super::frames::{FrameArgs, Frames};
+use super::out::stdout;
 use super::{Failure, Verdict, engine_choice, progress};
 use crate::engine::backend::Backend;
 use crate::engine::calibration::{Calibration, Means, Ranges};
@@ -72,7 +73,7 @@ pub fn run(args: Args) -> Result<Verdict, Failure> {
     let path = args.out.unwrap_or_else(|| model.calibration_file());
     calibrated::write(&path, &measured, &from)?;
     let tensors = measured.calibration.ranges().len();
-    let mut out = io::stdout().lock();
+    let mut out = stdout();
     writeln!(out, "{}: {tensors} ranges from {} frames ({})", path.display(), from.frames, from.engine)?;
     let layers = recipe.layers(&dims, &measured.errors)?;
     let kept: Vec<_> = layers.iter().filter(|layer| layer.kept.is_some()).map(|layer| &*layer.name).collect();

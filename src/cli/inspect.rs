@@ -1,11 +1,12 @@
 //! `pi05 inspect`: what a checkpoint is, how it meets the robot, and everything that is wrong with it.
 
 use std::fmt::Write as _;
-use std::io::{self, Write};
+use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use indicatif::HumanBytes;
 
+use super::out::stdout;
 use super::replay::load_config;
 use super::{Failure, Verdict};
 use crate::config::Config;
@@ -85,7 +86,7 @@ pub fn run(args: Args) -> Result<Verdict, Failure> {
     }
     let verdict = if problems.is_empty() { "ok          it can run" } else { "FAIL        it could not run" };
     writeln!(page, "{verdict}")?;
-    io::stdout().write_all(page.as_bytes())?;
+    stdout().write_all(page.as_bytes())?;
     Ok(if problems.is_empty() { Verdict::Ok } else { Verdict::Wanting })
 }
 

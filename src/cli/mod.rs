@@ -13,6 +13,7 @@ mod frames;
 mod inspect;
 #[cfg(feature = "ros")]
 mod node;
+mod out;
 mod progress;
 mod quantize_report;
 mod replay;
@@ -139,18 +140,12 @@ pub fn main() -> ExitCode {
     match outcome {
         Ok(Verdict::Ok) => ExitCode::SUCCESS,
         Ok(Verdict::Wanting) => ExitCode::from(1),
-        // The reader of our output has left (`pi05 … | head`): nothing is wrong.
-        Err(failure) if is_broken_pipe(failure.as_ref()) => ExitCode::SUCCESS,
         Err(failure) => {
             // If stderr is gone, nobody is left to tell.
             let _ = writeln!(io::stderr(), "pi05: {failure}");
             ExitCode::from(1)
         }
     }
-}
-
-fn is_broken_pipe(failure: &(dyn Error + 'static)) -> bool {
-    failure.downcast_ref::<io::Error>().is_some_and(|e| e.kind() == io::ErrorKind::BrokenPipe)
 }
 
 /// The engine that the command line asks for; what there is not is refused in one line.

@@ -1,12 +1,13 @@
 //! `pi05 quantize-report`: what fp8 costs in exactness, layer by layer and stage by stage, and what it gains in time.
 
-use std::io::{self, Write};
+use std::io::Write;
 use std::time::Duration;
 
 use super::bench::{Chunk, Latency, STEPS, sequential};
 use super::bench_gpu::warm_up;
 use super::calibrate::{PERCENTILE, errors, measured_choice, plain_and_rounded, ranges};
 use super::frames::{FrameArgs, Frames};
+use super::out::stdout;
 use super::{Failure, Verdict, progress};
 use crate::engine::backend::Backend;
 use crate::engine::calibration::Calibration;
@@ -63,7 +64,7 @@ pub fn run(args: Args) -> Result<Verdict, Failure> {
     let weights = progress::weights(|told| model.weights(told))?;
 
     let file = model.calibration_file();
-    let mut out = io::stdout().lock();
+    let mut out = stdout();
     let measured = if file.exists() {
         writeln!(out, "ranges of {}", file.display())?;
         calibrated::read(&file, &weights.fingerprint(&dims)?)?

@@ -1,9 +1,10 @@
 //! `pi05 replay`: a recorded bag through the whole system.
 
 use std::fs;
-use std::io::{self, Write};
+use std::io::Write;
 use std::path::{Path, PathBuf};
 
+use super::out::stdout;
 use super::{DtypeArg, Failure, Verdict, engine_choice, progress};
 use crate::config::{Backend, Config, DtypeChoice, RobotKind};
 use crate::pipeline::setup::Setup;
@@ -112,7 +113,7 @@ pub(super) fn write_report(recording: &Recording, folder: &Path) -> Result<Verdi
     let page = folder.join("report.html");
     write(&page, &report::render(recording))?;
 
-    let mut out = io::stdout().lock();
+    let mut out = stdout();
     writeln!(out, "{}", summary.verdict)?;
     if let Some(rate) = summary.timings.replayed_chunks_per_second {
         writeln!(out, "{}: {rate:.1} chunks per second, the bag's decoding included", summary.engine)?;

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use clap::ArgGroup;
 use serde::Serialize;
 
+use super::out::stdout;
 use super::replay::load_config;
 use super::{Failure, Verdict, progress};
 use crate::config::{Backend, Config, DtypeChoice};
@@ -139,7 +140,7 @@ pub fn run(args: Args) -> Result<Verdict, Failure> {
         configured: table.rows.iter().find(|row| is_configured(row)).unwrap_or(&table.fine),
         table: &table,
     };
-    let mut out = io::stdout().lock();
+    let mut out = stdout();
     if args.json {
         writeln!(out, "{}", serde_json::to_string_pretty(&results)?)?;
     } else {

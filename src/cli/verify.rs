@@ -1,8 +1,9 @@
 //! `pi05 verify`: recorded cases of the reference implementations against the engine.
 
-use std::io::{self, Write};
+use std::io::Write;
 use std::path::PathBuf;
 
+use super::out::stdout;
 use super::{DtypeArg, Failure, Verdict, engine_choice, progress};
 use crate::engine::Precision;
 use crate::engine::backend::Backend;
@@ -53,7 +54,7 @@ pub fn run(args: Args) -> Result<Verdict, Failure> {
     let cases = args.cases.iter().map(|path| Case::read(path, &dims)).collect::<Result<Vec<_>, _>>()?;
     let mut engine = progress::weights(|told| model.load_by(&args.recipe, choice, told))?;
 
-    let mut out = io::stdout().lock();
+    let mut out = stdout();
     let mut failed = 0;
     let mut compared = 0;
     let mut askew = false;
