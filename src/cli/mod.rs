@@ -26,7 +26,7 @@ mod verify;
 use std::env;
 use std::error::Error;
 use std::ffi::OsString;
-use std::io::{self, Write};
+use std::io::{self, IsTerminal, Write};
 use std::path::Path;
 use std::process::ExitCode;
 
@@ -107,6 +107,9 @@ enum DtypeArg {
     Fp8,
 }
 
+/// What is logged unless RUST_LOG says otherwise: of libraries, only what may be wrong.
+const LOGGED: &str = "warn,pi05_thor=info";
+
 /// Parses the command line, runs the command, reports. Errors go to stderr as one line.
 ///
 /// Called as `policy_node`, the name under which ROS 2's launch files know the node, it is `pi05 node`.
@@ -119,8 +122,14 @@ pub fn main() -> ExitCode {
     let cli = Cli::parse_from(arguments);
     // The node's log is ROS 2's.
     if !cli.command.is_node() {
-        let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
-        tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).with_target(false).init();
+        let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(LOGGED));
+        let is_plain = env::var_os("NO_COLOR").is_some_and(|set| !set.is_empty());
+        tracing_subscriber::fmt()
+            .with_env_filter(filter)
+            .with_writer(io::stderr)
+            .with_ansi(io::stderr().is_terminal() && !is_plain)
+            .with_target(false)
+            .init();
     }
     let outcome = match cli.command {
         Command::Replay(args) => replay::run(args),
