@@ -25,6 +25,7 @@ pub mod control;
 pub mod engine;
 pub mod messages;
 pub mod model;
+mod new_file;
 #[cfg(feature = "ros")]
 pub mod node;
 pub mod observe;

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use super::out::stdout;
 use super::{DtypeArg, Failure, Verdict, engine_choice, progress};
 use crate::config::{Backend, Config, DtypeChoice, RobotKind};
+use crate::new_file;
 use crate::pipeline::setup::Setup;
 use crate::replay::bag::Bag;
 use crate::replay::commands::write_commands;
@@ -126,11 +127,8 @@ pub(super) fn write_report(recording: &Recording, folder: &Path) -> Result<Verdi
     Ok(if wanting { Verdict::Wanting } else { Verdict::Ok })
 }
 
-/// A whole file or none: written beside, then renamed.
+/// A whole file or none.
 fn write(path: &Path, text: &str) -> Result<(), Failure> {
-    let mut partial = path.as_os_str().to_owned();
-    partial.push(".partial");
-    let partial = PathBuf::from(partial);
-    let written = fs::write(&partial, text).and_then(|()| fs::rename(&partial, path));
+    let written = new_file::write(path, text.as_bytes());
     written.map_err(|e| format!("{}: cannot be written: {e}", path.display()).into())
 }

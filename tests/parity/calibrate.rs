@@ -1,6 +1,6 @@
 //! What `pi05 calibrate` measures is of these weights and these frames, and frames that tell nothing are refused.
 
-use std::path::Path;
+use std::{fs, path::Path};
 
 use pi05_thor::{
     model::names,
@@ -70,6 +70,23 @@ fn frames_of_a_bag_are_spread_over_it() {
     };
     let (one, three) = (ranges("1"), ranges("3"));
     assert!(one.ranges().values().zip(three.ranges().values()).any(|(one, three)| one != three));
+}
+
+#[test]
+fn only_a_regular_file_is_replaced_and_nothing_beside_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let (out, beside) = (dir.path().join("ranges"), dir.path().join("ranges.part"));
+    fs::create_dir(&out).unwrap();
+    fs::write(&beside, "another's").unwrap();
+    let calibrate = || {
+        let case = case_file("a");
+        calibrate(fixture("tiny").to_str().unwrap(), ["--case", case.to_str().unwrap()], &out, &[])
+    };
+    assert_refused(&calibrate(), &["ranges: expected a regular file"]);
+    fs::remove_dir(&out).unwrap();
+    assert_eq!(calibrate().code, 0);
+    assert_eq!(fs::read(&beside).unwrap(), b"another's");
+    assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 2);
 }
 
 #[test]
