@@ -31,6 +31,7 @@ pub mod node;
 pub mod observe;
 pub mod pipeline;
 pub mod policy;
+mod printable;
 pub mod replay;
 pub mod steps;
 pub mod verify;

@@ -20,6 +20,7 @@ use crate::policy::checkpoint::Checkpoint;
 use crate::policy::statistics::FeatureStats;
 use crate::policy::tokenizer::Tokenizer;
 use crate::policy::{Policy, PolicyError};
+use crate::printable::printable;
 
 /// Show a checkpoint's dimensions, files, statistics, tokenizer and mapping to the robot, and every problem
 #[derive(clap::Args)]
@@ -188,7 +189,8 @@ fn files(page: &mut String, checkpoint: &Checkpoint) -> std::fmt::Result {
         None => writeln!(page, "statistics  none found")?,
     }
     if let Some(relative) = &checkpoint.relative_actions {
-        writeln!(page, "actions     relative to the state, but for {}", relative.exclude_joints.join(", "))?;
+        let kept: Vec<_> = relative.exclude_joints.iter().map(|joint| printable(joint)).collect();
+        writeln!(page, "actions     relative to the state, but for {}", kept.join(", "))?;
     }
     Ok(())
 }
@@ -218,7 +220,7 @@ fn robot(
     problems: &mut Vec<String>,
 ) -> std::fmt::Result {
     writeln!(page, "robot       {}", config.robot)?;
-    for (slot, name) in slots.names.iter().enumerate() {
+    for (slot, name) in slots.names.iter().map(|name| printable(name)).enumerate() {
         match config.cameras.iter().find(|camera| slots.find(&camera.slot) == Some(slot)) {
             Some(camera) => writeln!(page, "camera      {name} ← {}", camera.topic)?,
             None => writeln!(page, "camera      {name} masked")?,

@@ -8,6 +8,7 @@ use super::{DtypeArg, Failure, Verdict, engine_choice, progress};
 use crate::engine::Precision;
 use crate::engine::backend::Backend;
 use crate::pipeline::{Model, StageTimes, recipe};
+use crate::printable::printable;
 use crate::verify::{Case, Likeness};
 
 /// Compare the engine with a recorded run of the reference implementation, stage by stage
@@ -71,7 +72,8 @@ pub fn run(args: Args) -> Result<Verdict, Failure> {
         writeln!(out, "{:<50} {:>10} {:>10} {:>10}", "stage", "max |Δ|", "rms Δ", "tolerance")?;
         for stage in &outcome.comparisons {
             let verdict = if stage.ok() { "ok" } else { "FAIL" };
-            let (name, max, rms, tolerance) = (&stage.stage, stage.max, stage.rms, stage.tolerance);
+            let (name, max, rms) = (printable(&stage.stage), stage.max, stage.rms);
+            let tolerance = stage.tolerance;
             writeln!(out, "{name:<50} {max:>10.2e} {rms:>10.2e} {tolerance:>10.1e}  {verdict}")?;
             failed += usize::from(!stage.ok());
         }
@@ -106,11 +108,8 @@ pub fn run(args: Args) -> Result<Verdict, Failure> {
             runs.len()
         )?;
         if !outcome.skipped.is_empty() {
-            writeln!(
-                out,
-                "not compared (masked, or no stage of this engine): {}",
-                outcome.skipped.join(", ")
-            )?;
+            let skipped: Vec<_> = outcome.skipped.iter().map(|key| printable(key)).collect();
+            writeln!(out, "not compared (masked, or no stage of this engine): {}", skipped.join(", "))?;
         }
     }
     if failed == 0 && askew {

@@ -16,6 +16,7 @@ use crate::model::dims::Dims;
 use crate::model::{names, tensors};
 use crate::policy::checkpoint::CheckpointError;
 use crate::policy::checkpoint::write::{NewTensor, write_safetensors};
+use crate::printable::printable;
 
 /// Largest file that is read; of π0.5 it has 5 MB.
 const MAX_BYTES: u64 = 256 << 20;
@@ -151,14 +152,15 @@ pub fn find(path: &Path) -> Result<(), CalibrationError> {
 pub fn read(path: &Path, checkpoint: &str) -> Result<Calibrated, CalibrationError> {
     find(path)?;
     let file = path.display().to_string();
-    let malformed = |found: String| CalibrationError::Malformed { file: file.clone(), found };
+    let malformed =
+        |found: String| CalibrationError::Malformed { file: file.clone(), found: printable(&found) };
     let bytes = fs::read(path).map_err(|source| CalibrationError::Io { file: file.clone(), source })?;
     let (_, header) = SafeTensors::read_metadata(&bytes).map_err(|e| malformed(e.to_string()))?;
     let found = header.metadata().as_ref().and_then(|metadata| metadata.get("checkpoint").cloned());
     let found = found.ok_or_else(|| malformed("a safetensors file without `checkpoint`".into()))?;
     if found != checkpoint {
         let expected = checkpoint.to_owned();
-        return Err(CalibrationError::OtherWeights { file, expected, found });
+        return Err(CalibrationError::OtherWeights { file, expected, found: printable(&found) });
     }
     let tensors = SafeTensors::deserialize(&bytes).map_err(|e| malformed(e.to_string()))?;
     let (mut ranges, mut errors, mut means) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
@@ -238,6 +240,10 @@ mod tests {
         write(&path, &calibration, &from).unwrap();
         assert_eq!(fs::read(&path).unwrap(), bytes, "the same measurement, the same bytes");
         assert!(matches!(read(&path, "8"), Err(CalibrationError::OtherWeights { .. })));
+        let forged = Provenance { checkpoint: "9\nok".into(), ..from.clone() };
+        write(&path, &calibration, &forged).unwrap();
+        let said = read(&path, "7").unwrap_err().to_string();
+        assert!(said.contains("a checkpoint 9\\nok,"), "{said:?}");
         let calibration = Calibration::from_ranges([("a".to_owned(), 0.0)]);
         let zero = Calibrated { calibration, errors: BTreeMap::new() };
         write(&path, &zero, &from).unwrap();

@@ -84,6 +84,18 @@ fn inputs_that_do_not_fit_the_network_are_refused() {
 }
 
 #[test]
+fn what_a_file_says_cannot_pass_for_a_verdict() {
+    let ran = verify_changed(|case| {
+        case.insert("x\n\u{1b}[31mok: 99 stages within tolerance".into(), Array::f32(&[1], &[0.0]));
+        set(case, "actions", 0, 9.0);
+    });
+    ran.assert_failed("actions");
+    assert!(!ran.stdout.contains('\u{1b}'), "{:?}", ran.stdout);
+    assert!(ran.stdout.lines().all(|line| !line.starts_with("ok: ")), "{}", ran.stdout);
+    assert!(ran.stdout.contains("x\\n"), "{}", ran.stdout);
+}
+
+#[test]
 fn a_damaged_file_is_refused() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("damaged.safetensors");
