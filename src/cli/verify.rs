@@ -74,7 +74,10 @@ pub fn run(args: Args) -> Result<Verdict, Failure> {
             let verdict = if stage.ok() { "ok" } else { "FAIL" };
             let (name, max, rms) = (printable(&stage.stage), stage.max, stage.rms);
             let tolerance = stage.tolerance;
-            writeln!(out, "{name:<50} {max:>10.2e} {rms:>10.2e} {tolerance:>10.1e}  {verdict}")?;
+            match &stage.misfit {
+                Some(misfit) => writeln!(out, "{name:<50} {misfit}  {verdict}")?,
+                None => writeln!(out, "{name:<50} {max:>10.2e} {rms:>10.2e} {tolerance:>10.1e}  {verdict}")?,
+            }
             failed += usize::from(!stage.ok());
         }
         if let Some(Likeness { cosine, relative_mse }) = outcome.likeness {
