@@ -17,13 +17,14 @@ use reader::Reader;
 
 use crate::engine::probe::{Probe, Tap};
 use crate::engine::{Engine, EngineError, Precision};
-use crate::model::ModelInput;
 use crate::model::dims::Dims;
 use crate::model::sampler::Sampler;
 use crate::model::sampler::rtc::{Rtc, RtcError};
+use crate::model::{ModelInput, Pixels};
 use crate::pipeline::{StageTimes, infer};
 use crate::policy::checkpoint::CheckpointError;
 use crate::policy::checkpoint::safetensors::RawTensor;
+use crate::printable::printable;
 use crate::steps::Start;
 
 /// Why a case could not be run.
@@ -61,6 +62,8 @@ pub enum VerifyError {
 
 /// A recorded run of the reference implementation.
 pub struct Case {
+    /// Of its inputs.
+    file: String,
     dims: Dims,
     recorded: BTreeMap<String, RawTensor>,
     cameras: Vec<String>,
@@ -147,9 +150,22 @@ impl Case {
         Ok(infer(engine, &self.input, &self.noise, &self.sampler, &Rtc::Off, &mut Tap::none())?.1)
     }
 
-    /// What went into the network.
-    pub fn start(self) -> Start {
-        Start { input: self.input, noise: self.noise }
+    /// What went into the network: numbers, all of it.
+    pub fn start(self) -> Result<Start, VerifyError> {
+        let check = |what: String, values: &[f32]| match values.iter().find(|value| !value.is_finite()) {
+            Some(value) => {
+                let (expected, found) = ("finite numbers".to_owned(), value.to_string());
+                Err(VerifyError::Case { file: self.file.clone(), what, expected, found })
+            }
+            None => Ok(()),
+        };
+        check("in.noise".to_owned(), &self.noise)?;
+        for (camera, image) in self.cameras.iter().zip(&self.input.images) {
+            if let Some(Pixels::F32(values)) = image {
+                check(format!("in.image.{}", printable(camera)), values)?;
+            }
+        }
+        Ok(Start { input: self.input, noise: self.noise })
     }
 
     /// What dropping masked slots and having no other mask amounts to, as the reference writes it down.

@@ -14,7 +14,7 @@ use crate::engine::calibration::Calibration;
 use crate::engine::cpu::{CpuEngine, Features};
 use crate::engine::probe::{Probe, Tap};
 use crate::engine::weights::Weights;
-use crate::engine::{Choice, Engine, EngineError, Precision};
+use crate::engine::{Choice, Engine, EngineError, Precision, check_finite};
 use crate::model::dims::Dims;
 use crate::model::sampler::Sampler;
 use crate::model::sampler::rtc::Rtc;
@@ -78,7 +78,7 @@ pub fn run(args: Args) -> Result<Verdict, Failure> {
             engine: engine.name(),
             source,
         };
-        let calibration = ranges(&mut engine, &inputs, &from)?;
+        let calibration = ranges(&model, &mut engine, &inputs, &from)?;
         let errors = errors(&weights, &dims, &calibration, &inputs[0])?;
         Calibrated { calibration, errors }
     };
@@ -90,7 +90,8 @@ pub fn run(args: Args) -> Result<Verdict, Failure> {
     let unbound = recipe.clone().without_bound();
     let (candidates, _) = measured.by(&unbound, &dims, &file)?;
     let layer_errors = errors(&weights, &dims, &candidates, &chunk.input)?;
-    let stages = Stages::of(&weights, &dims, &chosen, &chunk)?;
+    let stages =
+        Stages::of(&weights, &dims, &chosen, &chunk).map_err(|e| format!("{}: {e}", model.name()))?;
     let times = match choice {
         Choice::Cuda(_) => Some(times(&model, &weights, &dims, &chosen, &chunk, &stages.exact)?),
         _ => None,
@@ -180,6 +181,7 @@ impl Stages {
         let (_, seen) = prefix(&mut rounded, &features)?;
         progress::set(&bar, 3, 5);
         let exact = actions(&mut plain, &kv)?;
+        check_finite("actions", &exact)?;
         let (kv, _) = prefix(&mut rounded, &rounded_features)?;
         progress::set(&bar, 4, 5);
         let found = actions(&mut rounded, &kv)?;

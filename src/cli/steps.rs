@@ -122,7 +122,8 @@ pub fn run(args: Args) -> Result<Verdict, Failure> {
     let bar = progress::bar("evaluations");
     let table = measurement.run(&mut subject.engine, &choices, |made, all| {
         progress::set(&bar, made as u64, all as u64);
-    })?;
+    });
+    let table = table.map_err(|e| format!("{}: {e}", config.checkpoint))?;
     bar.finish_and_clear();
 
     let is_configured = |row: &Row| (row.steps, row.solver, row.schedule) == configured;
@@ -177,7 +178,7 @@ fn choices(args: &Args, config: &Config) -> (Vec<Choice>, Choice) {
 fn of_case(config: &Config, path: &Path) -> Result<Subject, Failure> {
     let model = Model::open_network(&config.checkpoint)?;
     let dims = model.dims()?;
-    let start = Case::read(path, &dims)?.start();
+    let start = Case::read(path, &dims)?.start()?;
     let engine = progress::weights(|told| model.load(engine::Choice::Cpu, told))?;
     Ok(Subject { engine, starts: vec![start], rounding: model.time_rounding(), columns: dims.action_dim })
 }

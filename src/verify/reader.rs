@@ -54,6 +54,7 @@ impl Reader {
             dims: *dims,
             horizon: noise.len() / dims.action_dim,
             sampler: self.sampler()?,
+            file: self.file,
             recorded: self.recorded,
             cameras,
             input: ModelInput { images, tokens: prompt.into_iter().flatten().collect() },
