@@ -120,6 +120,15 @@ impl Model {
         }
     }
 
+    /// As it was asked for.
+    pub fn name(&self) -> String {
+        match self {
+            Model::Synthetic(Synthetic::Tiny) => "synth:tiny".to_owned(),
+            Model::Synthetic(Synthetic::Full) => "synth:full".to_owned(),
+            Model::Folder(checkpoint) => checkpoint.folder.display().to_string(),
+        }
+    }
+
     /// The network's dimensions; every tensor is there with its shape.
     pub fn dims(&self) -> Result<Dims, LoadError> {
         match self {

@@ -4,6 +4,7 @@
 
 use std::fs;
 use std::io::Read;
+use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
 use tempfile::TempDir;
@@ -14,6 +15,17 @@ fn pi05(args: &[&str]) -> Output {
         .args(args)
         .output()
         .unwrap()
+}
+
+/// A copy of the recorded checkpoint with this tokenizer.
+fn checkpoint_with(tokenizer: &str) -> TempDir {
+    let folder = TempDir::new().unwrap();
+    for file in fs::read_dir("tests/data/fixtures/lerobot_ckpt").unwrap().map(Result::unwrap) {
+        fs::copy(file.path(), folder.path().join(file.file_name())).unwrap();
+    }
+    let name = Path::new(tokenizer).extension().unwrap();
+    fs::copy(tokenizer, folder.path().join("tokenizer").with_extension(name)).unwrap();
+    folder
 }
 
 fn text(bytes: &[u8]) -> String {
@@ -115,12 +127,7 @@ fn inspect_names_every_problem() {
 
 #[test]
 fn inspect_of_a_whole_folder_finds_it_can_run() {
-    let folder = TempDir::new().unwrap();
-    for file in fs::read_dir("tests/data/fixtures/lerobot_ckpt").unwrap().map(Result::unwrap) {
-        fs::copy(file.path(), folder.path().join(file.file_name())).unwrap();
-    }
-    fs::copy("tests/data/fixtures/data/tiny_tokenizer.model", folder.path().join("tiny_tokenizer.model"))
-        .unwrap();
+    let folder = checkpoint_with("tests/data/fixtures/data/tiny_tokenizer.model");
     let config = folder.path().join("robot.yaml");
     let joints = "[a, b, c, d, e, f, g]";
     let list = |value: &str| format!("[{}]", [value; 7].join(", "));
@@ -183,16 +190,30 @@ fn bench_control_measures_idle_and_loaded_and_finds_no_allocation() {
 }
 
 #[test]
-fn a_reader_that_leaves_is_no_error() {
-    let mut child = Command::new(env!("CARGO_BIN_EXE_pi05"))
-        .args(["inspect", "--checkpoint", "synth:tiny"])
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
-    drop(child.stdout.take());
-    let mut stderr = String::new();
-    child.stderr.take().unwrap().read_to_string(&mut stderr).unwrap();
-    assert!(child.wait().unwrap().success());
-    assert_eq!(stderr, "");
+fn a_reader_that_leaves_changes_no_verdict() {
+    for (checkpoint, code) in [("synth:tiny", 0), ("tests/data/fixtures/tiny", 1)] {
+        let mut child = Command::new(env!("CARGO_BIN_EXE_pi05"))
+            .args(["inspect", "--checkpoint", checkpoint])
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        drop(child.stdout.take());
+        let mut stderr = String::new();
+        child.stderr.take().unwrap().read_to_string(&mut stderr).unwrap();
+        assert_eq!((child.wait().unwrap().code(), stderr.as_str()), (Some(code), ""), "{checkpoint}");
+    }
+}
+
+#[test]
+fn libraries_are_heard_only_when_asked_and_a_file_gets_no_colours() {
+    let folder = checkpoint_with("tests/data/tiny_tokenizer.json");
+    let logged = |asked: Option<&str>| {
+        let mut pi05 = Command::new(env!("CARGO_BIN_EXE_pi05"));
+        pi05.args(["inspect", "--checkpoint"]).arg(folder.path()).env_remove("RUST_LOG");
+        text(&pi05.envs(asked.map(|level| ("RUST_LOG", level))).output().unwrap().stderr)
+    };
+    assert_eq!(logged(None), "");
+    let asked = logged(Some("info"));
+    assert!(asked.contains("INFO") && !asked.contains('\u{1b}'), "{asked:?}");
 }

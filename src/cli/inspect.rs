@@ -1,11 +1,12 @@
 //! `pi05 inspect`: what a checkpoint is, how it meets the robot, and everything that is wrong with it.
 
 use std::fmt::Write as _;
-use std::io::{self, Write};
+use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use indicatif::HumanBytes;
 
+use super::out::stdout;
 use super::replay::load_config;
 use super::{Failure, Verdict};
 use crate::config::Config;
@@ -19,6 +20,7 @@ use crate::policy::checkpoint::Checkpoint;
 use crate::policy::statistics::FeatureStats;
 use crate::policy::tokenizer::Tokenizer;
 use crate::policy::{Policy, PolicyError};
+use crate::printable::printable;
 
 /// Show a checkpoint's dimensions, files, statistics, tokenizer and mapping to the robot, and every problem
 #[derive(clap::Args)]
@@ -85,7 +87,7 @@ pub fn run(args: Args) -> Result<Verdict, Failure> {
     }
     let verdict = if problems.is_empty() { "ok          it can run" } else { "FAIL        it could not run" };
     writeln!(page, "{verdict}")?;
-    io::stdout().write_all(page.as_bytes())?;
+    stdout().write_all(page.as_bytes())?;
     Ok(if problems.is_empty() { Verdict::Ok } else { Verdict::Wanting })
 }
 
@@ -187,7 +189,8 @@ fn files(page: &mut String, checkpoint: &Checkpoint) -> std::fmt::Result {
         None => writeln!(page, "statistics  none found")?,
     }
     if let Some(relative) = &checkpoint.relative_actions {
-        writeln!(page, "actions     relative to the state, but for {}", relative.exclude_joints.join(", "))?;
+        let kept: Vec<_> = relative.exclude_joints.iter().map(|joint| printable(joint)).collect();
+        writeln!(page, "actions     relative to the state, but for {}", kept.join(", "))?;
     }
     Ok(())
 }
@@ -217,7 +220,7 @@ fn robot(
     problems: &mut Vec<String>,
 ) -> std::fmt::Result {
     writeln!(page, "robot       {}", config.robot)?;
-    for (slot, name) in slots.names.iter().enumerate() {
+    for (slot, name) in slots.names.iter().map(|name| printable(name)).enumerate() {
         match config.cameras.iter().find(|camera| slots.find(&camera.slot) == Some(slot)) {
             Some(camera) => writeln!(page, "camera      {name} ← {}", camera.topic)?,
             None => writeln!(page, "camera      {name} masked")?,

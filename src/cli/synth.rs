@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use clap::ValueEnum;
 
+use super::out::stdout;
 use super::replay::load_config;
 use super::{Failure, Verdict, progress};
 use crate::model::{names, synth};
@@ -98,6 +99,6 @@ pub fn run(args: Args) -> Result<Verdict, Failure> {
     };
     write_checkpoint(&args.out_dir, &new, fill, &mut |done, all| progress::set(&bar, done, all))?;
     bar.finish_and_clear();
-    writeln!(io::stdout(), "{}: {} parameters, {dtype:?}", args.out_dir.display(), dims.parameters())?;
+    writeln!(stdout(), "{}: {} parameters, {dtype:?}", args.out_dir.display(), dims.parameters())?;
     Ok(Verdict::Ok)
 }

@@ -143,7 +143,7 @@ fn each_case(check: impl Fn(&Tiny, &Recorded, ModelInput, Vec<f32>, Sampler)) {
     let tiny = Tiny::open();
     for case in ["case_a_f32.safetensors", "case_b_f32.safetensors", "case_c_f32.safetensors"] {
         let recorded = Recorded::of(case);
-        let start = Case::read(&fixture(case), &tiny.dims).unwrap().start();
+        let start = Case::read(&fixture(case), &tiny.dims).unwrap().start().unwrap();
         let sampler = Sampler::euler(recorded.values("times").len(), TimeRounding::Accumulated);
         check(&tiny, &recorded, start.input, start.noise, sampler);
     }

@@ -22,7 +22,7 @@ const MAX_ACTION_DIM: usize = 4096;
 /// Most denoise steps; the reference takes 10.
 const MAX_STEPS: usize = 1000;
 /// Most cameras; the official models have 3.
-const MAX_CAMERAS: usize = 16;
+pub const MAX_CAMERAS: usize = 16;
 /// Ends of the range of periods of the time embedding, which the network was trained with (spec/PI05.md §6).
 const PERIODS: [(&str, f64); 2] = [("min_period", 4e-3), ("max_period", 4.0)];
 

@@ -11,7 +11,8 @@ use std::{
 
 use serde_json::Value;
 
-use super::error::{CheckpointError, printable};
+use super::error::CheckpointError;
+use crate::printable::printable;
 
 /// Longest side file that is read, in bytes; the largest known one, an index of shards, has 100 kB.
 pub(super) const MAX_SIDE_FILE: u64 = 4 << 20;

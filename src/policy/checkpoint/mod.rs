@@ -21,7 +21,7 @@ pub mod write;
 use std::path::{Path, PathBuf};
 
 use config::Config;
-pub use config::DEFAULT_CAMERAS;
+pub use config::{DEFAULT_CAMERAS, MAX_CAMERAS};
 pub use error::CheckpointError;
 
 use super::statistics::Statistics;

@@ -3,12 +3,15 @@
 use std::path::{Path, PathBuf};
 
 use super::{
-    error::{CheckpointError, printable},
+    error::CheckpointError,
     folder,
     json::{Field, SideFile},
     norm,
 };
-use crate::policy::statistics::{FeatureStats, NormMode, Statistics};
+use crate::{
+    policy::statistics::{FeatureStats, NormMode, Statistics},
+    printable::printable,
+};
 
 /// Name of the file, in the folder of its asset.
 pub(super) const NORM_STATS: &str = "norm_stats.json";

@@ -9,13 +9,16 @@ use std::{
 };
 
 use super::{
-    error::{CheckpointError, printable},
+    error::CheckpointError,
     folder,
     json::SideFile,
     names::{LM_HEAD, Role, role},
     safetensors::{self, Header, HeaderTensor},
 };
-use crate::model::tensors::{Dtype, TOKEN_EMBEDDING, TensorEntry, TensorTable};
+use crate::{
+    model::tensors::{Dtype, TOKEN_EMBEDDING, TensorEntry, TensorTable},
+    printable::printable,
+};
 
 /// Name of the weights in one file.
 pub(super) const WEIGHTS: &str = "model.safetensors";

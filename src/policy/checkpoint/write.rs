@@ -16,7 +16,7 @@ pub use super::stream::{NewTensor, write_safetensors};
 use super::{
     ConfigHints, Layout,
     config::{BUILTIN_TOKENIZER, PREPROCESSOR},
-    error::{CheckpointError, printable},
+    error::CheckpointError,
     folder, lerobot,
     names::LM_HEAD,
     norm, openpi,
@@ -26,6 +26,7 @@ use super::{
 use crate::{
     model::tensors::{Dtype, TOKEN_EMBEDDING},
     policy::statistics::{FeatureStats, NormMode, Statistics},
+    printable::printable,
 };
 
 /// A checkpoint that is to be written: all but the data of its tensors.
