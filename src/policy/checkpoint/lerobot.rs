@@ -119,10 +119,12 @@ fn statistics(
         });
     }
     let sources = [&state, &action].map(|feature| feature.source.display().to_string());
-    let (state_mode, action_mode, eps) = (state.mode, action.mode, state.eps);
+    // Where nobody reads the state, there may be nothing to normalise it with.
+    let state_mode = if state_needed || state.stats.is_some() { state.mode } else { NormMode::Identity };
+    let (action_mode, eps) = (action.mode, state.eps);
     Ok(Some(Statistics {
-        state: state.checked(state_needed, notes)?,
-        action: action.checked(action_needed, notes)?,
+        state: state.checked(notes)?,
+        action: action.checked(notes)?,
         state_mode,
         action_mode,
         eps,
@@ -170,11 +172,10 @@ impl Feature {
         Ok(feature)
     }
 
-    /// The statistics, usable for the mode; empty ones where they are neither there nor needed.
-    fn checked(self, needed: bool, notes: &mut Vec<String>) -> Result<FeatureStats, CheckpointError> {
-        let mode = if needed { self.mode } else { NormMode::Identity };
+    /// The statistics, checked; empty ones where there are none.
+    fn checked(self, notes: &mut Vec<String>) -> Result<FeatureStats, CheckpointError> {
         let stats = self.stats.unwrap_or_default();
-        norm::check(&self.source, self.name, &stats, mode, notes)?;
+        norm::check(&self.source, self.name, &stats, notes)?;
         Ok(stats)
     }
 }

@@ -216,11 +216,30 @@ fn write_state_file(path: &Path, statistics: &Statistics) -> Result<(), Checkpoi
     write_safetensors(path, &BTreeMap::new(), &tensors, fill, &mut |_, _| {})
 }
 
-/// Refuses statistics that could not be read back.
+/// Refuses statistics that could not be read back, or that lack what their modes compute with.
 fn check(path: &Path, statistics: &Statistics) -> Result<(), CheckpointError> {
     let Statistics { state, action, state_mode, action_mode, .. } = statistics;
-    norm::check(path, "state", state, *state_mode, &mut Vec::new())?;
-    norm::check(path, "action", action, *action_mode, &mut Vec::new())
+    for (feature, stats, mode) in [("state", state, state_mode), ("action", action, action_mode)] {
+        norm::check(path, feature, stats, &mut Vec::new())?;
+        let there: Vec<&str> = norm::lengths(stats).map(|(stat, _)| stat).collect();
+        if let Some(lacking) = needed(*mode).iter().find(|stat| !there.contains(stat)) {
+            let problem =
+                format!("expected {feature}.{lacking}, which {mode:?} normalisation needs, found none");
+            return Err(CheckpointError::file(path, problem));
+        }
+    }
+    Ok(())
+}
+
+/// The statistics that a mode computes with.
+fn needed(mode: NormMode) -> &'static [&'static str] {
+    match mode {
+        NormMode::Quantiles => &["q01", "q99"],
+        NormMode::Quantile10 => &["q10", "q90"],
+        NormMode::MinMax => &["min", "max"],
+        NormMode::MeanStd => &["mean", "std"],
+        NormMode::Identity => &[],
+    }
 }
 
 fn vectors(stats: &FeatureStats) -> Value {
