@@ -28,7 +28,7 @@ use crate::model::sampler::{Sampler, TimeRounding};
 use crate::model::tensors::Dtype;
 use crate::policy::PolicyError;
 use crate::policy::cameras::CameraSlots;
-use crate::policy::checkpoint::{Checkpoint, CheckpointError, DEFAULT_CAMERAS, Layout};
+use crate::policy::checkpoint::{Checkpoint, CheckpointError, DEFAULT_CAMERAS, Faults, Layout};
 
 /// Where a network comes from.
 #[derive(Clone, Debug)]
@@ -101,6 +101,17 @@ impl Model {
     /// `synth:tiny`, `synth:full` or a folder. With everything that a policy needs beside the network.
     pub fn open(name: &str, asset_id: Option<&str>) -> Result<Self, LoadError> {
         Self::from_name(name, |folder| Checkpoint::open(folder, asset_id))
+    }
+
+    /// The same, with what is wrong with each side file instead of it.
+    pub fn survey(name: &str, asset_id: Option<&str>) -> Result<(Self, Faults), LoadError> {
+        let mut found = Faults::default();
+        let model = Self::from_name(name, |folder| {
+            let (checkpoint, faults) = Checkpoint::survey(folder, asset_id)?;
+            found = faults;
+            Ok(checkpoint)
+        })?;
+        Ok((model, found))
     }
 
     /// The same, but only what the network itself needs: no statistics, no tokenizer.

@@ -97,9 +97,8 @@ fn inspect_shows_the_built_in_model() {
 #[test]
 fn inspect_names_every_problem() {
     let page = text(&pi05(&["inspect", "--checkpoint", "tests/data/fixtures/tiny"]).stdout);
-    let problems: Vec<&str> = page.lines().filter(|line| line.starts_with("PROBLEM")).collect();
-    assert!(problems.iter().any(|p| p.contains("no normalisation statistics")), "{page}");
-    assert!(problems.iter().any(|p| p.contains("no tokenizer")), "{page}");
+    assert!(problems(&page).iter().any(|p| p.contains("no normalisation statistics")), "{page}");
+    assert!(problems(&page).iter().any(|p| p.contains("no tokenizer")), "{page}");
     assert!(page.contains("camera      base_0_rgb"), "the rest is shown all the same");
 
     let folder = TempDir::new().unwrap();
@@ -113,8 +112,13 @@ fn inspect_names_every_problem() {
     }
 }
 
-#[test]
-fn inspect_of_a_whole_folder_finds_it_can_run() {
+/// What an inspection calls a problem.
+fn problems(page: &str) -> Vec<&str> {
+    page.lines().filter_map(|line| line.strip_prefix("PROBLEM     ")).collect()
+}
+
+/// The LeRobot fixture with a tokenizer and the parameters of a robot that it fits.
+fn whole_folder() -> (TempDir, String) {
     let folder = TempDir::new().unwrap();
     for file in fs::read_dir("tests/data/fixtures/lerobot_ckpt").unwrap().map(Result::unwrap) {
         fs::copy(file.path(), folder.path().join(file.file_name())).unwrap();
@@ -133,11 +137,45 @@ fn inspect_of_a_whole_folder_finds_it_can_run() {
         list("5.0")
     );
     fs::write(&config, yaml).unwrap();
-    let args =
-        ["inspect", "--checkpoint", folder.path().to_str().unwrap(), "--config", config.to_str().unwrap()];
-    let output = pi05(&args);
+    (folder, config.to_str().unwrap().to_owned())
+}
+
+#[test]
+fn inspect_of_a_whole_folder_finds_it_can_run() {
+    let (folder, config) = whole_folder();
+    let output =
+        pi05(&["inspect", "--checkpoint", folder.path().to_str().unwrap(), "--config", config.as_str()]);
     assert!(output.status.success(), "{}", text(&output.stdout));
     assert!(text(&output.stdout).contains("LeRobot"));
+}
+
+#[test]
+fn inspect_says_of_a_broken_side_file_what_is_true_and_no_more() {
+    const STATE: &str = "policy_preprocessor_step_3_normalizer_processor.safetensors";
+    for broken in ["policy_preprocessor.json", STATE] {
+        let (folder, config) = whole_folder();
+        fs::write(folder.path().join(broken), "nonsense").unwrap();
+        // A name that the broken steps may give to a camera.
+        let yaml = fs::read_to_string(&config).unwrap();
+        let named = if broken == STATE { "base_0_rgb" } else { "top" };
+        fs::write(&config, yaml.replace("base_0_rgb", named)).unwrap();
+        let output = pi05(&["inspect", "--checkpoint", folder.path().to_str().unwrap(), "--config", &config]);
+        let page = text(&output.stdout);
+        assert_eq!(output.status.code(), Some(1));
+        assert_eq!(problems(&page).len(), 1, "{page}");
+        assert!(problems(&page)[0].contains(broken), "{page}");
+    }
+}
+
+#[test]
+fn inspect_conceals_no_problem_behind_another() {
+    let page = text(&pi05(&["inspect", "--checkpoint", "tests/data/fixtures/lerobot_ckpt"]).stdout);
+    let problems = problems(&page);
+    for expected in
+        ["no tokenizer", "14 action values, the model gives 8", "state statistic", "action statistic"]
+    {
+        assert_eq!(problems.iter().filter(|p| p.contains(expected)).count(), 1, "{expected} in {page}");
+    }
 }
 
 #[test]

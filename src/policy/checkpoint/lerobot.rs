@@ -32,7 +32,8 @@ const MAX_STATISTICS: u64 = 4 << 20;
 /// What the step lists say.
 #[derive(Debug)]
 pub(super) struct Steps {
-    pub(super) statistics: Option<Statistics>,
+    /// By themselves: what else the lists say holds without them.
+    pub(super) statistics: Result<Option<Statistics>, CheckpointError>,
     pub(super) camera_aliases: Vec<(String, String)>,
     pub(super) relative_actions: Option<RelativeActions>,
     pub(super) state_in_prompt: bool,
@@ -59,7 +60,7 @@ pub(super) fn read(
     let absolute = post("absolute_actions_processor")?;
     let (normalizer, unnormalizer) = (pre("normalizer_processor")?, post("unnormalizer_processor")?);
     Ok(Steps {
-        statistics: statistics(folder, config, state_in_prompt, normalizer, unnormalizer, notes)?,
+        statistics: statistics(folder, config, state_in_prompt, normalizer, unnormalizer, notes),
         camera_aliases: camera_aliases(rename.as_ref())?,
         relative_actions: relative_actions(config, relative.as_ref(), absolute.as_ref())?,
         state_in_prompt,
