@@ -15,9 +15,8 @@ use thiserror::Error;
 
 use recipe::Recipe;
 
-use crate::engine::cuda::{CudaEngine, Measured};
+use crate::engine::cuda::Measured;
 use crate::engine::probe::Tap;
-use crate::engine::tensorrt::error::TensorRtError;
 use crate::engine::weights::Weights;
 use crate::engine::{Choice, Engine, EngineError};
 use crate::model::ModelInput;
@@ -193,17 +192,7 @@ impl Model {
     ) -> Result<Engine, LoadError> {
         let dims = self.dims()?;
         let recipe = Recipe::open(recipe)?;
-        // Before anything that takes long.
-        match (choice, CudaEngine::missing()) {
-            (Choice::Cuda(_), Some(reason)) => return Err(EngineError::NoGpu(reason).into()),
-            (Choice::TensorRt(..), _) if cfg!(not(feature = "tensorrt")) => {
-                return Err(EngineError::from(TensorRtError::NotBuilt).into());
-            }
-            (Choice::TensorRt(..), Some(reason)) => {
-                return Err(EngineError::from(TensorRtError::NoGpu(reason)).into());
-            }
-            _ => {}
-        }
+        choice.check()?;
         let file = self.calibration_file();
         if choice.is_fp8() {
             calibrated::find(&file)?;

@@ -6,6 +6,7 @@ use std::fs;
 use std::io::Read;
 use std::process::{Command, Output, Stdio};
 
+use pi05_thor::engine::cuda::CudaEngine;
 use tempfile::TempDir;
 
 fn pi05(args: &[&str]) -> Output {
@@ -175,6 +176,39 @@ fn inspect_conceals_no_problem_behind_another() {
         ["no tokenizer", "14 action values, the model gives 8", "state statistic", "action statistic"]
     {
         assert_eq!(problems.iter().filter(|p| p.contains(expected)).count(), 1, "{expected} in {page}");
+    }
+}
+
+#[test]
+fn inspect_finds_what_keeps_the_engine_from_running() {
+    let folder = TempDir::new().unwrap();
+    let config = folder.path().join("robot.yaml");
+    let inspect = |line: &str| {
+        let yaml = format!("/**:\n  ros__parameters:\n    robot: aloha\n    {line}\n");
+        fs::write(&config, yaml).unwrap();
+        let output = pi05(&["inspect", "--checkpoint", "synth:tiny", "--config", config.to_str().unwrap()]);
+        let page = text(&output.stdout);
+        assert_eq!(output.status.success(), problems(&page).is_empty(), "{page}");
+        page
+    };
+    assert!(problems(&inspect("backend: auto")).is_empty());
+    for (line, expected) in [
+        ("dtype: fp8", "calibration"),
+        ("recipe: nope", "recipe \"nope\""),
+        (&format!("prompt: {}", "a".repeat(4097)), "4097 bytes"),
+    ] {
+        let page = inspect(line);
+        assert!(problems(&page).iter().any(|p| p.contains(expected)), "{page}");
+        assert!(page.ends_with("it could not run\n"), "{page}");
+    }
+    // A checkpoint for another machine than this is well, and said to be.
+    let page = inspect("backend: cuda");
+    match CudaEngine::missing() {
+        Some(_) => {
+            assert!(problems(&page)[0].starts_with("on this machine: backend cuda"), "{page}");
+            assert!(page.ends_with("it could not run on this machine\n"), "{page}");
+        }
+        None => assert!(problems(&page).is_empty(), "{page}"),
     }
 }
 

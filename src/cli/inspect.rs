@@ -11,8 +11,9 @@ use super::{Failure, Verdict};
 use crate::config::Config;
 use crate::control::Scheduler;
 use crate::model::dims::{Dims, GemmaDims};
-use crate::pipeline::Model;
+use crate::pipeline::recipe::Recipe;
 use crate::pipeline::setup::Setup;
+use crate::pipeline::{Model, calibrated};
 use crate::policy::cameras::CameraSlots;
 use crate::policy::checkpoint::{Checkpoint, Faults};
 use crate::policy::statistics::FeatureStats;
@@ -21,7 +22,7 @@ use crate::policy::{NetworkShape, Policy, PolicyError};
 /// Show a checkpoint's dimensions, files, statistics, tokenizer and mapping to the robot, and every problem
 #[derive(clap::Args)]
 #[command(after_help = "Example:\n  pi05 inspect --checkpoint synth:tiny --config config/aloha.yaml\n\n\
-                        Exit code 1 if it could not run.")]
+                        Exit code 1 if it could not run here; what only this machine lacks is said to be that.")]
 pub struct Args {
     /// Checkpoint folder, synth:tiny or synth:full
     #[arg(long, value_name = "D")]
@@ -34,7 +35,10 @@ pub struct Args {
 /// What is wrong, each thing once, however many parts run into it.
 #[derive(Default)]
 struct Problems {
+    /// With the checkpoint or the parameters.
     found: Vec<String>,
+    /// With this machine alone: on another they may run.
+    here: Vec<String>,
 }
 
 impl Problems {
@@ -76,6 +80,7 @@ pub fn run(args: Args) -> Result<Verdict, Failure> {
             if let Model::Folder(checkpoint) = &model {
                 misfits(checkpoint, &faults, dims.as_ref(), config, &mut problems);
             }
+            engine(&model, config, &mut problems);
             if let Some(dims) = &dims {
                 let control = config.control_config(dims.horizon).map_err(Failure::from);
                 problems.of(control.and_then(|control| Ok(Scheduler::new(control)?)));
@@ -84,21 +89,28 @@ pub fn run(args: Args) -> Result<Verdict, Failure> {
             if problems.found.is_empty()
                 && let Some(setup) = problems.of(Setup::of(model, config))
             {
-                policy(&mut page, config, &setup.policy, &mut notes)?;
+                policy(&mut page, config, &setup.policy, &mut notes, &mut problems)?;
             }
         }
     }
     for note in &notes {
         writeln!(page, "note        {note}")?;
     }
-    let found = problems.found;
+    let Problems { found, here } = problems;
     for problem in found.iter().flat_map(|problem| problem.lines()) {
         writeln!(page, "PROBLEM     {problem}")?;
     }
-    let verdict = if found.is_empty() { "ok          it can run" } else { "FAIL        it could not run" };
-    writeln!(page, "{verdict}")?;
+    for problem in &here {
+        writeln!(page, "PROBLEM     on this machine: {problem}")?;
+    }
+    let (verdict, line) = match (found.is_empty(), here.is_empty()) {
+        (true, true) => (Verdict::Ok, "ok          it can run"),
+        (true, false) => (Verdict::Wanting, "FAIL        it could not run on this machine"),
+        (false, _) => (Verdict::Wanting, "FAIL        it could not run"),
+    };
+    writeln!(page, "{line}")?;
     io::stdout().write_all(page.as_bytes())?;
-    Ok(if found.is_empty() { Verdict::Ok } else { Verdict::Wanting })
+    Ok(verdict)
 }
 
 /// What does not fit the network and the robot, or is lacking; what is broken has been said and is not lacking.
@@ -121,14 +133,34 @@ fn misfits(
     }
 }
 
-fn policy(page: &mut String, config: &Config, policy: &Policy, notes: &mut Vec<String>) -> std::fmt::Result {
+/// What the engine that the parameters ask for has not got: a checkpoint may be meant for another machine than this.
+fn engine(model: &Model, config: &Config, problems: &mut Problems) {
+    let choice = config.engine();
+    problems.here.extend(choice.check().err().map(|error| error.to_string()));
+    problems.of(Recipe::open(&config.recipe));
+    if choice.is_fp8() {
+        problems.of(calibrated::find(&model.calibration_file()));
+    }
+}
+
+fn policy(
+    page: &mut String,
+    config: &Config,
+    policy: &Policy,
+    notes: &mut Vec<String>,
+    problems: &mut Problems,
+) -> std::fmt::Result {
     writeln!(page, "policy      prompt {:?}, resize {:?}", policy.prompt_format(), policy.resize())?;
     match policy.check_prompt(&config.prompt) {
         Ok(tokens) => {
             let most = policy.shape().max_tokens;
             writeln!(page, "prompt      {:?}: at most {tokens} of {most} tokens", config.prompt)?;
         }
-        Err(error) => notes.push(format!("prompt {:?}: {error}", config.prompt)),
+        // It would be cut off, and run.
+        Err(error @ PolicyError::PromptTooLong { .. }) => {
+            notes.push(format!("prompt {:?}: {error}", config.prompt));
+        }
+        Err(error) => problems.add(error),
     }
     Ok(())
 }
