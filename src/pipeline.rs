@@ -54,10 +54,10 @@ pub enum LoadError {
     #[error(transparent)]
     Checkpoint(#[from] CheckpointError),
     /// Its tensors.
-    #[error("{checkpoint}: {source}")]
+    #[error("{place}: {source}")]
     Dims {
-        /// The folder.
-        checkpoint: String,
+        /// The file, else the folder.
+        place: String,
         /// What is wrong.
         source: DimsError,
     },
@@ -141,9 +141,14 @@ impl Model {
                     max_tokens: checkpoint.hints.max_token_len,
                     action_dim: checkpoint.hints.action_dim,
                 };
-                Dims::from_tensors(&checkpoint.tensors, &hints).map_err(|source| LoadError::Dims {
-                    checkpoint: checkpoint.folder.display().to_string(),
-                    source,
+                Dims::from_tensors(&checkpoint.tensors, &hints).map_err(|source| {
+                    let file = match (&source, checkpoint.tensors.files.as_slice()) {
+                        (DimsError::Shape { file, .. }, files) => files.get(*file),
+                        (DimsError::Missing { .. }, [only]) => Some(only),
+                        _ => None,
+                    };
+                    let place = file.unwrap_or(&checkpoint.folder).display().to_string();
+                    LoadError::Dims { place, source }
                 })
             }
         }

@@ -3,6 +3,7 @@
 use std::fs;
 
 use pi05_thor::config::RobotKind;
+use pi05_thor::pipeline::Model;
 use pi05_thor::policy::checkpoint::safetensors::{MAX_CASE, MAX_HEADER, read_case};
 use pi05_thor::policy::statistics::NormMode;
 use pi05_thor::policy::{NetworkShape, Policy, PolicyError, PolicyOptions};
@@ -165,6 +166,15 @@ fn a_network_tensor_of_a_type_that_is_no_weight() {
 fn a_name_with_line_breaks_stays_on_one_line() {
     let header = r#"{"a\nb\u001b[2J":{"dtype":"F32","shape":[2],"data_offsets":[0,4]}}"#;
     assert_says(&header_refused(header, 4), &[r"tensor a\nb\u{1b}[2J: "]);
+}
+
+#[test]
+fn a_network_under_other_names_shows_one_of_them() {
+    let dir = sparse(&[("module.action_in_proj.bias", "F32", &[4])]);
+    let model = Model::open_network(dir.path().to_str().unwrap()).unwrap();
+    let message = model.dims().unwrap_err().to_string();
+    assert!(message.starts_with(&format!("{}: tensor ", dir.path().join(WEIGHTS).display())), "{message}");
+    assert_says(&message, &["missing", "0 other tensors", "such as module.action_in_proj.bias"]);
 }
 
 #[test]

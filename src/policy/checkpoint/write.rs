@@ -17,14 +17,12 @@ use super::{
     ConfigHints, Layout,
     config::{BUILTIN_TOKENIZER, PREPROCESSOR},
     error::{CheckpointError, printable},
-    folder, lerobot,
-    names::LM_HEAD,
-    norm, openpi,
+    folder, lerobot, norm, openpi,
     stream::write_bytes,
     weights::WEIGHTS,
 };
 use crate::{
-    model::tensors::{Dtype, TOKEN_EMBEDDING},
+    model::tensors::{Dtype, LM_HEAD, TOKEN_EMBEDDING},
     policy::statistics::{FeatureStats, NormMode, Statistics},
 };
 
