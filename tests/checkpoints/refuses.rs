@@ -292,7 +292,9 @@ fn openpi_statistics_that_cannot_normalise() {
         &["norm_stats.state.q01", "a list", "an object"],
     );
     assert_says(&state(r#"{"q01": ["0", "0"], "q99": [1, 1]}"#), &["norm_stats.state.q01[0]", "\"0\""]);
-    assert_says(&state(r#"{"q01": [NaN, 0], "q99": [1, 1]}"#), &["not valid JSON"]);
+    assert_says(&state(r#"{"q01": [NaN, 0], "q99": [1, 1]}"#), &["found NaN at line 1 column 35", "anew"]);
+    assert_says(&state("{\"q01\": [0,\n -Infinity]}"), &["found Infinity at line 2 column 3"]);
+    assert_says(&state(r#"{"q01": [0, Nope]}"#), &["not valid JSON", "column"]);
     assert_says(&state(r#"{"q01": [1e999, 0], "q99": [1, 1]}"#), &["not valid JSON", "out of range"]);
 }
 
