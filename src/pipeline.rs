@@ -140,6 +140,7 @@ impl Model {
                     horizon: checkpoint.hints.action_horizon,
                     max_tokens: checkpoint.hints.max_token_len,
                     action_dim: checkpoint.hints.action_dim,
+                    gemma_2b: checkpoint.hints.gemma_2b,
                 };
                 Dims::from_tensors(&checkpoint.tensors, &hints).map_err(|source| {
                     let file = match (&source, checkpoint.tensors.files.as_slice()) {

@@ -70,6 +70,7 @@ pub fn run(args: Args) -> Result<Verdict, Failure> {
         action_horizon: Some(dims.horizon),
         action_dim: Some(dims.action_dim),
         num_steps: None,
+        gemma_2b: model == Synthetic::Full,
         builtin_tokenizer: model == Synthetic::Full, // 512 pieces for 257152 rows: only because we say so
     };
     let new = NewCheckpoint {

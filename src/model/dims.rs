@@ -96,6 +96,8 @@ pub struct DimsHints {
     pub max_tokens: Option<usize>,
     /// Values per action; must agree with the tensors.
     pub action_dim: Option<usize>,
+    /// It is said to be PaliGemma with Gemma-2B: what has their widths must have their layers.
+    pub gemma_2b: bool,
 }
 
 /// Width of one SigLIP So400m head.
@@ -187,6 +189,9 @@ impl Dims {
                 "config.json says an action dimension of {said}, but action_in_proj.weight is {:?}: one of the two files is from another checkpoint",
                 action_in.0.shape
             )));
+        }
+        if hints.gemma_2b {
+            all_layers(&vision, &language)?;
         }
         let dims = Dims {
             vision,
@@ -306,6 +311,25 @@ fn vision_heads(width: usize, said: Option<usize>) -> Result<usize, DimsError> {
             "SigLIP's width {width} is no multiple of {SIGLIP_HEAD}, so its number of heads is unknown: add \"pi05_thor\": {{\"vision_heads\": N}} to config.json"
         ))),
     }
+}
+
+/// Layers are counted by what is there, so whole ones lost at the end would not be missed; but where all else is
+/// PaliGemma's, its depth is known. (The expert has as many layers as the prefix.)
+fn all_layers(vision: &VisionDims, language: &GemmaDims) -> Result<(), DimsError> {
+    let Dims { vision: siglip, language: gemma, .. } = Dims::FULL;
+    let is_siglip = VisionDims { layers: siglip.layers, ..*vision } == siglip;
+    let is_gemma = GemmaDims { layers: gemma.layers, ..*language } == gemma;
+    for (prefix, is_official, expected, found) in [
+        (VISION, is_siglip, siglip.layers, vision.layers),
+        (LANGUAGE, is_gemma, gemma.layers, language.layers),
+    ] {
+        if is_official && found != expected {
+            return Err(DimsError::Hint(format!(
+                "config.json says gemma_2b, whose {prefix} has {expected} layers, found {found}: is the checkpoint complete?"
+            )));
+        }
+    }
+    Ok(())
 }
 
 /// How many different `i` there are in names `{prefix}{i}.…`; a gap shows up as missing tensors.
@@ -447,6 +471,26 @@ mod tests {
         let dims = Dims { expert: GemmaDims { width: 63, ..Dims::TINY.expert }, ..Dims::TINY };
         let said = Dims::from_tensors(&table(&dims), &hints(&dims)).unwrap_err().to_string();
         assert!(said.contains("even") && said.contains("63"), "{said}");
+    }
+
+    #[test]
+    fn layers_that_got_lost_are_missed_where_the_depth_is_known() {
+        let refused = |dims: Dims| {
+            let hints = DimsHints { gemma_2b: true, ..hints(&dims) };
+            Dims::from_tensors(&table(&dims), &hints).map_err(|e| e.to_string()).err()
+        };
+        assert_eq!(
+            (refused(Dims::FULL), refused(Dims::TINY)),
+            (None, None),
+            "a network of other widths may say so"
+        );
+        let vision = VisionDims { layers: 26, ..Dims::FULL.vision };
+        let said = refused(Dims { vision, ..Dims::FULL }).unwrap();
+        assert!(said.contains(VISION) && said.contains("27 layers, found 26"), "{said}");
+        let shorter = |gemma| GemmaDims { layers: 17, ..gemma };
+        let (language, expert) = (shorter(Dims::FULL.language), shorter(Dims::FULL.expert));
+        let said = refused(Dims { language, expert, ..Dims::FULL }).unwrap();
+        assert!(said.contains(LANGUAGE) && said.contains("18 layers, found 17"), "{said}");
     }
 
     #[test]

@@ -49,6 +49,8 @@ pub struct ConfigHints {
     pub action_dim: Option<usize>,
     /// LeRobot's `num_inference_steps`.
     pub num_steps: Option<usize>,
+    /// `paligemma_variant` is Gemma-2B, with or without LoRA.
+    pub gemma_2b: bool,
     /// `"pi05_thor": {"tokenizer": "built-in"}`: a procedural network, for which the 512-piece tokenizer will do.
     pub builtin_tokenizer: bool,
 }

@@ -15,7 +15,7 @@ use serde_json::{Map, Value, json};
 pub use super::stream::{NewTensor, write_safetensors};
 use super::{
     ConfigHints, Layout,
-    config::{BUILTIN_TOKENIZER, PREPROCESSOR},
+    config::{BUILTIN_TOKENIZER, GEMMA_2B, PREPROCESSOR, VARIANT},
     error::{CheckpointError, printable},
     folder, lerobot, norm, openpi,
     stream::write_bytes,
@@ -119,6 +119,7 @@ fn write_openpi(new: &NewCheckpoint<'_>, written: &mut NewFolder<'_>) -> Result<
     let mut config = Map::new();
     put(&mut config, "action_dim", hints.action_dim);
     put(&mut config, "action_horizon", hints.action_horizon);
+    put(&mut config, VARIANT, hints.gemma_2b.then_some(GEMMA_2B));
     put(&mut config, "precision", precision(new));
     put(&mut config, "pi05_thor", ours(hints));
     write_json(&written.file("config.json")?, &Value::Object(config))
@@ -145,6 +146,7 @@ fn write_lerobot(new: &NewCheckpoint<'_>, written: &mut NewFolder<'_>) -> Result
     put(&mut config, "n_obs_steps", Some(1));
     put(&mut config, "input_features", Some(inputs.clone()));
     put(&mut config, "output_features", Some(outputs.clone()));
+    put(&mut config, VARIANT, hints.gemma_2b.then_some(GEMMA_2B));
     put(&mut config, "dtype", precision(new));
     put(&mut config, "chunk_size", hints.action_horizon);
     put(&mut config, "n_action_steps", hints.action_horizon);
