@@ -5,8 +5,11 @@
 use std::fs;
 use std::io::Read;
 use std::process::{Command, Output, Stdio};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
 
 use pi05_thor::engine::cuda::CudaEngine;
+use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
 fn pi05(args: &[&str]) -> Output {
@@ -118,6 +121,21 @@ fn problems(page: &str) -> Vec<&str> {
     page.lines().filter_map(|line| line.strip_prefix("PROBLEM     ")).collect()
 }
 
+/// The parameters of a robot of so many joints.
+fn robot_of(joints: usize) -> String {
+    let list = |value: &str| format!("[{}]", vec![value; joints].join(", "));
+    let names: Vec<String> = (0..joints).map(|i| format!("j{i}")).collect();
+    format!(
+        "/**:\n  ros__parameters:\n    robot: generic\n    cameras: {{base_0_rgb: {{topic: c}}}}\n    joints:\n      names: [{}]\n      \
+         position_min: {}\n      position_max: {}\n      velocity_max: {}\n      acceleration_max: {}\n",
+        names.join(", "),
+        list("-1.0"),
+        list("1.0"),
+        list("1.0"),
+        list("5.0")
+    )
+}
+
 /// The LeRobot fixture with a tokenizer and the parameters of a robot that it fits.
 fn whole_folder() -> (TempDir, String) {
     let folder = TempDir::new().unwrap();
@@ -127,17 +145,7 @@ fn whole_folder() -> (TempDir, String) {
     fs::copy("tests/data/fixtures/data/tiny_tokenizer.model", folder.path().join("tiny_tokenizer.model"))
         .unwrap();
     let config = folder.path().join("robot.yaml");
-    let joints = "[a, b, c, d, e, f, g]";
-    let list = |value: &str| format!("[{}]", [value; 7].join(", "));
-    let yaml = format!(
-        "/**:\n  ros__parameters:\n    robot: generic\n    cameras: {{base_0_rgb: {{topic: c}}}}\n    joints:\n      names: {joints}\n      \
-         position_min: {}\n      position_max: {}\n      velocity_max: {}\n      acceleration_max: {}\n",
-        list("-1.0"),
-        list("1.0"),
-        list("1.0"),
-        list("5.0")
-    );
-    fs::write(&config, yaml).unwrap();
+    fs::write(&config, robot_of(7)).unwrap();
     (folder, config.to_str().unwrap().to_owned())
 }
 
@@ -210,6 +218,27 @@ fn inspect_finds_what_keeps_the_engine_from_running() {
         }
         None => assert!(problems(&page).is_empty(), "{page}"),
     }
+}
+
+#[test]
+fn an_interrupted_synth_leaves_nothing_behind() {
+    let folder = TempDir::new().unwrap();
+    let child = Command::new(env!("CARGO_BIN_EXE_pi05"))
+        .args(["synth", "full", folder.path().to_str().unwrap()])
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let partial = folder.path().join(".model.safetensors.partial");
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while !partial.exists() {
+        assert!(Instant::now() < deadline, "nothing is written");
+        sleep(Duration::from_millis(1));
+    }
+    kill_process(Pid::from_child(&child), Signal::TERM).unwrap();
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    assert!(text(&output.stderr).contains("interrupted") && text(&output.stderr).lines().count() == 1);
+    assert!(fs::read_dir(folder.path()).unwrap().next().is_none());
 }
 
 #[test]

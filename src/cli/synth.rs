@@ -2,8 +2,11 @@
 
 use std::io::{self, Write};
 use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use clap::ValueEnum;
+use signal_hook::consts::{SIGINT, SIGTERM};
 
 use super::replay::load_config;
 use super::{Failure, Verdict, progress};
@@ -86,11 +89,19 @@ pub fn run(args: Args) -> Result<Verdict, Failure> {
         asset_id: "synthetic",
         tokenizer: (model == Synthetic::Tiny).then_some(("tokenizer.model", BUILTIN)),
     };
+    // A signal ends the writing like any other failure, which leaves no file behind.
+    let ending = Arc::new(AtomicBool::new(false));
+    for signal in [SIGINT, SIGTERM] {
+        signal_hook::flag::register(signal, Arc::clone(&ending))?;
+    }
     let bar = progress::bar("writing");
     let mut buffer = Vec::new();
     let fill = |tensor: &NewTensor, file: &mut dyn Write| -> io::Result<()> {
         let all: usize = tensor.shape.iter().product();
         for first in (0..all).step_by(ELEMENTS) {
+            if ending.load(Ordering::Relaxed) {
+                return Err(io::Error::other("interrupted; what was written is gone again"));
+            }
             buffer.resize(ELEMENTS.min(all - first) * dtype.size(), 0);
             synth::fill(&tensor.name, &tensor.shape, dtype, first, &mut buffer);
             file.write_all(&buffer)?;
