@@ -242,6 +242,21 @@ fn an_interrupted_synth_leaves_nothing_behind() {
 }
 
 #[test]
+fn synth_refuses_a_robot_that_its_network_cannot_drive() {
+    let folder = TempDir::new().unwrap();
+    let (config, out) = (folder.path().join("robot.yaml"), folder.path().join("out"));
+    fs::write(&config, robot_of(40)).unwrap();
+    let output = pi05(&["synth", "tiny", out.to_str().unwrap(), "--config", config.to_str().unwrap()]);
+    let stderr = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{stderr}");
+    assert!(
+        stderr.contains("40 action values, the model gives 32") && stderr.lines().count() == 1,
+        "{stderr}"
+    );
+    assert!(!out.exists());
+}
+
+#[test]
 fn bench_prints_json() {
     let output = pi05(&["bench", "--checkpoint", "synth:tiny", "--workload", "A", "--runs", "2", "--json"]);
     assert!(output.status.success(), "{}", text(&output.stderr));

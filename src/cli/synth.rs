@@ -12,6 +12,7 @@ use super::replay::load_config;
 use super::{Failure, Verdict, progress};
 use crate::model::{names, synth};
 use crate::pipeline::Synthetic;
+use crate::policy::PolicyError;
 use crate::policy::checkpoint::write::{NewCheckpoint, NewTensor, write_checkpoint};
 use crate::policy::checkpoint::{ConfigHints, DEFAULT_CAMERAS, Layout};
 use crate::policy::statistics::Statistics;
@@ -63,6 +64,10 @@ pub fn run(args: Args) -> Result<Verdict, Failure> {
     };
     let joints = load_config(args.config.as_deref(), None)?.joints;
     let (dims, dtype) = (model.dims(), model.dtype());
+    let (found, most) = (joints.action_names.len(), dims.action_dim);
+    if found > most {
+        return Err(PolicyError::TooManyActions { found, most }.into());
+    }
     let mut list = names::required(&dims);
     list.push((names::language_final_norm(), vec![dims.language.width])); // unused, but in every checkpoint
     let tensors: Vec<NewTensor> =
