@@ -98,6 +98,18 @@ impl Choice {
         }
     }
 
+    /// Whether this build and this machine have what it takes; looked at before anything that takes long.
+    pub fn check(self) -> Result<(), EngineError> {
+        match (self, CudaEngine::missing()) {
+            (Choice::Cuda(_), Some(reason)) => Err(EngineError::NoGpu(reason)),
+            (Choice::TensorRt(..), _) if cfg!(not(feature = "tensorrt")) => {
+                Err(TensorRtError::NotBuilt.into())
+            }
+            (Choice::TensorRt(..), Some(reason)) => Err(TensorRtError::NoGpu(reason).into()),
+            _ => Ok(()),
+        }
+    }
+
     /// The same engine in f32.
     pub fn in_f32(self) -> Self {
         match self.resolved() {

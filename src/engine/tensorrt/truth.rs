@@ -46,6 +46,7 @@ impl Tiny {
             horizon: checkpoint.hints.action_horizon,
             max_tokens: checkpoint.hints.max_token_len,
             action_dim: checkpoint.hints.action_dim,
+            gemma_2b: checkpoint.hints.gemma_2b,
         };
         let dims = Dims::from_tensors(&checkpoint.tensors, &hints).unwrap();
         Self { dims, weights: Weights::map(&checkpoint.tensors).unwrap() }
