@@ -14,7 +14,7 @@ use std::time::Instant;
 use thiserror::Error;
 
 use super::bag::{Bag, BagError, Record};
-use super::bag_clock::{BagClock, Reading};
+use super::bag_clock::{BagClock, Reading, Stamped};
 use super::message::Message;
 use super::pace::{Pace, Speed};
 use super::recording::{ChunkRecord, CommandSample, JointInfo, Recording};
@@ -31,6 +31,7 @@ use crate::observe::RgbImage;
 use crate::observe::image::{RawImage, decode_compressed, decode_raw};
 use crate::observe::intake::{Intake, Measured, Next};
 use crate::observe::joints::JointError;
+use crate::observe::snapshot::FUTURE_TOLERANCE_NS;
 use crate::pipeline::chunking::{Chunking, TooLate};
 use crate::pipeline::inference::{Inference, InferenceError, Request, Response};
 use crate::policy::Policy;
@@ -92,7 +93,7 @@ impl Replay<'_> {
                 Speed::Times(_) => Worker::thread(scope, inference),
             };
             let mut player = Player::new(config, cameras, topics, policy, (worker, engine), speed)?;
-            let mut clock = BagClock::new(bag.topics().len());
+            let mut clock = BagClock::of(bag, topics)?;
             let indices: Vec<usize> = topics.roles.iter().map(|(index, _)| *index).collect();
             let mut damage = None;
             for record in bag.records(&indices)? {
@@ -196,12 +197,16 @@ impl<'a> Player<'a> {
 
     /// One message: time passes until it, then it is taken in.
     fn take(&mut self, record: &Record, topics: &Topics, clock: &mut BagClock) -> Result<(), ReplayError> {
-        for &(index, role) in topics.roles.iter().filter(|(index, _)| *index == record.topic) {
-            match Message::decode(role, &record.payload) {
+        let &Record { topic, log_time, ref payload } = record;
+        for &(_, role) in topics.roles.iter().filter(|(index, _)| *index == topic) {
+            match Message::decode(role, payload) {
                 Ok(message) => {
-                    let reading = clock.read(index, message.stamp(), record.log_time);
-                    self.pass_until(reading)?;
-                    self.take_message(message, reading.time);
+                    let reading = clock.read(Stamped { topic, stamp: message.stamp(), log_time });
+                    // A text comes with the message before it: it has but a log time, and that makes no time pass.
+                    if role != Role::Prompt {
+                        self.pass_until(reading, role)?;
+                    }
+                    self.take_message(message, reading);
                 }
                 Err(error) => self.refuse(role, &error),
             }
@@ -209,7 +214,7 @@ impl<'a> Player<'a> {
         Ok(())
     }
 
-    fn take_message(&mut self, message: Message<'_>, time: Stamp) {
+    fn take_message(&mut self, message: Message<'_>, Reading { at, time, .. }: Reading) {
         match message {
             Message::Raw(slot, message) => {
                 let ImageMessage { width, height, encoding, is_bigendian, step, data, .. } = message;
@@ -220,7 +225,8 @@ impl<'a> Player<'a> {
                 self.intake.take_image(slot, time, decode_compressed(format, data));
             }
             Message::Joints(JointStateMessage { names, position, .. }) => {
-                if self.intake.take_joints(time, &names, &position) {
+                let taken = self.intake.take_joints(time, &names, &position);
+                if taken && time.since(at) <= FUTURE_TOLERANCE_NS {
                     self.recording.measured.extend(self.intake.last_measured().cloned());
                 }
             }
@@ -252,18 +258,27 @@ impl<'a> Player<'a> {
     }
 
     /// Lets time pass until a message's; what is due before it happens first.
-    fn pass_until(&mut self, Reading { time, jumped }: Reading) -> Result<(), ReplayError> {
+    fn pass_until(&mut self, reading: Reading, role: Role) -> Result<(), ReplayError> {
+        let Reading { at, in_step, jumped, .. } = reading;
         match self.now {
             None => {
-                self.now = Some(time);
-                self.next_tick = time;
-                self.pace.wait_until(time);
-                (self.recording.start, self.recording.end) = (time, time);
+                self.now = Some(at);
+                self.next_tick = at;
+                self.pace.wait_until(at);
+                (self.recording.start, self.recording.end) = (at, at);
             }
             Some(now) => {
-                self.advance(now.max(time))?;
-                self.recording.end = self.recording.end.max(time);
+                self.advance(now.max(at))?;
+                self.recording.end = self.recording.end.max(at);
             }
+        }
+        if !in_step {
+            let source = match role {
+                Role::RawCamera(slot) | Role::CompressedCamera(slot) => self.recording.cameras.get(slot),
+                Role::Joints | Role::Prompt => None,
+            };
+            let source = source.map_or("joints", String::as_str);
+            self.intake.count("out_of_step", &format!("{source}: stamped far from what else comes"));
         }
         if jumped {
             self.intake.count("clock_jump", "stamps jumped; buffers cleared");

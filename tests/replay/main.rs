@@ -340,6 +340,54 @@ fn a_clock_that_jumps_clears_the_buffers_and_control_goes_on() {
 }
 
 #[test]
+fn a_camera_whose_stamps_freeze_or_begin_anew_is_alone_in_that_and_its_return_resumes() {
+    // setup: five healthy seconds; fault: from 1 s to 3 s the camera's stamps stand still, or count from 0
+    let stamps: [fn(i64) -> i64; 2] = [|_| T0 + S, |log| log - T0];
+    for stamp in stamps {
+        let messages: Vec<Message> = healthy(0, 5 * S)
+            .into_iter()
+            .map(|(topic, kind, log, payload)| match (T0 + S..T0 + 3 * S).contains(&log) && topic == CAMERA {
+                true => image(log, stamp(log), "rgb8", 0),
+                false => (topic, kind, log, payload),
+            })
+            .collect();
+        let run = replay(&messages, &parameters("")).ok();
+        // invariant: no inference while it lasts, every joint state counts; recovery: as after any other drop-out
+        let chunks = run.chunks();
+        assert!(!chunks.iter().any(|t| (1300 * MS..3 * S).contains(t)), "{chunks:?}");
+        assert!(chunks.iter().filter(|t| **t >= 3 * S).count() >= 15, "{chunks:?}");
+        let [jumps, stale, dropped] =
+            ["clock_jump", "joints_stale", "joints_dropped"].map(|name| run.counted(&[name]));
+        assert_eq!((jumps, stale, dropped), (0, 0, 0));
+        assert!(run.counted(&["out_of_step", "base_0_rgb"]) >= 15);
+        run.assert_safe();
+    }
+}
+
+#[test]
+fn simulated_time_may_begin_with_a_stamp_of_zero_and_pass_slowly() {
+    let plain = replay(&healthy(0, S), &parameters("")).ok();
+    for slower in [1, 30] {
+        let messages: Vec<Message> = healthy(0, S)
+            .into_iter()
+            .map(|(topic, _, log, _)| {
+                let (log, stamp) = (T0 + (log - T0) * slower, log - T0);
+                if topic == CAMERA {
+                    image(log, stamp, "rgb8", 0)
+                } else {
+                    joints(log, stamp, &["b", "a"], &[0.2, -0.1])
+                }
+            })
+            .collect();
+        let run = replay(&messages, &parameters("")).ok();
+        // What is stamped 0 counts from its log time, here at most 0.6 s too early: the first inference has to wait.
+        assert!(run.chunks().len() + 1 >= plain.chunks().len(), "{slower}: {:?}", run.chunks());
+        assert_eq!((run.counted(&["clock_jump"]), run.counted(&["joints_stale"])), (0, 0), "{slower}");
+        assert!((run.summary()["duration_s"].as_f64().unwrap() - 0.98).abs() < 0.03);
+    }
+}
+
+#[test]
 fn messages_without_a_stamp_count_from_their_log_time() {
     let messages: Vec<Message> = healthy(0, S)
         .into_iter()
