@@ -7,6 +7,7 @@
 //! At one instant messages are taken first, then inferences end, then one begins, then the tick comes: an observation
 //! has every message of its instant, whatever their order in the bag.
 
+use std::mem;
 use std::sync::Arc;
 use std::thread;
 use std::time::Instant;
@@ -17,11 +18,11 @@ use super::bag::{Bag, BagError, Record};
 use super::bag_clock::{BagClock, Reading, Stamped};
 use super::message::Message;
 use super::pace::{Pace, Speed};
-use super::recording::{ChunkRecord, CommandSample, JointInfo, Recording};
+use super::recording::{ChunkRecord, CommandSample, JointInfo, Recording, SentTrajectory};
 use super::topics::{Role, TopicError, Topics};
 use super::worker::Worker;
 use crate::clock::{NS_PER_MS, NS_PER_S, Stamp, Steady};
-use crate::config::{Config, Execution};
+use crate::config::{CommandType, Config, Execution};
 use crate::control::limits::LimitsError;
 use crate::control::scheduler::ControlError;
 use crate::control::{Chunk, Reason, Rejected, Scheduler};
@@ -127,6 +128,13 @@ struct Pending {
     outdated: bool,
 }
 
+/// A chunk on its way to the scheduler.
+struct Arrived {
+    chunk: Chunk,
+    /// All but what the scheduler makes of it.
+    record: ChunkRecord,
+}
+
 struct Player<'a> {
     config: &'a Config,
     policy: Arc<Policy>,
@@ -140,6 +148,10 @@ struct Player<'a> {
     now: Option<Stamp>,
     next_tick: Stamp,
     pending: Option<Pending>,
+    /// Chunks for the end of the next tick: a trajectory begins at a tick, whose command is a point of the one before.
+    arrived: Vec<Arrived>,
+    /// Of the way to rest that was recorded last.
+    sent_revision: u64,
     /// When to ask the intake for an observation next, if no message comes before.
     ask_at: Option<Stamp>,
     /// After the last message: the joints, if they were fresh then. That a bag ends is no fault of the robot.
@@ -175,6 +187,8 @@ impl<'a> Player<'a> {
             now: None,
             next_tick: Stamp(0),
             pending: None,
+            arrived: Vec::new(),
+            sent_revision: 0,
             ask_at: None,
             at_end: None,
             next_id: 0,
@@ -314,6 +328,7 @@ impl<'a> Player<'a> {
             self.pace.wait_until(next);
             self.now = Some(next);
             self.infer(next)?;
+            self.send_trajectory();
             if due.is_none() {
                 self.tick(next);
                 self.next_tick = Stamp(next.0.saturating_add(period));
@@ -342,9 +357,31 @@ impl<'a> Player<'a> {
                 limited: command.limited,
             });
         }
+        for arrived in mem::take(&mut self.arrived) {
+            self.accept(arrived, now);
+        }
+        self.send_trajectory();
         if self.scheduler.wants_chunk() && !wanted_chunk {
             self.ask_at = Some(now);
         }
+    }
+
+    /// Records the way to rest that the node would have published, if it has become another.
+    fn send_trajectory(&mut self) {
+        let revision = self.scheduler.revision();
+        if !self.is_sending_trajectories() || revision == self.sent_revision {
+            return;
+        }
+        if let Some(preview) = self.scheduler.preview() {
+            let trajectory = preview.trajectory();
+            let points = trajectory.points().map(|(after_ns, values)| (after_ns, values.to_vec())).collect();
+            self.recording.trajectories.push(SentTrajectory { stamp: Stamp(trajectory.start.0), points });
+            self.sent_revision = revision;
+        }
+    }
+
+    fn is_sending_trajectories(&self) -> bool {
+        self.config.control.command == CommandType::JointTrajectory
     }
 
     /// Ends the inference under way if it is done, and begins one if it is time.
@@ -428,25 +465,36 @@ impl<'a> Player<'a> {
             period_ns: (NS_PER_S as f64 / rate).round() as i64,
             actions: response.actions,
         };
+        let keep = id.is_multiple_of(self.seen_every);
+        let record = ChunkRecord {
+            id,
+            observed,
+            arrived: now,
+            dropped_steps: 0,
+            actions: Vec::new(),
+            tokens: response.tokens,
+            image_age_ms,
+            timings: response.timings,
+            seen: keep.then(|| response.images.iter().map(as_bytes).collect()),
+            seen_side: self.policy.shape().image_side,
+        };
+        let arrived = Arrived { chunk, record };
+        match self.is_sending_trajectories() {
+            true => self.arrived.push(arrived),
+            false => self.accept(arrived, now),
+        }
+    }
+
+    /// The scheduler takes a chunk, or not.
+    fn accept(&mut self, Arrived { chunk, record }: Arrived, now: Stamp) {
         match self.scheduler.accept(&chunk, Steady(now.0)) {
             Ok(accepted) => {
-                let keep = id.is_multiple_of(self.seen_every);
-                self.recording.chunks.push(ChunkRecord {
-                    id,
-                    observed,
-                    arrived: now,
-                    dropped_steps: accepted.dropped_steps,
-                    actions: chunk.actions,
-                    tokens: response.tokens,
-                    image_age_ms,
-                    timings: response.timings,
-                    seen: keep.then(|| response.images.iter().map(as_bytes).collect()),
-                    seen_side: self.policy.shape().image_side,
-                });
+                let (dropped_steps, actions) = (accepted.dropped_steps, chunk.actions);
+                self.recording.chunks.push(ChunkRecord { arrived: now, dropped_steps, actions, ..record });
                 self.thin_out_seen();
             }
             Err(rejected) => {
-                self.chunking.refused(id);
+                self.chunking.refused(chunk.id);
                 self.intake.count("chunk_rejected", &reason(&rejected));
             }
         }
@@ -490,9 +538,10 @@ impl<'a> Player<'a> {
         let still = match self.recording.commands.as_slice() {
             [.., before, last] => last.resting && last.values == before.values,
             [_] => false,
-            [] => self.recording.chunks.is_empty() || self.intake.last_measured().is_none(),
+            // Without a measured position a chunk has nowhere to begin.
+            [] => self.scheduler.is_silent() || self.at_end.is_none(),
         };
-        self.pending.is_none() && still
+        self.pending.is_none() && self.arrived.is_empty() && still
     }
 }
 

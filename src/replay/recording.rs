@@ -38,6 +38,8 @@ pub struct Recording {
     pub measured: Vec<Measured>,
     /// Every tick that gave a command, oldest first.
     pub commands: Vec<CommandSample>,
+    /// What was sent instead of each command, oldest first, where commands are trajectories.
+    pub trajectories: Vec<SentTrajectory>,
     /// Every inference, oldest first.
     pub chunks: Vec<ChunkRecord>,
     /// Events by name (`image_dropped: camera base_0_rgb: …`, `position_limited`, …).
@@ -96,6 +98,15 @@ pub struct CommandSample {
     pub resting: bool,
     /// A limit changed at least one value.
     pub limited: bool,
+}
+
+/// A trajectory to rest, as a controller that interpolates is sent it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct SentTrajectory {
+    /// Time of its first point.
+    pub stamp: Stamp,
+    /// Nanoseconds after `stamp`, and one value per joint of [`Recording::joints`].
+    pub points: Vec<(i64, Vec<f64>)>,
 }
 
 /// One inference and the chunk it gave.

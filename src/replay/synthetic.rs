@@ -72,6 +72,7 @@ pub(crate) fn recording(seconds: i64, seen_every: u64) -> Recording {
         joints,
         measured,
         commands,
+        trajectories: Vec::new(),
         chunks,
         counters: [
             ("image_dropped: camera right_wrist_0_rgb: data shorter than step x height".to_owned(), 2),
