@@ -29,6 +29,7 @@ fn recording() -> Recording {
         position_min: -1.0,
         position_max: 1.0,
         velocity_max: 1.0,
+        is_velocity: false,
     };
     let at = |ms: i64| Stamp(START + ms * NS_PER_MS);
     let chunk = |id: u64| ChunkRecord {

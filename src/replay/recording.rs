@@ -61,6 +61,8 @@ pub struct JointInfo {
     pub position_max: f64,
     /// Speed limit (rad/s or m/s).
     pub velocity_max: f64,
+    /// The command is a velocity: all of the above is of it, and no measured position is.
+    pub is_velocity: bool,
 }
 
 impl JointInfo {
@@ -74,12 +76,14 @@ impl JointInfo {
                 position_min: limit.position_min,
                 position_max: limit.position_max,
                 velocity_max: limit.velocity_max,
+                is_velocity: false,
             },
             ControlMode::Velocity => Self {
                 name,
                 position_min: -limit.velocity_max,
                 position_max: limit.velocity_max,
                 velocity_max: limit.acceleration_max,
+                is_velocity: true,
             },
         }
     }

@@ -32,6 +32,7 @@ pub(crate) fn recording(seconds: i64, seen_every: u64) -> Recording {
                 position_min,
                 position_max,
                 velocity_max,
+                is_velocity: false,
             })
         })
         .collect();

@@ -223,6 +223,22 @@ fn every_trajectory_goes_on_from_the_one_before_and_ends_at_rest() {
 }
 
 #[test]
+fn a_joint_that_is_measured_a_little_outside_returns_and_that_is_no_violation() {
+    let messages: Vec<Message> = healthy(0, S)
+        .into_iter()
+        .map(|(topic, kind, log, payload)| match topic.as_str() {
+            JOINTS => joints(log, log, &["a", "b"], &[1.03, 0.2]),
+            _ => (topic, kind, log, payload),
+        })
+        .collect();
+    let run = replay(&messages, &parameters("")).ok();
+    let commands = run.commands();
+    assert!(commands[0].1[0] > 1.0, "it begins where it is");
+    assert!(commands.iter().rev().take(50).all(|(_, values)| values[0] <= 1.0), "and returns");
+    assert_eq!(run.summary()["inside_limits"], true);
+}
+
+#[test]
 fn a_velocity_rests_at_zero() {
     let yaml = parameters("    joints: {velocity_controlled: [true, false]}\n");
     let commands = replay(&healthy(0, S), &yaml).ok().commands();
