@@ -74,8 +74,11 @@ pub struct Replay<'a> {
     pub speed: Speed,
 }
 
-/// A stretch without messages longer than this is not ticked through: the arm has long been at rest.
+/// A stretch without messages longer than this is not ticked through once the arm is at rest.
 const LONGEST_GAP_NS: i64 = 10 * NS_PER_S;
+/// Ticks within which the arm comes to rest when no message comes any more: 100 s at 1 kHz, more than the longest
+/// inference and what a chunk lasts. A motion that takes longer is cut there, and that is said.
+const REST_TICKS: usize = 100_000;
 /// Chunks whose images are kept for the report.
 const SEEN_CHUNKS: usize = 24;
 
@@ -308,9 +311,10 @@ impl<'a> Player<'a> {
     fn advance(&mut self, until: Stamp) -> Result<(), ReplayError> {
         let period = self.scheduler.period_ns();
         if until.since(self.next_tick) > LONGEST_GAP_NS {
-            // Up to the limit the plan brakes and rests; then nothing changes until the next message.
+            // The plan brakes and rests; then nothing changes until the next message.
             let resume = Stamp(self.next_tick.0.saturating_add(LONGEST_GAP_NS));
             self.advance(resume)?;
+            self.come_to_rest(until)?;
             self.intake.count("gap_skipped", "no message for more than 10 s");
             let ticks = until.since(self.next_tick) / period;
             self.next_tick = Stamp(self.next_tick.0.saturating_add(ticks.saturating_mul(period)));
@@ -517,9 +521,13 @@ impl<'a> Player<'a> {
             self.advance(Stamp(end.0.saturating_add(1)))?; // the last instant's inference
             self.intake.end();
             self.at_end = self.intake.measured(end).cloned();
-            let give_up = Stamp(end.0.saturating_add(LONGEST_GAP_NS));
-            while self.next_tick < give_up && !self.at_rest() {
-                self.advance(Stamp(self.next_tick.0.saturating_add(1)))?;
+            self.come_to_rest(Stamp(i64::MAX))?;
+            if !self.at_rest() {
+                let seconds = self.next_tick.since(end) / NS_PER_S;
+                let note = format!(
+                    "{seconds} s after the last message the arm still moves; what follows is left out"
+                );
+                self.recording.notes.push(note);
             }
         }
         if self.recording.chunks.is_empty() {
@@ -533,10 +541,21 @@ impl<'a> Player<'a> {
         Ok(self.recording)
     }
 
+    /// Ticks until the arm is at rest, but not beyond `until`.
+    fn come_to_rest(&mut self, until: Stamp) -> Result<(), ReplayError> {
+        for _ in 0..REST_TICKS {
+            if self.at_rest() || self.next_tick >= until {
+                break;
+            }
+            self.advance(Stamp(self.next_tick.0.saturating_add(1)))?;
+        }
+        Ok(())
+    }
+
     /// Nothing is under way, and commands (if there ever were any) have stopped changing.
     fn at_rest(&self) -> bool {
         let still = match self.recording.commands.as_slice() {
-            [.., before, last] => last.resting && last.values == before.values,
+            [.., before, last] => last.resting && last.values == before.values && self.scheduler.is_at_rest(),
             [_] => false,
             // Without a measured position a chunk has nowhere to begin.
             [] => self.scheduler.is_silent() || self.at_end.is_none(),

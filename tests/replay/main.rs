@@ -223,6 +223,23 @@ fn every_trajectory_goes_on_from_the_one_before_and_ends_at_rest() {
 }
 
 #[test]
+fn a_motion_is_followed_to_its_rest_however_long_it_takes() {
+    // A chunk of 50 steps lasts 12.5 s, and nothing goes stale meanwhile.
+    let yaml = parameters("    control: {policy_rate_hz: 4.0}\n    joints: {max_age_ms: 60000}\n");
+    let mut messages = healthy(0, S);
+    messages.extend(healthy(40 * S, 41 * S));
+    let run = replay(&messages, &yaml).ok();
+    let commands = run.commands();
+    let rests = |at: usize| commands[at].1 == commands[at - 1].1;
+    let gaps: Vec<usize> =
+        (2..commands.len()).filter(|&k| commands[k].0 - commands[k - 1].0 > 10 * MS).collect();
+    assert_eq!(gaps.len(), 1);
+    assert!(rests(gaps[0] - 1) && rests(commands.len() - 1));
+    assert!(commands[gaps[0] - 1].0 > 13 * S && commands.last().unwrap().0 > 53 * S);
+    assert_eq!(run.summary()["notes"], serde_json::json!([]));
+}
+
+#[test]
 fn a_joint_that_is_measured_a_little_outside_returns_and_that_is_no_violation() {
     let messages: Vec<Message> = healthy(0, S)
         .into_iter()
