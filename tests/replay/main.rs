@@ -497,6 +497,33 @@ fn a_cut_bag_plays_to_its_last_whole_record_and_says_so() {
 }
 
 #[test]
+fn where_a_topic_is_missing_it_is_said_that_the_bag_is_cut() {
+    let folder = TempDir::new().unwrap();
+    let bytes = fs::read(format!("{}/aloha_raw.mcap", sample("aloha_raw"))).unwrap();
+    let cut = folder.path().join("cut.mcap");
+    fs::write(&cut, &bytes[..200]).unwrap();
+    for command in ["replay", "splice"] {
+        let output = pi05(&[command, cut.to_str().unwrap()]);
+        let stderr = String::from_utf8(output.stderr).unwrap();
+        assert_eq!((output.status.code(), output.stdout.len()), (Some(1), 0), "{command}: {stderr}");
+        assert_eq!(stderr.lines().count(), 1, "{stderr}");
+        assert!(stderr.contains("expected topic") && stderr.contains("truncated"), "{stderr}");
+    }
+}
+
+#[test]
+fn splices_of_a_bag_without_an_observation_are_found_wanting() {
+    let folder = TempDir::new().unwrap();
+    let (bag, config) = (folder.path().join("bag.mcap"), folder.path().join("robot.yaml"));
+    write_mcap(&bag, &healthy(0, 300 * MS));
+    fs::write(&config, parameters("").replace("[a, b]", "[a, wrist]")).unwrap();
+    let output = pi05(&["splice", bag.to_str().unwrap(), "--config", config.to_str().unwrap()]);
+    let stdout = String::from_utf8(output.stdout).unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    assert!(stdout.contains("note: ") && stdout.contains("joints: nothing received"), "{stdout}");
+}
+
+#[test]
 fn results_are_whole_or_not_there() {
     let folder = TempDir::new().unwrap();
     let file = folder.path().join("file");
