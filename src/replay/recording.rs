@@ -1,6 +1,6 @@
 //! Everything a replay leaves behind, in memory: what `commands.mcap`, `summary.json` and `report.html` are made from.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::clock::Stamp;
 use crate::control::limits::{ControlMode, JointLimit};
@@ -38,6 +38,8 @@ pub struct Recording {
     pub measured: Vec<Measured>,
     /// Every tick that gave a command, oldest first.
     pub commands: Vec<CommandSample>,
+    /// Of which commands (indices) the time is not known: their speed is not judged.
+    pub untimed: BTreeSet<usize>,
     /// What was sent instead of each command, oldest first, where commands are trajectories.
     pub trajectories: Vec<SentTrajectory>,
     /// Every inference, oldest first.

@@ -289,7 +289,16 @@ pub(super) fn judge<'a>(
     commands.iter().enumerate().map(move |(i, command)| {
         let value = value_at(command);
         let previous = i.checked_sub(1).and_then(|i| commands.get(i));
-        let velocity = previous.and_then(|previous| {
+        let period =
+            |previous: &CommandSample| command.stamp.since(previous.stamp) as f64 * recording.rate_hz;
+        if previous.is_none_or(|previous| period(previous) > GAP_PERIODS * NS_PER_S as f64)
+            && let Some(measured) = measured(recording, joint, info, command.stamp)
+        {
+            (below, above) = (outside(info.position_min, measured), outside(measured, info.position_max));
+        }
+        let untimed = |i| recording.untimed.contains(&i);
+        let timed = previous.filter(|_| recording.untimed.is_empty() || !(untimed(i) || untimed(i - 1)));
+        let velocity = timed.and_then(|previous| {
             let moved = (value? - value_at(previous)?).abs();
             let dt = seconds(command.stamp.since(previous.stamp));
             Some(match moved > 0.0 {

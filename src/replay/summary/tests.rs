@@ -128,6 +128,17 @@ fn a_change_in_no_time_is_too_fast() {
 }
 
 #[test]
+fn a_speed_is_not_judged_where_the_time_is_not_known() {
+    let mut recording = still();
+    recording.commands[30].values[1] = 0.5;
+    assert_eq!(counts(&recording), (0, 2), "to it and from it");
+    recording.untimed = [30].into();
+    assert_eq!(counts(&recording), (0, 0));
+    recording.commands[30].values[1] = 1.5;
+    assert_eq!(counts(&recording), (1, 0), "its position is");
+}
+
+#[test]
 fn only_timings_differ_between_two_runs() {
     let text = |slower: f64| {
         let mut recording = synthetic::recording(2, 0);
