@@ -382,6 +382,15 @@ fn metadata_that_misleads_is_refused_by_name() {
     assert!(open("- 1\n- 2\n").unwrap_err().contains("not the metadata of a bag"));
     assert!(open("").unwrap_err().contains("not the metadata of a bag"));
     write(folder.path(), "a.mcap", &mcap_bytes(&messages(), PLAIN));
+    let count = "  topics_with_message_count: [{topic_metadata: {name: /joints}, message_count: -3}]\n";
+    for damaged in ["", "rosbag2_bagfile_informa", "- 1\n", &format!("rosbag2_bagfile_information:\n{count}")]
+    {
+        let [note] = &open(damaged).unwrap()[..] else { panic!("one note for {damaged:?}") };
+        assert!(
+            note.contains("metadata.yaml is damaged") && note.ends_with("read the 1 file(s) that are there"),
+            "{note}"
+        );
+    }
     assert_eq!(with("mcap", "../elsewhere/a.mcap").unwrap(), [] as [&str; 0], "only the name counts");
     write(folder.path(), "b.mcap", &mcap_bytes(&messages(), PLAIN));
     assert!(with("mcap", "a.mcap").unwrap()[0].contains("b.mcap: not listed in metadata.yaml, left out"));

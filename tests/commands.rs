@@ -11,7 +11,9 @@ use pi05_thor::config::CommandType;
 use pi05_thor::messages::JointStateMessage;
 use pi05_thor::replay::bag::Bag;
 use pi05_thor::replay::commands::write_commands;
-use pi05_thor::replay::recording::{ChunkRecord, CommandSample, JointInfo, Measured, Recording, Timings};
+use pi05_thor::replay::recording::{
+    ChunkRecord, CommandSample, JointInfo, Measured, Recording, SentTrajectory, Timings,
+};
 
 const START: i64 = 1_760_000_000 * NS_PER_S;
 const TYPES: [(CommandType, &str); 3] = [
@@ -27,6 +29,7 @@ fn recording() -> Recording {
         position_min: -1.0,
         position_max: 1.0,
         velocity_max: 1.0,
+        is_velocity: false,
     };
     let at = |ms: i64| Stamp(START + ms * NS_PER_MS);
     let chunk = |id: u64| ChunkRecord {
@@ -43,10 +46,14 @@ fn recording() -> Recording {
     };
     let tick = |ms: i64| CommandSample {
         stamp: at(ms),
-        values: vec![(0.001 * ms as f64).min(1.45), -1.0], // holds for the last 5 ticks
+        values: vec![0.001 * ms as f64, -1.0],
         chunk: (ms as u64 - 100) / 500,
         resting: false,
         limited: false,
+    };
+    let trajectory = |ms: i64| SentTrajectory {
+        stamp: at(ms),
+        points: (0..100).map(|k| (k * 10 * NS_PER_MS, vec![0.01 * k as f64, -1.0])).collect(),
     };
     Recording {
         policy_rate_hz: 50.0,
@@ -57,6 +64,7 @@ fn recording() -> Recording {
             .map(|k| Measured { stamp: at(20 * k), positions: vec![k as f64, 0.5, -1.0] })
             .collect(),
         commands: (10..150).map(|k| tick(10 * k)).collect(),
+        trajectories: [100, 600, 1100].map(trajectory).into(),
         chunks: (0..3).map(chunk).collect(),
         counters: BTreeMap::new(),
         ..Recording::default()

@@ -1,5 +1,6 @@
 //! `pi05 splice`: how smoothly chunks follow each other in each mode, on a bag.
 
+use std::collections::BTreeSet;
 use std::io::Write;
 use std::path::PathBuf;
 
@@ -14,6 +15,7 @@ use crate::pipeline::setup::Setup;
 use crate::replay::bag::Bag;
 use crate::replay::pace::Speed;
 use crate::replay::player::Replay;
+use crate::replay::recording::Recording;
 use crate::replay::switches::{Switches, switches};
 use crate::replay::topics::Topics;
 
@@ -23,7 +25,7 @@ use crate::replay::topics::Topics;
                         Plays the bag once per mode, and once more without limits, so that\n\
                         what the limits smooth is told from what the mode does. Prints the jump in commanded\n\
                         acceleration from one tick to the next, where a chunk takes over and inside of chunks.\n\
-                        Modes that the checkpoint was not trained for are left out.")]
+                        Modes that the checkpoint was not trained for are left out. Exit code 1 if no chunk was made.")]
 pub struct Args {
     /// rosbag2 folder, .mcap or .db3 file
     #[arg(value_name = "BAG")]
@@ -36,24 +38,33 @@ pub struct Args {
     checkpoint: Option<String>,
 }
 
+const HEAD: &str =
+    "| execution | limits | switches | at a switch p50 | p99 | max | inside p50 | p99 | max | limited ticks |
+|---|---|---|---|---|---|---|---|---|---|";
+
 pub fn run(args: Args) -> Result<Verdict, Failure> {
     let config = load_config(args.config.as_deref(), args.checkpoint)?;
     let bag = Bag::open(&args.bag)?;
     let mut out = stdout();
-    writeln!(
-        out,
-        "| execution | limits | switches | at a switch p50 | p99 | max | inside p50 | p99 | max | limited ticks |"
-    )?;
-    writeln!(out, "|---|---|---|---|---|---|---|---|---|---|")?;
+    let (mut rows, mut notes) = (0, BTreeSet::new());
+    let mut any_chunk = false;
     for unlimited in [false, true] {
         for execution in MODES {
-            if let Some(found) = play(&config, &bag, execution, unlimited)? {
-                let limits = if unlimited { "none" } else { "all" };
-                writeln!(out, "{}", row(execution, limits, &found))?;
+            let Some(recording) = play(&config, &bag, execution, unlimited)? else { continue };
+            if rows == 0 {
+                writeln!(out, "{HEAD}")?;
             }
+            let limits = if unlimited { "none" } else { "all" };
+            writeln!(out, "{}", row(execution, limits, &switches(&recording)))?;
+            rows += 1;
+            any_chunk |= !recording.chunks.is_empty();
+            notes.extend(recording.notes);
         }
     }
-    Ok(Verdict::Ok)
+    for note in &notes {
+        writeln!(out, "note: {note}")?;
+    }
+    Ok(if any_chunk { Verdict::Ok } else { Verdict::Wanting })
 }
 
 fn play(
@@ -61,7 +72,7 @@ fn play(
     bag: &Bag,
     execution: Execution,
     unlimited: bool,
-) -> Result<Option<Switches>, Failure> {
+) -> Result<Option<Recording>, Failure> {
     let mut config = config.clone();
     config.control.execution = Execution::Latest;
     if unlimited {
@@ -85,7 +96,7 @@ fn play(
     let recording =
         replay.run(bag, |played, all| progress::set(&bar, (played * 1e3) as u64, (all * 1e3) as u64))?;
     bar.finish_and_clear();
-    Ok(Some(switches(&recording)))
+    Ok(Some(recording))
 }
 
 fn row(execution: Execution, limits: &str, found: &Switches) -> String {

@@ -190,6 +190,11 @@ impl Scheduler {
         self.motion.is_silent()
     }
 
+    /// The last command is where it rests, or there is none; only a new chunk changes that.
+    pub fn is_at_rest(&self) -> bool {
+        self.motion.is_silent() || self.motion.is_at_rest()
+    }
+
     /// Whether an inference may begin now. Executing open loop, none does before the chunk is executed and the arm rests.
     pub fn wants_chunk(&self) -> bool {
         wants_chunk(self.motion.splice().execution, self.state)

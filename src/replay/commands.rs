@@ -5,14 +5,14 @@
 //!
 //! | topic | type | log time | content |
 //! |---|---|---|---|
-//! | `/commands` | the configured [`CommandType`] | the tick, or the first tick of a chunk | what the arm was told |
+//! | `/commands` | the configured [`CommandType`] | the tick, or that at which a trajectory begins | what the arm was told |
 //! | `/joint_states` | `sensor_msgs/JointState` | the measurement | measured positions that were used |
 //! | `/chunks` | `trajectory_msgs/JointTrajectory` | the chunk's arrival | every step, counted from its observation |
 
 use std::path::Path;
 
 use super::bag_writer::{BagWriteError, MessageType, write_bag};
-use super::recording::{ChunkRecord, CommandSample, Measured, Recording};
+use super::recording::{ChunkRecord, CommandSample, Measured, Recording, SentTrajectory};
 use crate::clock::{NS_PER_S, Stamp};
 use crate::config::CommandType;
 use crate::messages::{
@@ -60,25 +60,25 @@ struct Event<'a> {
 }
 
 enum Content<'a> {
-    /// One tick, or the ticks of one chunk.
-    Command(&'a [CommandSample]),
+    Command(&'a CommandSample),
+    Trajectory(&'a SentTrajectory),
     Measured(&'a Measured),
     Chunk(&'a ChunkRecord),
 }
 
 impl<'a> Tracks<'a> {
     fn new(recording: &'a Recording, command: CommandType) -> Self {
-        let together = |a: &CommandSample, b: &CommandSample| {
-            command == CommandType::JointTrajectory && a.chunk == b.chunk
-        };
-        let commands = recording.commands.chunk_by(together).filter_map(|samples| {
-            Some(Event { time: samples.first()?.stamp, topic: 0, content: Content::Command(samples) })
-        });
+        let is_trajectory = command == CommandType::JointTrajectory;
+        let commands = recording.commands.iter().filter(|_| !is_trajectory);
+        let commands = commands.map(|c| Event { time: c.stamp, topic: 0, content: Content::Command(c) });
+        let trajectories = recording.trajectories.iter().filter(|_| is_trajectory);
+        let trajectories =
+            trajectories.map(|t| Event { time: t.stamp, topic: 0, content: Content::Trajectory(t) });
         let measured = recording.measured.iter();
         let measured = measured.map(|m| Event { time: m.stamp, topic: 1, content: Content::Measured(m) });
         let chunks = recording.chunks.iter();
         let chunks = chunks.map(|c| Event { time: c.arrived, topic: 2, content: Content::Chunk(c) });
-        let mut events: Vec<_> = commands.chain(measured).chain(chunks).collect();
+        let mut events: Vec<_> = commands.chain(trajectories).chain(measured).chain(chunks).collect();
         events.sort_by_key(|event| (event.time, event.topic));
         let context = Context {
             command,
@@ -93,7 +93,13 @@ impl<'a> Tracks<'a> {
 impl Content<'_> {
     fn encode(&self, context: &Context<'_>) -> Vec<u8> {
         match self {
-            Self::Command(samples) => context.encode_command(samples),
+            Self::Command(sample) => context.encode_command(sample),
+            Self::Trajectory(trajectory) => {
+                let points = trajectory.points.iter();
+                let points = points
+                    .map(|&(time_from_start, ref positions)| TrajectoryPoint { time_from_start, positions });
+                context.encode_trajectory(trajectory.stamp, points.collect())
+            }
             Self::Measured(measured) => JointStateMessage {
                 stamp: measured.stamp,
                 names: context
@@ -118,20 +124,14 @@ impl Content<'_> {
 }
 
 impl Context<'_> {
-    fn encode_command(&self, samples: &[CommandSample]) -> Vec<u8> {
+    fn encode_command(&self, sample: &CommandSample) -> Vec<u8> {
         let mut payload = Vec::new();
-        let Some(first) = samples.first() else { return payload };
         match self.command {
-            CommandType::Float64MultiArray => put_float64_multi_array(&first.values, &mut payload),
             CommandType::JointState => {
-                put_joint_state(first.stamp, &self.joint_names, &first.values, &mut payload);
+                put_joint_state(sample.stamp, &self.joint_names, &sample.values, &mut payload);
             }
-            CommandType::JointTrajectory => {
-                let moving = moving(samples).iter().map(|sample| TrajectoryPoint {
-                    time_from_start: sample.stamp.since(first.stamp),
-                    positions: &sample.values,
-                });
-                payload = self.encode_trajectory(first.stamp, moving.collect());
+            CommandType::Float64MultiArray | CommandType::JointTrajectory => {
+                put_float64_multi_array(&sample.values, &mut payload);
             }
         }
         payload
@@ -140,13 +140,6 @@ impl Context<'_> {
     fn encode_trajectory(&self, stamp: Stamp, points: Vec<TrajectoryPoint<'_>>) -> Vec<u8> {
         JointTrajectoryMessage { stamp, joint_names: self.joint_names.clone(), points }.encode()
     }
-}
-
-/// Without the samples at the end that hold the position reached before.
-fn moving(samples: &[CommandSample]) -> &[CommandSample] {
-    let holds = |pair: &&[CommandSample]| matches!(pair, [a, b] if a.values == b.values);
-    let held = samples.windows(2).rev().take_while(holds).count();
-    samples.get(..samples.len() - held).unwrap_or(samples)
 }
 
 /// A name for each value of a measured state: that of the joint it belongs to, else `state_N`.

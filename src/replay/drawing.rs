@@ -98,7 +98,7 @@ impl<'a> Drawing<'a> {
         let mut joints = Vec::new();
         let (mut commanded_values, mut measured_values) = (Vec::new(), Vec::new());
         for (j, info) in recording.joints.iter().enumerate() {
-            let judged: Vec<Judged> = judge(commands, j, info).collect();
+            let judged: Vec<Judged> = judge(recording, j, info).collect();
             let limited =
                 indices(judged.iter().zip(commands).map(|(at, c)| c.limited && held_by_limit(at, info)));
             let violated = indices(judged.iter().map(|at| at.position_violated || at.velocity_violated));

@@ -72,6 +72,7 @@ pub fn recording(bag: &Bag, config: &Config, slots: &CameraSlots) -> Result<Reco
         intake: Intake::new(config, &[], &[])?,
         commanded: JointMap::new(config.joints.action_names.clone())?,
         ticks: Ticks::new(config.control.rate_hz),
+        logged: Vec::new(),
         id_offset: 0,
         image_stamps: Vec::new(),
         recording: Recording {
@@ -171,6 +172,8 @@ struct Reader<'a> {
     intake: Intake,
     commanded: JointMap,
     ticks: Ticks,
+    /// When each command was logged, where that is all that tells its time.
+    logged: Vec<Stamp>,
     /// Added to the chunks' numbers, which begin anew with every activation.
     id_offset: u64,
     /// By chunk: those of the images that it was computed from.
@@ -205,13 +208,17 @@ impl Reader<'_> {
             Source::Values => match decode_float64_multi_array(payload) {
                 Ok(values) => {
                     let stamp = self.ticks.stamp(log_time);
-                    self.take_command(stamp, values);
+                    if self.take_command(stamp, values) {
+                        self.logged.push(log_time);
+                    }
                 }
                 Err(error) => self.intake.count("command_dropped", &error.to_string()),
             },
             Source::States => match JointStateMessage::decode(payload) {
                 Ok(message) => match self.commanded.positions(&message.names, &message.position) {
-                    Ok(values) => self.take_command(message.stamp, values),
+                    Ok(values) => {
+                        self.take_command(message.stamp, values);
+                    }
                     Err(error) => self.intake.count("command_dropped", &error.to_string()),
                 },
                 Err(error) => self.intake.count("command_dropped", &error.to_string()),
@@ -231,6 +238,12 @@ impl Reader<'_> {
                 format!("expected {width} joints, found {named} joints, {steps} steps and {values} values");
             return self.intake.count("chunk_rejected", &why);
         }
+        let place = |name: &String| message.joint_names.iter().position(|found| found == name);
+        let places: Option<Vec<usize>> = self.config.joints.action_names.iter().map(place).collect();
+        let Some(places) = places else {
+            return self.intake.count("chunk_rejected", "its joints are not those of joints.action_names");
+        };
+        let by_name = |step: &[f64]| places.iter().filter_map(|&place| step.get(place).copied()).collect();
         let id = match self.recording.chunks.last() {
             None => message.id,
             Some(last) => {
@@ -253,7 +266,7 @@ impl Reader<'_> {
             observed: message.stamp,
             arrived,
             dropped_steps: (elapsed.ceil().max(0.0) as usize).min(steps),
-            actions: message.actions.chunks(width).map(<[f64]>::to_vec).collect(),
+            actions: message.actions.chunks(width).map(by_name).collect(),
             tokens: message.tokens as usize,
             image_age_ms: message.image_stamps.iter().map(|stamp| stamp.map(age_ms)).collect(),
             timings,
@@ -262,12 +275,13 @@ impl Reader<'_> {
         });
     }
 
-    /// The chunk that a command followed is the newest one that had arrived.
-    fn take_command(&mut self, stamp: Stamp, values: Vec<f64>) {
+    /// The chunk that a command followed is the newest one that had arrived. Tells whether it was taken.
+    fn take_command(&mut self, stamp: Stamp, values: Vec<f64>) -> bool {
         let width = self.recording.joints.len();
         if values.len() != width {
             let why = format!("expected {width} values, found {}", values.len());
-            return self.intake.count("command_dropped", &why);
+            self.intake.count("command_dropped", &why);
+            return false;
         }
         let chunk = self.recording.chunks.last();
         let resting = chunk.is_none_or(|chunk| {
@@ -276,10 +290,11 @@ impl Reader<'_> {
         });
         let chunk = chunk.map_or(0, |chunk| chunk.id);
         self.recording.commands.push(CommandSample { stamp, values, chunk, resting, limited: false });
+        true
     }
 
     fn finish(mut self) -> (Recording, Vec<Vec<Option<Stamp>>>) {
-        let Recording { measured, commands, chunks, notes, .. } = &mut self.recording;
+        let Recording { measured, commands, chunks, notes, untimed, .. } = &mut self.recording;
         let stamps = || {
             let chunks = chunks.iter().flat_map(|chunk| [chunk.observed, chunk.arrived]);
             measured.iter().map(|m| m.stamp).chain(commands.iter().map(|c| c.stamp)).chain(chunks)
@@ -289,6 +304,12 @@ impl Reader<'_> {
             let note =
                 "the bag's log times are not of the stamps' clock; in simulation record with --use-sim-time";
             notes.push(note.to_owned());
+        }
+        *untimed = self.ticks.untimed(&self.logged);
+        if !untimed.is_empty() {
+            let count = untimed.len();
+            let when = "when each was given is not known, and their speed not judged";
+            notes.push(format!("{count} commands were logged together: {when}"));
         }
         (self.recording.start, self.recording.end) = (start, end);
         self.recording.counters = self.intake.counters().iter().map(|(name, n)| (name.clone(), *n)).collect();

@@ -1,7 +1,7 @@
 //! A few complete observations of a bag, evenly spread: what `pi05 steps` measures on. Nothing is inferred or commanded.
 
 use super::bag::Bag;
-use super::bag_clock::BagClock;
+use super::bag_clock::{BagClock, Stamped};
 use super::message::Message;
 use super::player::ReplayError;
 use super::topics::Topics;
@@ -21,7 +21,7 @@ pub fn observations(
     count: usize,
 ) -> Result<Vec<(Observation, String)>, ReplayError> {
     let mut intake = Intake::new(config, cameras, &topics.cameras)?;
-    let mut clock = BagClock::new(bag.topics().len());
+    let mut clock = BagClock::of(bag, topics)?;
     let mut prompt = config.prompt.clone();
     let mut found: Vec<(Observation, String)> = Vec::new();
     let (first, last) = bag.time_range().unwrap_or_default();
@@ -34,7 +34,8 @@ pub fn observations(
         }
         for &(index, role) in topics.roles.iter().filter(|(index, _)| *index == record.topic) {
             let Ok(message) = Message::decode(role, &record.payload) else { continue };
-            let reading = clock.read(index, message.stamp(), record.log_time);
+            let stamped = Stamped { topic: index, stamp: message.stamp(), log_time: record.log_time };
+            let reading = clock.read(stamped);
             if reading.jumped {
                 intake.clear();
             }
@@ -55,7 +56,7 @@ pub fn observations(
                 Message::Prompt(text) => text.clone_into(&mut prompt),
             }
             let due = record.log_time.saturating_sub(first) >= apart.saturating_mul(found.len() as i64);
-            if due && let Next::Ready(observation) = intake.next_observation(reading.time) {
+            if due && let Next::Ready(observation) = intake.next_observation(reading.at) {
                 found.push((observation, prompt.clone()));
             }
         }

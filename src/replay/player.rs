@@ -7,6 +7,7 @@
 //! At one instant messages are taken first, then inferences end, then one begins, then the tick comes: an observation
 //! has every message of its instant, whatever their order in the bag.
 
+use std::mem;
 use std::sync::Arc;
 use std::thread;
 use std::time::Instant;
@@ -14,14 +15,14 @@ use std::time::Instant;
 use thiserror::Error;
 
 use super::bag::{Bag, BagError, Record};
-use super::bag_clock::{BagClock, Reading};
+use super::bag_clock::{BagClock, Reading, Stamped};
 use super::message::Message;
 use super::pace::{Pace, Speed};
-use super::recording::{ChunkRecord, CommandSample, JointInfo, Recording};
+use super::recording::{ChunkRecord, CommandSample, JointInfo, Recording, SentTrajectory};
 use super::topics::{Role, TopicError, Topics};
 use super::worker::Worker;
-use crate::clock::{NS_PER_MS, NS_PER_S, Stamp, Steady};
-use crate::config::{Config, Execution};
+use crate::clock::{FUTURE_TOLERANCE_NS, NS_PER_MS, NS_PER_S, Stamp, Steady};
+use crate::config::{CommandType, Config, Execution};
 use crate::control::limits::LimitsError;
 use crate::control::scheduler::ControlError;
 use crate::control::{Chunk, Reason, Rejected, Scheduler};
@@ -72,8 +73,11 @@ pub struct Replay<'a> {
     pub speed: Speed,
 }
 
-/// A stretch without messages longer than this is not ticked through: the arm has long been at rest.
+/// A stretch without messages longer than this is not ticked through once the arm is at rest.
 const LONGEST_GAP_NS: i64 = 10 * NS_PER_S;
+/// Ticks within which the arm comes to rest when no message comes any more: 100 s at 1 kHz, more than the longest
+/// inference and what a chunk lasts. A motion that takes longer is cut there, and that is said.
+const REST_TICKS: usize = 100_000;
 /// Chunks whose images are kept for the report.
 const SEEN_CHUNKS: usize = 24;
 
@@ -92,7 +96,7 @@ impl Replay<'_> {
                 Speed::Times(_) => Worker::thread(scope, inference),
             };
             let mut player = Player::new(config, cameras, topics, policy, (worker, engine), speed)?;
-            let mut clock = BagClock::new(bag.topics().len());
+            let mut clock = BagClock::of(bag, topics)?;
             let indices: Vec<usize> = topics.roles.iter().map(|(index, _)| *index).collect();
             let mut damage = None;
             for record in bag.records(&indices)? {
@@ -126,6 +130,13 @@ struct Pending {
     outdated: bool,
 }
 
+/// A chunk on its way to the scheduler.
+struct Arrived {
+    chunk: Chunk,
+    /// All but what the scheduler makes of it.
+    record: ChunkRecord,
+}
+
 struct Player<'a> {
     config: &'a Config,
     policy: Arc<Policy>,
@@ -139,6 +150,10 @@ struct Player<'a> {
     now: Option<Stamp>,
     next_tick: Stamp,
     pending: Option<Pending>,
+    /// Chunks for the end of the next tick: a trajectory begins at a tick, whose command is a point of the one before.
+    arrived: Vec<Arrived>,
+    /// Of the way to rest that was recorded last.
+    sent_revision: u64,
     /// When to ask the intake for an observation next, if no message comes before.
     ask_at: Option<Stamp>,
     /// After the last message: the joints, if they were fresh then. That a bag ends is no fault of the robot.
@@ -174,6 +189,8 @@ impl<'a> Player<'a> {
             now: None,
             next_tick: Stamp(0),
             pending: None,
+            arrived: Vec::new(),
+            sent_revision: 0,
             ask_at: None,
             at_end: None,
             next_id: 0,
@@ -196,12 +213,16 @@ impl<'a> Player<'a> {
 
     /// One message: time passes until it, then it is taken in.
     fn take(&mut self, record: &Record, topics: &Topics, clock: &mut BagClock) -> Result<(), ReplayError> {
-        for &(index, role) in topics.roles.iter().filter(|(index, _)| *index == record.topic) {
-            match Message::decode(role, &record.payload) {
+        let &Record { topic, log_time, ref payload } = record;
+        for &(_, role) in topics.roles.iter().filter(|(index, _)| *index == topic) {
+            match Message::decode(role, payload) {
                 Ok(message) => {
-                    let reading = clock.read(index, message.stamp(), record.log_time);
-                    self.pass_until(reading)?;
-                    self.take_message(message, reading.time);
+                    let reading = clock.read(Stamped { topic, stamp: message.stamp(), log_time });
+                    // A text comes with the message before it: it has but a log time, and that makes no time pass.
+                    if role != Role::Prompt {
+                        self.pass_until(reading, role)?;
+                    }
+                    self.take_message(message, reading);
                 }
                 Err(error) => self.refuse(role, &error),
             }
@@ -209,7 +230,7 @@ impl<'a> Player<'a> {
         Ok(())
     }
 
-    fn take_message(&mut self, message: Message<'_>, time: Stamp) {
+    fn take_message(&mut self, message: Message<'_>, Reading { at, time, .. }: Reading) {
         match message {
             Message::Raw(slot, message) => {
                 let ImageMessage { width, height, encoding, is_bigendian, step, data, .. } = message;
@@ -220,7 +241,8 @@ impl<'a> Player<'a> {
                 self.intake.take_image(slot, time, decode_compressed(format, data));
             }
             Message::Joints(JointStateMessage { names, position, .. }) => {
-                if self.intake.take_joints(time, &names, &position) {
+                let taken = self.intake.take_joints(time, &names, &position);
+                if taken && time.since(at) <= FUTURE_TOLERANCE_NS {
                     self.recording.measured.extend(self.intake.last_measured().cloned());
                 }
             }
@@ -252,18 +274,27 @@ impl<'a> Player<'a> {
     }
 
     /// Lets time pass until a message's; what is due before it happens first.
-    fn pass_until(&mut self, Reading { time, jumped }: Reading) -> Result<(), ReplayError> {
+    fn pass_until(&mut self, reading: Reading, role: Role) -> Result<(), ReplayError> {
+        let Reading { at, in_step, jumped, .. } = reading;
         match self.now {
             None => {
-                self.now = Some(time);
-                self.next_tick = time;
-                self.pace.wait_until(time);
-                (self.recording.start, self.recording.end) = (time, time);
+                self.now = Some(at);
+                self.next_tick = at;
+                self.pace.wait_until(at);
+                (self.recording.start, self.recording.end) = (at, at);
             }
             Some(now) => {
-                self.advance(now.max(time))?;
-                self.recording.end = self.recording.end.max(time);
+                self.advance(now.max(at))?;
+                self.recording.end = self.recording.end.max(at);
             }
+        }
+        if !in_step {
+            let source = match role {
+                Role::RawCamera(slot) | Role::CompressedCamera(slot) => self.recording.cameras.get(slot),
+                Role::Joints | Role::Prompt => None,
+            };
+            let source = source.map_or("joints", String::as_str);
+            self.intake.count("out_of_step", &format!("{source}: stamped far from what else comes"));
         }
         if jumped {
             self.intake.count("clock_jump", "stamps jumped; buffers cleared");
@@ -279,9 +310,10 @@ impl<'a> Player<'a> {
     fn advance(&mut self, until: Stamp) -> Result<(), ReplayError> {
         let period = self.scheduler.period_ns();
         if until.since(self.next_tick) > LONGEST_GAP_NS {
-            // Up to the limit the plan brakes and rests; then nothing changes until the next message.
+            // The plan brakes and rests; then nothing changes until the next message.
             let resume = Stamp(self.next_tick.0.saturating_add(LONGEST_GAP_NS));
             self.advance(resume)?;
+            self.come_to_rest(until)?;
             self.intake.count("gap_skipped", "no message for more than 10 s");
             let ticks = until.since(self.next_tick) / period;
             self.next_tick = Stamp(self.next_tick.0.saturating_add(ticks.saturating_mul(period)));
@@ -299,6 +331,7 @@ impl<'a> Player<'a> {
             self.pace.wait_until(next);
             self.now = Some(next);
             self.infer(next)?;
+            self.send_trajectory();
             if due.is_none() {
                 self.tick(next);
                 self.next_tick = Stamp(next.0.saturating_add(period));
@@ -327,9 +360,31 @@ impl<'a> Player<'a> {
                 limited: command.limited,
             });
         }
+        for arrived in mem::take(&mut self.arrived) {
+            self.accept(arrived, now);
+        }
+        self.send_trajectory();
         if self.scheduler.wants_chunk() && !wanted_chunk {
             self.ask_at = Some(now);
         }
+    }
+
+    /// Records the way to rest that the node would have published, if it has become another.
+    fn send_trajectory(&mut self) {
+        let revision = self.scheduler.revision();
+        if !self.is_sending_trajectories() || revision == self.sent_revision {
+            return;
+        }
+        if let Some(preview) = self.scheduler.preview() {
+            let trajectory = preview.trajectory();
+            let points = trajectory.points().map(|(after_ns, values)| (after_ns, values.to_vec())).collect();
+            self.recording.trajectories.push(SentTrajectory { stamp: Stamp(trajectory.start.0), points });
+            self.sent_revision = revision;
+        }
+    }
+
+    fn is_sending_trajectories(&self) -> bool {
+        self.config.control.command == CommandType::JointTrajectory
     }
 
     /// Ends the inference under way if it is done, and begins one if it is time.
@@ -413,25 +468,36 @@ impl<'a> Player<'a> {
             period_ns: (NS_PER_S as f64 / rate).round() as i64,
             actions: response.actions,
         };
+        let keep = id.is_multiple_of(self.seen_every);
+        let record = ChunkRecord {
+            id,
+            observed,
+            arrived: now,
+            dropped_steps: 0,
+            actions: Vec::new(),
+            tokens: response.tokens,
+            image_age_ms,
+            timings: response.timings,
+            seen: keep.then(|| response.images.iter().map(as_bytes).collect()),
+            seen_side: self.policy.shape().image_side,
+        };
+        let arrived = Arrived { chunk, record };
+        match self.is_sending_trajectories() {
+            true => self.arrived.push(arrived),
+            false => self.accept(arrived, now),
+        }
+    }
+
+    /// The scheduler takes a chunk, or not.
+    fn accept(&mut self, Arrived { chunk, record }: Arrived, now: Stamp) {
         match self.scheduler.accept(&chunk, Steady(now.0)) {
             Ok(accepted) => {
-                let keep = id.is_multiple_of(self.seen_every);
-                self.recording.chunks.push(ChunkRecord {
-                    id,
-                    observed,
-                    arrived: now,
-                    dropped_steps: accepted.dropped_steps,
-                    actions: chunk.actions,
-                    tokens: response.tokens,
-                    image_age_ms,
-                    timings: response.timings,
-                    seen: keep.then(|| response.images.iter().map(as_bytes).collect()),
-                    seen_side: self.policy.shape().image_side,
-                });
+                let (dropped_steps, actions) = (accepted.dropped_steps, chunk.actions);
+                self.recording.chunks.push(ChunkRecord { arrived: now, dropped_steps, actions, ..record });
                 self.thin_out_seen();
             }
             Err(rejected) => {
-                self.chunking.refused(id);
+                self.chunking.refused(chunk.id);
                 self.intake.count("chunk_rejected", &reason(&rejected));
             }
         }
@@ -454,9 +520,13 @@ impl<'a> Player<'a> {
             self.advance(Stamp(end.0.saturating_add(1)))?; // the last instant's inference
             self.intake.end();
             self.at_end = self.intake.measured(end).cloned();
-            let give_up = Stamp(end.0.saturating_add(LONGEST_GAP_NS));
-            while self.next_tick < give_up && !self.at_rest() {
-                self.advance(Stamp(self.next_tick.0.saturating_add(1)))?;
+            self.come_to_rest(Stamp(i64::MAX))?;
+            if !self.at_rest() {
+                let seconds = self.next_tick.since(end) / NS_PER_S;
+                let note = format!(
+                    "{seconds} s after the last message the arm still moves; what follows is left out"
+                );
+                self.recording.notes.push(note);
             }
         }
         if self.recording.chunks.is_empty() {
@@ -485,14 +555,26 @@ impl<'a> Player<'a> {
         }
     }
 
+    /// Ticks until the arm is at rest, but not beyond `until`.
+    fn come_to_rest(&mut self, until: Stamp) -> Result<(), ReplayError> {
+        for _ in 0..REST_TICKS {
+            if self.at_rest() || self.next_tick >= until {
+                break;
+            }
+            self.advance(Stamp(self.next_tick.0.saturating_add(1)))?;
+        }
+        Ok(())
+    }
+
     /// Nothing is under way, and commands (if there ever were any) have stopped changing.
     fn at_rest(&self) -> bool {
         let still = match self.recording.commands.as_slice() {
-            [.., before, last] => last.resting && last.values == before.values,
+            [.., before, last] => last.resting && last.values == before.values && self.scheduler.is_at_rest(),
             [_] => false,
-            [] => self.recording.chunks.is_empty() || self.intake.last_measured().is_none(),
+            // Without a measured position a chunk has nowhere to begin.
+            [] => self.scheduler.is_silent() || self.at_end.is_none(),
         };
-        self.pending.is_none() && still
+        self.pending.is_none() && self.arrived.is_empty() && still
     }
 }
 

@@ -1,6 +1,6 @@
 //! Everything a replay leaves behind, in memory: what `commands.mcap`, `summary.json` and `report.html` are made from.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::clock::Stamp;
 use crate::control::limits::{ControlMode, JointLimit};
@@ -38,6 +38,10 @@ pub struct Recording {
     pub measured: Vec<Measured>,
     /// Every tick that gave a command, oldest first.
     pub commands: Vec<CommandSample>,
+    /// Of which commands (indices) the time is not known: their speed is not judged.
+    pub untimed: BTreeSet<usize>,
+    /// What was sent instead of each command, oldest first, where commands are trajectories.
+    pub trajectories: Vec<SentTrajectory>,
     /// Every inference, oldest first.
     pub chunks: Vec<ChunkRecord>,
     /// Events by name (`image_dropped: camera base_0_rgb: …`, `position_limited`, …).
@@ -59,6 +63,8 @@ pub struct JointInfo {
     pub position_max: f64,
     /// Speed limit (rad/s or m/s).
     pub velocity_max: f64,
+    /// The command is a velocity: all of the above is of it, and no measured position is.
+    pub is_velocity: bool,
 }
 
 impl JointInfo {
@@ -72,12 +78,14 @@ impl JointInfo {
                 position_min: limit.position_min,
                 position_max: limit.position_max,
                 velocity_max: limit.velocity_max,
+                is_velocity: false,
             },
             ControlMode::Velocity => Self {
                 name,
                 position_min: -limit.velocity_max,
                 position_max: limit.velocity_max,
                 velocity_max: limit.acceleration_max,
+                is_velocity: true,
             },
         }
     }
@@ -96,6 +104,15 @@ pub struct CommandSample {
     pub resting: bool,
     /// A limit changed at least one value.
     pub limited: bool,
+}
+
+/// A trajectory to rest, as a controller that interpolates is sent it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct SentTrajectory {
+    /// Time of its first point.
+    pub stamp: Stamp,
+    /// Nanoseconds after `stamp`, and one value per joint of [`Recording::joints`].
+    pub points: Vec<(i64, Vec<f64>)>,
 }
 
 /// One inference and the chunk it gave.

@@ -416,6 +416,7 @@ mod tests {
             position_min: -1.0,
             position_max: 1.0,
             velocity_max: 1.0,
+            is_velocity: false,
         };
         let command = |k: i64| CommandSample {
             stamp: Stamp(k * 20_000_000),

@@ -1,8 +1,8 @@
 //! What a replay did, in numbers: `summary.json`.
 //!
 //! Promises that everything but [`Summary::timings`] is the same for two replays of the same bag with the same
-//! seed at `--speed max`, with keys in a fixed order, and that the limits are judged from the commands alone: it
-//! does not believe what the controller says about itself. Called by `replay` and by the report. Never fails: a
+//! seed at `--speed max`, with keys in a fixed order, and that the limits are judged from the commands, and from where
+//! the arm was measured when they began: it does not believe what the controller says about itself. Called by `replay` and by the report. Never fails: a
 //! number that cannot be told is null.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -142,7 +142,8 @@ pub struct Limited {
 /// Commands outside limits, counted once per tick and joint.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Violations {
-    /// Values outside the position limits, missing or not finite.
+    /// Values outside the position limits, missing or not finite. Not those of a joint that was measured outside when
+    /// the commands began, and that returns: never further out than it was.
     pub position: u64,
     /// Changes from one tick to the next that were faster than the speed limit.
     pub velocity: u64,
@@ -219,7 +220,7 @@ pub struct Latency {
 pub fn summary(recording: &Recording) -> Summary {
     let commands = &recording.commands;
     let joints: Vec<JointSummary> =
-        recording.joints.iter().enumerate().map(|(j, info)| joint_summary(commands, j, info)).collect();
+        recording.joints.iter().enumerate().map(|(j, info)| joint_summary(recording, j, info)).collect();
     let violations = joints.iter().fold(Violations::default(), |sum, joint| Violations {
         position: sum.position + joint.violations.position,
         velocity: sum.velocity + joint.violations.velocity,
@@ -269,23 +270,35 @@ pub(super) struct Judged {
     pub value: Option<f64>,
     /// Speed since the tick before (rad/s or m/s); infinite for a change in no time.
     pub velocity: Option<f64>,
-    /// The value is outside its limits, missing or not finite.
+    /// The value is missing, not finite, or outside its limits and not on the way back into them.
     pub position_violated: bool,
     /// The speed is above its limit.
     pub velocity_violated: bool,
 }
 
-/// Judges value `joint` of every tick against `info`, from nothing but the commands.
+/// Judges value `joint` of every tick against `info`.
 pub(super) fn judge<'a>(
-    commands: &'a [CommandSample],
+    recording: &'a Recording,
     joint: usize,
     info: &'a JointInfo,
 ) -> impl Iterator<Item = Judged> + 'a {
+    let commands = &recording.commands;
+    // How far outside it may still be. Who begins outside may return, but not go further out.
+    let (mut below, mut above) = (0.0, 0.0);
     let value_at = move |c: &CommandSample| c.values.get(joint).copied().filter(|v| v.is_finite());
     commands.iter().enumerate().map(move |(i, command)| {
         let value = value_at(command);
         let previous = i.checked_sub(1).and_then(|i| commands.get(i));
-        let velocity = previous.and_then(|previous| {
+        let period =
+            |previous: &CommandSample| command.stamp.since(previous.stamp) as f64 * recording.rate_hz;
+        if previous.is_none_or(|previous| period(previous) > GAP_PERIODS * NS_PER_S as f64)
+            && let Some(measured) = measured(recording, joint, info, command.stamp)
+        {
+            (below, above) = (outside(info.position_min, measured), outside(measured, info.position_max));
+        }
+        let untimed = |i| recording.untimed.contains(&i);
+        let timed = previous.filter(|_| recording.untimed.is_empty() || !(untimed(i) || untimed(i - 1)));
+        let velocity = timed.and_then(|previous| {
             let moved = (value? - value_at(previous)?).abs();
             let dt = seconds(command.stamp.since(previous.stamp));
             Some(match moved > 0.0 {
@@ -296,16 +309,30 @@ pub(super) fn judge<'a>(
         });
         // Written so that a limit that is not a number allows nothing.
         let inside = |v: f64| {
-            v >= info.position_min - POSITION_TOLERANCE && v <= info.position_max + POSITION_TOLERANCE
+            v >= info.position_min - below - POSITION_TOLERANCE
+                && v <= info.position_max + above + POSITION_TOLERANCE
         };
-        let slow = |v: f64| v <= info.velocity_max * (1.0 + VELOCITY_TOLERANCE);
-        Judged {
-            value,
-            velocity,
-            position_violated: !value.is_some_and(inside),
-            velocity_violated: !velocity.is_none_or(slow),
+        let position_violated = !value.is_some_and(inside);
+        if let Some(value) = value {
+            below = outside(info.position_min, value).min(below);
+            above = outside(value, info.position_max).min(above);
         }
+        let slow = |v: f64| v <= info.velocity_max * (1.0 + VELOCITY_TOLERANCE);
+        Judged { value, velocity, position_violated, velocity_violated: !velocity.is_none_or(slow) }
     })
+}
+
+/// By how much `low` is above `high`; 0 if it is not.
+fn outside(low: f64, high: f64) -> f64 {
+    (low - high).max(0.0) // 0 for NaN
+}
+
+/// Where the joint of a position was measured last, by `at`.
+fn measured(recording: &Recording, joint: usize, info: &JointInfo, at: Stamp) -> Option<f64> {
+    let index = recording.measured_index.get(joint).copied().flatten().filter(|_| !info.is_velocity)?;
+    let before = recording.measured.partition_point(|measured| measured.stamp <= at);
+    let last = before.checked_sub(1).and_then(|last| recording.measured.get(last))?;
+    last.positions.get(index).copied().filter(|position| position.is_finite())
 }
 
 /// Nearest-rank percentile (`p` in 0..=100) of values sorted upwards: always one of the values; `None` of none.
@@ -314,7 +341,7 @@ pub fn percentile(sorted: &[f64], p: f64) -> Option<f64> {
     sorted.get(rank.clamp(1, sorted.len().max(1)) - 1).copied()
 }
 
-fn joint_summary(commands: &[CommandSample], joint: usize, info: &JointInfo) -> JointSummary {
+fn joint_summary(recording: &Recording, joint: usize, info: &JointInfo) -> JointSummary {
     let mut out = JointSummary {
         name: info.name.clone(),
         position_min: info.position_min,
@@ -325,7 +352,7 @@ fn joint_summary(commands: &[CommandSample], joint: usize, info: &JointInfo) -> 
         velocity_peak: None,
         violations: Violations::default(),
     };
-    for judged in judge(commands, joint, info) {
+    for judged in judge(recording, joint, info) {
         if let Some(value) = judged.value {
             out.command_min = Some(out.command_min.map_or(value, |v| v.min(value)));
             out.command_max = Some(out.command_max.map_or(value, |v| v.max(value)));

@@ -1,6 +1,8 @@
 //! For tests: a replay that never happened but looks like one. Two ALOHA arms follow slow waves, a policy predicts
 //! a second ahead ten times a second, its camera freezes for a while, and limits bite now and then.
 
+use std::collections::BTreeSet;
+
 use crate::clock::{NS_PER_MS, NS_PER_S, Stamp};
 
 use super::recording::{ChunkRecord, CommandSample, JointInfo, Measured, Recording, Timings};
@@ -32,6 +34,7 @@ pub(crate) fn recording(seconds: i64, seen_every: u64) -> Recording {
                 position_min,
                 position_max,
                 velocity_max,
+                is_velocity: false,
             })
         })
         .collect();
@@ -72,6 +75,8 @@ pub(crate) fn recording(seconds: i64, seen_every: u64) -> Recording {
         joints,
         measured,
         commands,
+        untimed: BTreeSet::new(),
+        trajectories: Vec::new(),
         chunks,
         counters: [
             ("image_dropped: camera right_wrist_0_rgb: data shorter than step x height".to_owned(), 2),

@@ -12,8 +12,9 @@ use crate::policy::cameras::{CameraError, CameraSlots};
 pub enum TopicError {
     /// The bag has no such topic.
     #[error(
-        "{bag}: {parameter}: expected topic {topic}, found {}; correct the parameter{}",
-        listed(.found), if .parameter.starts_with("cameras.") { ", or leave the camera out to mask it" } else { "" }
+        "{bag}: {parameter}: expected topic {topic}, found {}; correct the parameter{}{}",
+        listed(.found), if .parameter.starts_with("cameras.") { ", or leave the camera out to mask it" } else { "" },
+        .damage.iter().map(|note| format!(" (note: {note})")).collect::<String>()
     )]
     Missing {
         /// The bag.
@@ -24,6 +25,8 @@ pub enum TopicError {
         topic: String,
         /// Topics of the right type.
         found: Vec<String>,
+        /// What is known to be wrong with the bag: the topic may have been in what is lost.
+        damage: Box<[String]>,
     },
     /// The topic has another type.
     #[error("{bag}: {parameter}: expected topic {topic} of type {expected}, found {found}")]
@@ -144,6 +147,7 @@ pub(super) fn find(
             parameter: parameter.to_owned(),
             topic: name.to_owned(),
             found: (0..bag.topics().len()).filter(fits).map(|t| bag.topics()[t].name.clone()).collect(),
+            damage: bag.notes().into(),
         }),
     }
 }

@@ -100,6 +100,44 @@ fn a_command_outside_its_limit_is_found() {
 }
 
 #[test]
+fn the_speed_of_commands_that_were_logged_together_is_not_judged_and_that_is_said() {
+    // setup: a recorder that stalls for 60 ms and then logs what it missed within a millisecond, in any order
+    let mut messages = run();
+    let commands = messages.iter_mut().filter(|(topic, ..)| topic == "/commands");
+    for (k, (_, _, log, _)) in commands.enumerate().filter(|(k, _)| (40..46).contains(k)) {
+        *log = T0 + 60 * MS + 460 * MS + (46 - k as i64) * 10_000;
+    }
+    let run = report(&messages).ok();
+    assert_eq!(run.summary()["inside_limits"], true, "{}", run.stdout);
+    assert!(run.stdout.contains("commands were logged together"), "{}", run.stdout);
+}
+
+#[test]
+fn a_chunk_is_read_by_the_names_of_its_joints() {
+    let chunk = |joint_names: Vec<&'static str>, actions: [f64; 2]| {
+        let payload = ActionChunkMessage {
+            stamp: Stamp(T0),
+            joint_names,
+            steps: 10,
+            period: 0.02,
+            actions: actions.repeat(10),
+            ..Default::default()
+        };
+        ("/policy/chunks".to_owned(), ActionChunkMessage::TYPE, T0 + 50 * MS, payload.encode())
+    };
+    let reported = |names: [&'static str; 2], actions: [f64; 2]| {
+        let mut messages = healthy(0, S);
+        messages.push(chunk(names.into(), actions));
+        let run = report(&messages);
+        let page = fs::read_to_string(run.out("report.html")).unwrap();
+        (run.summary()["chunks"].as_u64().unwrap(), page.replace(run.folder.path().to_str().unwrap(), ""))
+    };
+    assert_eq!(reported(["b", "a"], [0.75, 0.25]), reported(["a", "b"], [0.25, 0.75]));
+    assert_ne!(reported(["b", "a"], [0.25, 0.75]).1, reported(["a", "b"], [0.25, 0.75]).1);
+    assert_eq!(reported(["a", "elbow"], [0.25, 0.75]).0, 0, "of another robot");
+}
+
+#[test]
 fn broken_messages_of_the_node_are_counted() {
     let mut messages = run();
     let uneven =

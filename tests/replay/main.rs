@@ -204,6 +204,58 @@ fn the_command_type_is_the_configured_one() {
 }
 
 #[test]
+fn every_trajectory_goes_on_from_the_one_before_and_ends_at_rest() {
+    let run = replay(&healthy(0, 2 * S), &parameters("    control: {command: joint_trajectory}\n")).ok();
+    let sent = run.trajectories();
+    assert!(sent.len() >= run.chunks().len() && sent.len() > 15, "{}", sent.len());
+    for pair in sent.windows(2) {
+        let [before, next] = pair else { panic!("pairs") };
+        let (at, begins) = &next[0];
+        let by_then = before.iter().rfind(|(time, _)| time <= at).unwrap();
+        assert_eq!(&by_then.1, begins, "at {at}");
+    }
+    for trajectory in &sent {
+        let [.., (before, from), (end, to)] = &trajectory[..] else { continue };
+        assert_eq!(end - before, 10 * MS);
+        // A tick's worth of the acceleration that the limits permit is what the last step may be fast.
+        assert!(from.iter().zip(to).all(|(from, to)| (to - from).abs() <= 5.0 * 0.01 * 0.01 + 1e-9), "{end}");
+    }
+}
+
+#[test]
+fn a_motion_is_followed_to_its_rest_however_long_it_takes() {
+    // A chunk of 50 steps lasts 12.5 s, and nothing goes stale meanwhile.
+    let yaml = parameters("    control: {policy_rate_hz: 4.0}\n    joints: {max_age_ms: 60000}\n");
+    let mut messages = healthy(0, S);
+    messages.extend(healthy(40 * S, 41 * S));
+    let run = replay(&messages, &yaml).ok();
+    let commands = run.commands();
+    let rests = |at: usize| commands[at].1 == commands[at - 1].1;
+    let gaps: Vec<usize> =
+        (2..commands.len()).filter(|&k| commands[k].0 - commands[k - 1].0 > 10 * MS).collect();
+    assert_eq!(gaps.len(), 1);
+    assert!(rests(gaps[0] - 1) && rests(commands.len() - 1));
+    assert!(commands[gaps[0] - 1].0 > 13 * S && commands.last().unwrap().0 > 53 * S);
+    assert_eq!(run.summary()["notes"], serde_json::json!([]));
+}
+
+#[test]
+fn a_joint_that_is_measured_a_little_outside_returns_and_that_is_no_violation() {
+    let messages: Vec<Message> = healthy(0, S)
+        .into_iter()
+        .map(|(topic, kind, log, payload)| match topic.as_str() {
+            JOINTS => joints(log, log, &["a", "b"], &[1.03, 0.2]),
+            _ => (topic, kind, log, payload),
+        })
+        .collect();
+    let run = replay(&messages, &parameters("")).ok();
+    let commands = run.commands();
+    assert!(commands[0].1[0] > 1.0, "it begins where it is");
+    assert!(commands.iter().rev().take(50).all(|(_, values)| values[0] <= 1.0), "and returns");
+    assert_eq!(run.summary()["inside_limits"], true);
+}
+
+#[test]
 fn a_velocity_rests_at_zero() {
     let yaml = parameters("    joints: {velocity_controlled: [true, false]}\n");
     let commands = replay(&healthy(0, S), &yaml).ok().commands();
@@ -352,6 +404,55 @@ fn a_clock_that_jumps_clears_the_buffers_and_control_goes_on() {
 }
 
 #[test]
+fn a_camera_whose_stamps_freeze_or_begin_anew_is_alone_in_that_and_its_return_resumes() {
+    // setup: five healthy seconds; fault: from 1 s to 3 s the camera's stamps stand still, or count from 0
+    let stamps: [fn(i64) -> i64; 2] = [|_| T0 + S, |log| log - T0];
+    for stamp in stamps {
+        let messages: Vec<Message> = healthy(0, 5 * S)
+            .into_iter()
+            .map(|(topic, kind, log, payload)| match (T0 + S..T0 + 3 * S).contains(&log) && topic == CAMERA {
+                true => image(log, stamp(log), "rgb8", 0),
+                false => (topic, kind, log, payload),
+            })
+            .collect();
+        let run = replay(&messages, &parameters("")).ok();
+        // invariant: no inference while it lasts, every joint state counts; recovery: as after any other drop-out
+        let chunks = run.chunks();
+        assert!(!chunks.iter().any(|t| (1300 * MS..3 * S).contains(t)), "{chunks:?}");
+        assert!(chunks.iter().filter(|t| **t >= 3 * S).count() >= 15, "{chunks:?}");
+        let [jumps, stale, dropped] =
+            ["clock_jump", "joints_stale", "joints_dropped"].map(|name| run.counted(&[name]));
+        assert_eq!((jumps, stale, dropped), (0, 0, 0));
+        assert!(run.counted(&["out_of_step", "base_0_rgb"]) >= 15);
+        run.assert_safe();
+    }
+}
+
+#[test]
+fn simulated_time_may_begin_with_a_stamp_of_zero_and_pass_slowly() {
+    let plain = replay(&healthy(0, S), &parameters("")).ok();
+    for slower in [1, 30] {
+        let messages: Vec<Message> = healthy(0, S)
+            .into_iter()
+            .map(|(topic, _, log, _)| {
+                let (log, stamp) = (T0 + (log - T0) * slower, log - T0);
+                if topic == CAMERA {
+                    image(log, stamp, "rgb8", 0)
+                } else {
+                    joints(log, stamp, &["b", "a"], &[0.2, -0.1])
+                }
+            })
+            .collect();
+        let run = replay(&messages, &parameters("")).ok();
+        // What is stamped 0 counts from its log time, here at most 0.6 s too early: the first inference has to wait.
+        assert!(run.chunks().len() + 1 >= plain.chunks().len(), "{slower}: {:?}", run.chunks());
+        assert_eq!((run.counted(&["clock_jump"]), run.counted(&["joints_stale"])), (0, 0), "{slower}");
+        let duration = run.summary()["duration_s"].as_f64().unwrap();
+        assert!((duration - 0.96).abs() <= 0.021, "{slower}: {duration}");
+    }
+}
+
+#[test]
 fn messages_without_a_stamp_count_from_their_log_time() {
     let messages: Vec<Message> = healthy(0, S)
         .into_iter()
@@ -405,6 +506,33 @@ fn a_cut_bag_plays_to_its_last_whole_record_and_says_so() {
     assert!(stdout.contains("truncated"), "{stdout}");
     let summary = fs::read_to_string(out.join("summary.json")).unwrap();
     assert!(summary.contains("truncated"));
+}
+
+#[test]
+fn where_a_topic_is_missing_it_is_said_that_the_bag_is_cut() {
+    let folder = TempDir::new().unwrap();
+    let bytes = fs::read(format!("{}/aloha_raw.mcap", sample("aloha_raw"))).unwrap();
+    let cut = folder.path().join("cut.mcap");
+    fs::write(&cut, &bytes[..200]).unwrap();
+    for command in ["replay", "splice"] {
+        let output = pi05(&[command, cut.to_str().unwrap()]);
+        let stderr = String::from_utf8(output.stderr).unwrap();
+        assert_eq!((output.status.code(), output.stdout.len()), (Some(1), 0), "{command}: {stderr}");
+        assert_eq!(stderr.lines().count(), 1, "{stderr}");
+        assert!(stderr.contains("expected topic") && stderr.contains("truncated"), "{stderr}");
+    }
+}
+
+#[test]
+fn splices_of_a_bag_without_an_observation_are_found_wanting() {
+    let folder = TempDir::new().unwrap();
+    let (bag, config) = (folder.path().join("bag.mcap"), folder.path().join("robot.yaml"));
+    write_mcap(&bag, &healthy(0, 300 * MS));
+    fs::write(&config, parameters("").replace("[a, b]", "[a, wrist]")).unwrap();
+    let output = pi05(&["splice", bag.to_str().unwrap(), "--config", config.to_str().unwrap()]);
+    let stdout = String::from_utf8(output.stdout).unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    assert!(stdout.contains("note: ") && stdout.contains("joints: nothing received"), "{stdout}");
 }
 
 #[test]

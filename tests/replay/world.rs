@@ -232,6 +232,20 @@ impl Replayed {
         self.records("/chunks", actions).into_iter().map(|(_, chunk)| chunk).collect()
     }
 
+    /// Time since [`T0`] and values of every point of each trajectory that was commanded.
+    pub fn trajectories(&self) -> Vec<Vec<(i64, Vec<f64>)>> {
+        type Point = (Vec<f64>, Vec<f64>, Vec<f64>, Vec<f64>, (i32, u32));
+        type Trajectory = (((i32, u32), String), Vec<String>, Vec<Point>);
+        let points = |payload: &[u8]| {
+            let (((stamp, _), _, points), _) =
+                cdr_encoding::from_bytes::<Trajectory, LittleEndian>(&payload[4..]).unwrap();
+            let start = Stamp::from_ros(stamp.0, stamp.1).0 - T0;
+            let time = |(sec, nanosec): (i32, u32)| start + Stamp::from_ros(sec, nanosec).0;
+            points.into_iter().map(|point| (time(point.4), point.0)).collect()
+        };
+        self.records("/commands", points).into_iter().map(|(_, trajectory)| trajectory).collect()
+    }
+
     fn records<T>(&self, topic: &str, read: impl Fn(&[u8]) -> T) -> Vec<(i64, T)> {
         let bag = Bag::open(self.out("commands.mcap")).unwrap();
         let Some(topic) = bag.topic(topic) else { return Vec::new() };

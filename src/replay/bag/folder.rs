@@ -1,4 +1,4 @@
-//! Which files make up a bag: `metadata.yaml` where there is one, else the files that are there.
+//! Which files make up a bag: `metadata.yaml` where there is one that can be read, else the files that are there.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -38,7 +38,18 @@ pub(super) fn layout(path: &Path) -> Result<Layout, BagError> {
         return Err(not_a_bag(path, "neither a file nor a folder"));
     }
     let metadata = path.join("metadata.yaml");
-    let layout = if metadata.is_file() { from_metadata(path, &metadata)? } else { from_names(path)? };
+    let layout = if metadata.is_file() {
+        match read_metadata(&metadata)? {
+            Ok(information) => from_metadata(path, &metadata, information)?,
+            // The files know what is in them. Where there are none, what is wrong with the metadata is of more use.
+            Err(damaged) => {
+                let instead = || BagError::damaged(&metadata, damaged.clone());
+                from_names(path, &format!("metadata.yaml is damaged ({damaged})")).map_err(|_| instead())?
+            }
+        }
+    } else {
+        from_names(path, "no metadata.yaml")?
+    };
     for file in &layout.files {
         if !fs::metadata(file).map_err(BagError::io(file))?.is_file() {
             return Err(not_a_bag(file, "not a regular file"));
@@ -80,20 +91,22 @@ struct TopicMetadata {
     name: String,
 }
 
-fn from_metadata(folder: &Path, path: &Path) -> Result<Layout, BagError> {
+/// What `metadata.yaml` says; inside, why it says nothing.
+fn read_metadata(path: &Path) -> Result<Result<Information, String>, BagError> {
     let size = fs::metadata(path).map_err(BagError::io(path))?.len();
     if size > MAX_METADATA_BYTES {
-        return Err(BagError::damaged(path, format!("{size} bytes, expected at most {MAX_METADATA_BYTES}")));
+        return Ok(Err(format!("{size} bytes, expected at most {MAX_METADATA_BYTES}")));
     }
-    let text = fs::read_to_string(path).map_err(BagError::io(path))?;
-    let metadata: Metadata = serde_saphyr::from_str(&text).map_err(|e| {
+    let bytes = fs::read(path).map_err(BagError::io(path))?;
+    let text = String::from_utf8_lossy(&bytes); // what is no text is no metadata either
+    let metadata: Result<Metadata, _> = serde_saphyr::from_str(&text);
+    Ok(metadata.map(|metadata| metadata.rosbag2_bagfile_information).map_err(|e| {
         let reason = e.to_string();
-        BagError::damaged(
-            path,
-            format!("not the metadata of a bag: {}", reason.lines().next().unwrap_or_default()),
-        )
-    })?;
-    let information = metadata.rosbag2_bagfile_information;
+        format!("not the metadata of a bag: {}", reason.lines().next().unwrap_or_default())
+    }))
+}
+
+fn from_metadata(folder: &Path, path: &Path, information: Information) -> Result<Layout, BagError> {
     if !["mcap", "sqlite3"].contains(&information.storage_identifier.as_str()) {
         return Err(BagError::Unsupported {
             path: path.to_owned(),
@@ -145,7 +158,8 @@ fn listed_file(folder: &Path, metadata: &Path, listed: &str) -> Result<PathBuf, 
     Ok(file)
 }
 
-fn from_names(folder: &Path) -> Result<Layout, BagError> {
+/// `why` the names have to do.
+fn from_names(folder: &Path, why: &str) -> Result<Layout, BagError> {
     let files = bag_files(folder)?;
     if files.is_empty() {
         return Err(not_a_bag(folder, "a folder without metadata.yaml and without .mcap or .db3 files"));
@@ -157,8 +171,7 @@ fn from_names(folder: &Path) -> Result<Layout, BagError> {
             "a folder without metadata.yaml that holds both .mcap and .db3 files; name one",
         ));
     }
-    let note =
-        format!("{}: no metadata.yaml, read the {} file(s) that are there", folder.display(), files.len());
+    let note = format!("{}: {why}, read the {} file(s) that are there", folder.display(), files.len());
     Ok(Layout::plain(files, vec![note]))
 }
 

@@ -2,6 +2,8 @@
 //!
 //! Log times jitter by the network and the recorder; taken as they are they would make wild speeds of a steady motion.
 
+use std::collections::BTreeSet;
+
 use crate::clock::{NS_PER_S, Stamp};
 
 /// A clock that follows the log times of commands, in whole periods.
@@ -41,6 +43,14 @@ impl Ticks {
         self.last = Some((tick, smooth));
         tick
     }
+
+    /// Which of the commands that were logged then are of no known time, nor known order: the recorder had stalled, and
+    /// three or more came within a period.
+    pub(super) fn untimed(&self, logged: &[Stamp]) -> BTreeSet<usize> {
+        let together = |three: &[Stamp]| matches!(three, [a, _, c] if c.since(*a) < self.period_ns);
+        let found = logged.windows(3).enumerate().filter(|(_, three)| together(three));
+        found.flat_map(|(first, _)| first..first + 3).collect()
+    }
 }
 
 #[cfg(test)]
@@ -58,6 +68,21 @@ mod tests {
             let stamps: Vec<Stamp> =
                 late.iter().enumerate().map(|(k, late)| ticks.stamp(Stamp(k as i64 * 10_000_000 + late))).collect();
             prop_assert!(stamps.windows(2).all(|pair| pair[1].since(pair[0]) == 10_000_000));
+        }
+
+        /// Those that a stall of the recorder brought together are found, and only those; jitter is none.
+        #[test]
+        fn what_is_logged_together_has_no_time(late in vec(0..9_000_000i64, 100), from in 0..90usize, count in 0..10usize) {
+            let mut logged: Vec<Stamp> =
+                late.iter().enumerate().map(|(k, late)| Stamp(k as i64 * 10_000_000 + late)).collect();
+            let stalled = from..from + count;
+            let end = stalled.end as i64 * 10_000_000;
+            logged[stalled.clone()].iter_mut().enumerate().for_each(|(k, at)| at.0 = end + k as i64 * 1000);
+            logged.sort();
+            let found = Ticks::new(100.0).untimed(&logged);
+            prop_assert!(count < 3 || stalled.clone().all(|k| found.contains(&k)));
+            // Who came just before or after it is not told from it.
+            prop_assert!(found.iter().all(|k| (stalled.start.saturating_sub(1)..stalled.end + 2).contains(k)));
         }
     }
 

@@ -3,6 +3,7 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::replay::recording::Measured;
 use crate::replay::synthetic;
 
 const TICKS: usize = 60;
@@ -14,6 +15,7 @@ fn still() -> Recording {
         position_min: -1.0,
         position_max: 1.0,
         velocity_max: 3.0,
+        is_velocity: false,
     };
     let command = |k: usize| CommandSample {
         stamp: Stamp(k as i64 * 10 * NS_PER_MS),
@@ -43,6 +45,24 @@ proptest! {
         recording.commands[tick].values[joint] = 1.0 + by; // slowly enough
         prop_assert_eq!(counts(&recording), (1, 0));
         prop_assert_eq!(summary(&recording).joints[joint].violations.position, 1);
+    }
+
+    /// Measured outside by `out`, a joint may return, but not go further out than it was.
+    #[test]
+    fn a_joint_that_begins_outside_may_return(out in 1e-3..0.5_f64, joint in 0..3_usize, at in 1..TICKS) {
+        let mut recording = still();
+        let mut positions = vec![0.99; 3];
+        positions[joint] = 1.0 + out;
+        recording.measured_index = (0..3).map(Some).collect();
+        recording.measured = vec![Measured { stamp: Stamp(0), positions }];
+        for (tick, command) in recording.commands.iter_mut().enumerate() {
+            command.values[joint] = (1.0 + out - 0.01 * tick as f64).max(0.99);
+        }
+        prop_assert_eq!(counts(&recording), (0, 0));
+        recording.commands[at].values[joint] = recording.commands[at - 1].values[joint].max(1.0) + 1e-4;
+        prop_assert_eq!(counts(&recording), (1, 0));
+        recording.measured.clear();
+        prop_assert!(counts(&recording).0 > 1, "nothing says that it began outside");
     }
 
     #[test]
@@ -105,6 +125,17 @@ fn a_change_in_no_time_is_too_fast() {
         serde_json::to_value(summary(&recording)).unwrap()["joints"][1]["velocity_peak"],
         serde_json::Value::Null
     );
+}
+
+#[test]
+fn a_speed_is_not_judged_where_the_time_is_not_known() {
+    let mut recording = still();
+    recording.commands[30].values[1] = 0.5;
+    assert_eq!(counts(&recording), (0, 2), "to it and from it");
+    recording.untimed = [30].into();
+    assert_eq!(counts(&recording), (0, 0));
+    recording.commands[30].values[1] = 1.5;
+    assert_eq!(counts(&recording), (1, 0), "its position is");
 }
 
 #[test]
