@@ -6,7 +6,7 @@
 //!
 //! | file | holds |
 //! |---|---|
-//! | `policy_node` | the spin thread: parameters, lifecycle, services, status |
+//! | `policy_node` | the spin thread: parameters, services, status; `transitions` its lifecycle |
 //! | `session` | what exists while configured; `shared` what its threads share |
 //! | `inputs` | subscriptions and decode workers |
 //! | `inference` | the inference thread |
