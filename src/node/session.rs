@@ -214,6 +214,9 @@ impl Session {
 
     /// Starts control: from now on the arm may move.
     pub fn activate(&mut self) -> Result<(), String> {
+        if !self.is_resting() {
+            return Err("the control before still brakes: expected an arm at rest; try again".to_owned()); // never two
+        }
         let config = self.shared.config();
         let horizon = self.setup.policy.shape().horizon;
         let control = config.control_config(horizon).map_err(|error| error.to_string())?;

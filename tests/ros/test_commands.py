@@ -131,6 +131,23 @@ def test_deactivate_brakes_before_the_commands_end(world):
     arm.wait_for_motion()
 
 
+def test_an_arm_that_takes_long_to_rest_is_waited_for(world):
+    # Velocities that end at zero after eleven seconds: nothing may end sooner, or the joints would go on moving.
+    slow = {"joints__velocity_max": [0.5] * 3, "joints__acceleration_max": [0.04] * 3, "joints__velocity_controlled": [True] * 3}
+    steady = {"control__policy_rate_hz": 0.05, "control__execution": "open_loop", "control__first_step_max": 1000.0}
+    robot, arm = world.robot(), world.arm()
+    robot.start(20)
+    policy = world.start(robot_parameters(**slow, **steady))
+    assert policy.change("configure"), policy.reason()
+    assert policy.change("activate"), policy.reason()
+    wait_for(lambda: arm.received and max(map(abs, arm.positions()[-1])) > 0.44, "full speed")
+    assert policy.change("deactivate")
+    wait_for(lambda: arm.silent_for(0.5), "silence")
+    assert arm.positions()[-1] == [0.0] * 3, "at rest"
+    assert "still braking" in policy.process.log, "a person sees why it takes long"
+    assert policy.change("activate"), policy.reason()
+
+
 @pytest.mark.parametrize("rate", [20.0, 250.0])
 def test_commands_come_at_the_configured_rate(world, rate):
     _robot, arm, _policy = world.running(robot_parameters(control__rate_hz=rate))

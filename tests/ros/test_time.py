@@ -108,3 +108,20 @@ def test_a_signal_ends_it_while_simulated_time_stands(world):
     policy.process.signal(signal.SIGTERM)  # as when the simulator was ended first
     assert policy.process.wait(4) == 0
     assert "panicked" not in policy.process.log
+
+
+def test_a_deactivation_ends_while_simulated_time_stands_and_nothing_is_left_of_it(world):
+    robot, arm, clock, policy = simulated(world)
+    active(robot, arm, clock, policy)
+    run(robot, clock, policy, arm, lambda: policy.status.last.control == "running" and arm.moves(), "it runs")
+    began = time.monotonic()
+    assert policy.change("deactivate")
+    assert time.monotonic() - began < 5 and policy.state() == "inactive"
+    clock.settle(policy)
+    commands = len(arm.received)
+    for _ in range(50):
+        clock.set(clock.now + TICK)
+        robot.publish(clock.now)
+        time.sleep(0.005)
+    assert len(arm.received) == commands, "an inactive node is silent when time goes on"
+    assert policy.change("activate"), policy.reason()

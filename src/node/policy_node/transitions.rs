@@ -12,8 +12,8 @@ use crate::node::session::{Loaded, Session, load};
 const ACTIVATE_PATIENCE: Duration = Duration::from_secs(2);
 /// Between two attempts to activate a node that starts by itself.
 const AUTOSTART_PAUSE: Duration = Duration::from_secs(1);
-/// The slowest arm is at rest by then; a control thread that is not is given up.
-const BRAKE_PATIENCE: Duration = Duration::from_secs(10);
+/// Between two lines in the log that the arm still brakes. It takes as long as its limits want; what moves is not given up.
+const BRAKE_REMINDER: Duration = Duration::from_secs(10);
 
 /// A transition that has begun.
 pub(super) struct Underway {
@@ -28,7 +28,7 @@ pub(super) enum Work {
     Loading(JoinHandle<Result<Loaded, String>>),
     /// Inputs and listeners, until then.
     Waiting(Instant),
-    /// The arm's rest, until then; then, for a shutdown, the session's end.
+    /// The arm's rest, which is said to take long from then on; then, but for a deactivation, the session's end.
     Braking(Instant),
     /// The session's threads.
     Closing(Option<JoinHandle<()>>),
@@ -84,7 +84,7 @@ impl PolicyNode {
                 if let Some(session) = &mut self.session {
                     session.deactivate();
                 }
-                Work::Braking(now + BRAKE_PATIENCE)
+                Work::Braking(now + BRAKE_REMINDER)
             }
         };
         self.enter(request.transition);
@@ -98,15 +98,17 @@ impl PolicyNode {
             Work::Loading(loading) if !loading.is_finished() => None,
             Work::Loading(_) => None, // taken below
             Work::Waiting(until) => self.try_to_activate(*until),
-            Work::Braking(until) => {
-                let deactivates = underway.request.transition.goal == State::Deactivating;
-                if let Some(session) = self.session.as_ref().filter(|_| !deactivates && self.clock.stands()) {
+            Work::Braking(remind) => {
+                if let Some(session) = self.session.as_ref().filter(|_| self.clock.stands()) {
                     session.give_up();
                 }
-                let resting = self.session.as_mut().is_none_or(Session::is_resting);
-                if !resting && Instant::now() < *until {
+                if !self.session.as_mut().is_none_or(Session::is_resting) {
+                    if Instant::now() >= *remind {
+                        tracing::warn!("still braking, as the arm's limits let it");
+                        *remind = Instant::now() + BRAKE_REMINDER;
+                    }
                     None
-                } else if deactivates {
+                } else if underway.request.transition.goal == State::Deactivating {
                     Some(Ok(()))
                 } else {
                     let closing = self.session.take().map(|session| session.close(&mut self.ros));
