@@ -36,7 +36,7 @@ def test_after_kill_minus_9_it_starts_unconfigured_and_replays_nothing(world):
     assert again.chunks.messages[0].id == 0
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_signal_in_mid_motion_brakes_and_ends_with_exit_code_0(world, number):
     _robot, arm, policy = world.running()
     arm.wait_for_motion()
@@ -47,6 +47,17 @@ def test_a_signal_in_mid_motion_brakes_and_ends_with_exit_code_0(world, number):
     assert len(arm.received) > before
     assert_ends_at_rest(arm.messages[before:])
     assert "panicked" not in policy.process.log
+
+
+def test_under_nohup_a_terminal_that_closes_changes_nothing(world):
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does; a child inherits it
+    try:
+        _robot, arm, policy = world.running()
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    policy.process.signal(signal.SIGHUP)
+    arm.wait_for_more(50)
+    assert policy.state() == "active"
 
 
 @pytest.mark.parametrize("how, why", [("error", "GPU: cuStreamSynchronize: "), ("panic", "the engine panicked")])
