@@ -70,16 +70,22 @@ struct Active {
 pub fn load(config: &Config) -> Result<Loaded, String> {
     let setup = Setup::open(config).map_err(|error| error.to_string())?;
     let cameras = setup.cameras.assign(&config.cameras).map_err(|error| error.to_string())?;
-    config.control_config(setup.policy.shape().horizon).map_err(|error| error.to_string())?;
-    setup.policy.check_prompt(&config.prompt).map_err(|error| error.to_string())?;
+    check_fit(&setup, config)?;
     let mut inference = setup.load(config, |_, _| ()).map_err(|error| error.to_string())?;
     warm_up(&mut inference, &cameras, config.joints.names.len()).map_err(|error| error.to_string())?;
     let engine = inference.engine.name();
     Ok(Loaded { setup, inference, engine, cameras })
 }
 
+/// Whether the parameters that may change at any time fit the checkpoint.
+fn check_fit(setup: &Setup, config: &Config) -> Result<(), String> {
+    config.control_config(setup.policy.shape().horizon).map_err(|error| error.to_string())?;
+    setup.policy.check_execution(config.control.execution).map_err(|error| error.to_string())?;
+    setup.policy.check_prompt(&config.prompt).map(|_| ()).map_err(|error| error.to_string())
+}
+
 impl Session {
-    /// Subscribes, offers, starts the threads.
+    /// Subscribes, offers, starts the threads. `config` may have changed while the policy was being loaded.
     pub fn new(
         node: &mut Node,
         names: &Names,
@@ -88,6 +94,7 @@ impl Session {
         loaded: Loaded,
     ) -> Result<Self, String> {
         let Loaded { setup, inference, engine, cameras } = loaded;
+        check_fit(&setup, config)?;
         let ros = |error: r2r::Error| format!("ROS 2: {error}");
         let intake =
             Intake::new(config, &setup.cameras.names, &cameras).map_err(|error| error.to_string())?;
