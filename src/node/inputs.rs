@@ -31,9 +31,9 @@ fn sensor_qos() -> QosProfile {
     QosProfile::sensor_data().keep_last(1)
 }
 
-/// A task that was said before the node listened still counts.
+/// A task that was said before the node listened still counts; one that will be refused must not push it out.
 fn prompt_qos() -> QosProfile {
-    QosProfile::default().keep_last(1).reliable().transient_local()
+    QosProfile::default().keep_last(10).reliable().transient_local()
 }
 
 /// Everything that a configured node listens to.
@@ -128,20 +128,25 @@ impl Inputs {
     }
 
     /// Takes what has arrived. The newest image of each camera goes to its worker, the newest joint state to `joints`,
-    /// the newest text to `prompt`.
-    pub fn take(&mut self, now: Stamp, mut joints: impl FnMut(Vec<u8>), prompt: impl FnMut(Vec<u8>)) {
+    /// every text to `prompt`. While there is no time, what would bear a stamp is let go.
+    pub fn take(
+        &mut self,
+        now: Option<Stamp>,
+        mut joints: impl FnMut(Vec<u8>, Stamp),
+        prompt: impl FnMut(Vec<u8>),
+    ) {
         for camera in &mut self.cameras {
             let Some((form, messages)) = &mut camera.subscription else { continue };
             let mut newest = None;
             drain(messages, |payload| newest = Some(payload));
-            if let Some(payload) = newest {
-                camera.newest.put(Arc::new(Frame { form: *form, payload, arrived: now }));
+            if let (Some(payload), Some(arrived)) = (newest, now) {
+                camera.newest.put(Arc::new(Frame { form: *form, payload, arrived }));
             }
         }
         let mut newest = None;
         drain(&mut self.joints, |payload| newest = Some(payload));
-        if let Some(payload) = newest {
-            joints(payload);
+        if let (Some(payload), Some(arrived)) = (newest, now) {
+            joints(payload, arrived);
         }
         drain(&mut self.prompt, prompt);
     }

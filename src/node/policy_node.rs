@@ -271,14 +271,23 @@ impl PolicyNode {
 
     fn take_inputs(&mut self) {
         let Some(session) = &mut self.session else { return };
-        let Some(prompt) = session.take().pop() else { return };
-        if prompt == self.parameters.config().prompt {
-            return;
+        // The newest that the model can read: one that is refused changes nothing.
+        for prompt in session.take().into_iter().rev() {
+            match session.check_prompt(&prompt) {
+                Ok(()) => return self.take_prompt(prompt),
+                Err(why) => session.count("prompt_dropped", &why),
+            }
         }
-        // What is said on the topic is the parameter's new value, so that there is but one task.
-        let change = [("prompt".to_owned(), Given::Value(Value::String(prompt.clone())))];
-        let outcome = session.check_prompt(&prompt).and_then(|()| self.parameters.set(&change, true));
-        match outcome {
+    }
+
+    /// What is said on the topic is the parameter's new value, so that there is but one task.
+    fn take_prompt(&mut self, prompt: String) {
+        let Some(session) = self.session.as_ref().filter(|_| prompt != self.parameters.config().prompt)
+        else {
+            return;
+        };
+        match self.parameters.set(&[("prompt".to_owned(), Given::Value(Value::String(prompt.clone())))], true)
+        {
             Ok(changed) => {
                 session.set_config(self.parameters.config());
                 let now = self.clock.now().unwrap_or_default();

@@ -153,12 +153,11 @@ impl Session {
 impl Session {
     /// Takes what has arrived; gives the tasks that were said, newest last.
     pub fn take(&mut self) -> Vec<String> {
-        let Some(now) = self.shared.clock.now() else { return Vec::new() };
         let (shared, active) = (&self.shared, &self.active);
         let mut prompts = Vec::new();
         self.inputs.take(
-            now,
-            |payload| take_joints(&payload, now, shared, active.as_ref()),
+            shared.clock.now(),
+            |payload, now| take_joints(&payload, now, shared, active.as_ref()),
             |payload| match decode_string(&payload) {
                 Ok(prompt) => prompts.push(prompt.to_owned()),
                 Err(error) => shared.count("prompt_dropped", &error.to_string()),
