@@ -8,12 +8,11 @@ use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-use futures::Stream;
 use r2r::{Node, QosProfile};
 
 use super::names::Names;
-use super::service::drain;
 use super::shared::Shared;
+use super::subscriptions::{Subscription, Subscriptions};
 use crate::clock::Stamp;
 use crate::config::Config;
 use crate::messages::{CompressedImageMessage, ImageMessage, JointStateMessage, STRING};
@@ -22,9 +21,6 @@ use crate::observe::latest::Latest;
 
 /// How long a decode worker sleeps before it looks whether it is still wanted.
 const WORKER_NAP: Duration = Duration::from_millis(50);
-
-/// Serialized messages of one topic.
-type Bytes = Box<dyn Stream<Item = Vec<u8>> + Unpin>;
 
 /// Newest only, and nobody waits for a lost one.
 fn sensor_qos() -> QosProfile {
@@ -39,8 +35,8 @@ fn prompt_qos() -> QosProfile {
 /// Everything that a configured node listens to.
 pub struct Inputs {
     cameras: Vec<CameraInput>,
-    joints: Bytes,
-    prompt: Bytes,
+    joints: Subscription,
+    prompt: Subscription,
 }
 
 /// The type of an image topic.
@@ -54,7 +50,7 @@ enum Form {
 struct CameraInput {
     topic: String,
     /// `None` until it is known what the topic carries: the middleware takes one type per topic and process.
-    subscription: Option<(Form, Bytes)>,
+    subscription: Option<(Form, Subscription)>,
     newest: Arc<Latest<Arc<Frame>>>,
     worker: Option<JoinHandle<()>>,
 }
@@ -88,9 +84,15 @@ impl Form {
 }
 
 impl CameraInput {
-    fn subscribe(&mut self, node: &mut Node, form: Form) -> r2r::Result<()> {
-        let messages = node.subscribe_raw(&self.topic, form.type_name(), sensor_qos())?;
-        self.subscription = Some((form, Box::new(messages)));
+    fn subscribe(
+        &mut self,
+        subscriptions: &mut Subscriptions,
+        node: &mut Node,
+        names: &Names,
+        form: Form,
+    ) -> Result<(), String> {
+        let messages = subscriptions.subscribe(node, names, &self.topic, form.type_name(), sensor_qos())?;
+        self.subscription = Some((form, messages));
         Ok(())
     }
 }
@@ -98,12 +100,13 @@ impl CameraInput {
 impl Inputs {
     /// Subscribes, and starts a worker for each camera. `cameras` has the configured camera of each slot of the model.
     pub fn new(
+        subscriptions: &mut Subscriptions,
         node: &mut Node,
         names: &Names,
         config: &Config,
         cameras: &[Option<usize>],
         shared: &Arc<Shared>,
-    ) -> r2r::Result<Self> {
+    ) -> Result<Self, String> {
         let mut inputs = Vec::new();
         for (slot, camera) in cameras.iter().enumerate() {
             let Some(camera) = camera.and_then(|index| config.cameras.get(index)) else { continue };
@@ -118,13 +121,15 @@ impl Inputs {
             if let Some(form) =
                 Form::published(node, names, &input.topic).or(Form::named(&names.resolve(&input.topic)))
             {
-                input.subscribe(node, form)?;
+                input.subscribe(subscriptions, node, names, form)?;
             }
             inputs.push(input);
         }
-        let joints = node.subscribe_raw(&config.joints.topic, JointStateMessage::TYPE, sensor_qos())?;
-        let prompt = node.subscribe_raw(&config.prompt_topic, STRING, prompt_qos())?;
-        Ok(Self { cameras: inputs, joints: Box::new(joints), prompt: Box::new(prompt) })
+        let mut subscribe =
+            |topic: &str, type_name, qos| subscriptions.subscribe(node, names, topic, type_name, qos);
+        let joints = subscribe(&config.joints.topic, JointStateMessage::TYPE, sensor_qos())?;
+        let prompt = subscribe(&config.prompt_topic, STRING, prompt_qos())?;
+        Ok(Self { cameras: inputs, joints, prompt })
     }
 
     /// Takes what has arrived. The newest image of each camera goes to its worker, the newest joint state to `joints`,
@@ -138,26 +143,26 @@ impl Inputs {
         for camera in &mut self.cameras {
             let Some((form, messages)) = &mut camera.subscription else { continue };
             let mut newest = None;
-            drain(messages, |payload| newest = Some(payload));
+            messages.drain(|payload| newest = Some(payload));
             if let (Some(payload), Some(arrived)) = (newest, now) {
                 camera.newest.put(Arc::new(Frame { form: *form, payload, arrived }));
             }
         }
         let mut newest = None;
-        drain(&mut self.joints, |payload| newest = Some(payload));
+        self.joints.drain(|payload| newest = Some(payload));
         if let (Some(payload), Some(arrived)) = (newest, now) {
             joints(payload, arrived);
         }
-        drain(&mut self.prompt, prompt);
+        self.prompt.drain(prompt);
     }
 
     /// Subscribes to cameras of which it turns out only now what they publish. Called now and then.
-    pub fn follow_types(&mut self, node: &mut Node, names: &Names) {
+    pub fn follow_types(&mut self, subscriptions: &mut Subscriptions, node: &mut Node, names: &Names) {
         for camera in self.cameras.iter_mut().filter(|camera| camera.subscription.is_none()) {
             let Some(form) = Form::published(node, names, &camera.topic) else { continue };
-            match camera.subscribe(node, form) {
+            match camera.subscribe(subscriptions, node, names, form) {
                 Ok(()) => tracing::info!("{} carries {}", camera.topic, form.type_name()),
-                Err(error) => tracing::warn!("{}: cannot be subscribed to: {error}", camera.topic),
+                Err(why) => tracing::warn!("{why}"),
             }
         }
     }

@@ -8,7 +8,7 @@
 //! |---|---|
 //! | `policy_node` | the spin thread: parameters, services, status; `transitions` its lifecycle |
 //! | `session` | what exists while configured; `shared` what its threads share |
-//! | `inputs` | subscriptions and decode workers |
+//! | `inputs` | what is heard, and its decode workers; `subscriptions` outlast it |
 //! | `inference` | the inference thread |
 //! | `commands` | from the control thread's hand-over to the commands' topic |
 //! | `flight` | when the flight recorder's memory becomes a file |
@@ -33,6 +33,7 @@ mod service;
 mod session;
 mod shared;
 mod statistics;
+mod subscriptions;
 
 use std::fs;
 use std::io;

@@ -8,7 +8,6 @@ mod transitions;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use futures::Stream;
 use r2r::std_srvs::srv::{SetBool, Trigger};
 use r2r::{Node, PublisherUntyped, QosProfile};
 
@@ -19,8 +18,9 @@ use super::lifecycle::State;
 use super::lifecycle_services::LifecycleServices;
 use super::names::Names;
 use super::parameters::{ParameterServices, overrides};
-use super::service::{Service, answer, drain};
+use super::service::{Service, answer};
 use super::session::Session;
+use super::subscriptions::{Subscription, Subscriptions};
 use crate::clock::Stamp;
 use crate::config::Execution;
 use crate::config::live::{Given, Parameters};
@@ -46,15 +46,14 @@ pub enum End {
     Broken(String),
 }
 
-/// Serialized messages of `/clock`.
-type ClockMessages = Box<dyn Stream<Item = Vec<u8>> + Unpin>;
-
 /// The node.
 pub struct PolicyNode {
     ros: Node,
     names: Names,
+    subscriptions: Subscriptions,
     clock: Arc<RosClock>,
-    clock_messages: Option<ClockMessages>,
+    /// Of `/clock`.
+    clock_messages: Option<Subscription>,
     parameters: Parameters,
     parameter_services: ParameterServices,
     lifecycle_services: LifecycleServices,
@@ -97,11 +96,13 @@ impl PolicyNode {
         let parameters = Parameters::new(overrides(&ros), &origin).map_err(|error| error.to_string())?;
         let config = parameters.config();
         let names = Names::new(&ros.namespace().map_err(said)?, &ros.name().map_err(said)?, arguments);
-        let (clock, clock_messages) = clock(&mut ros, config.use_sim_time).map_err(said)?;
+        let mut subscriptions = Subscriptions::default();
+        let (clock, clock_messages) = clock(&mut subscriptions, &mut ros, &names, config.use_sim_time)?;
         let latched = QosProfile::default().keep_last(1).reliable().transient_local();
         let autostart = if config.autostart { Autostart::At(Instant::now()) } else { Autostart::Off };
         Ok(Self {
             names,
+            subscriptions,
             clock,
             clock_messages,
             parameter_services: ParameterServices::new(&mut ros).map_err(said)?,
@@ -157,6 +158,7 @@ impl PolicyNode {
     /// One turn: waits a moment for messages, then does everything that there is to do.
     pub fn turn(&mut self) -> Option<End> {
         self.ros.spin_once(SPIN);
+        self.subscriptions.sweep();
         self.follow_clock();
         self.serve_parameters();
         self.serve_lifecycle();
@@ -172,7 +174,7 @@ impl PolicyNode {
     fn follow_clock(&mut self) {
         let mut jumped = self.clock.update();
         if let Some(messages) = &mut self.clock_messages {
-            drain(messages, |payload| {
+            messages.drain(|payload| {
                 if let Ok(now) = decode_clock(&payload) {
                     jumped |= self.clock.simulate(now);
                 }
@@ -226,9 +228,9 @@ impl PolicyNode {
     fn set_clock(&mut self) {
         let simulated = self.parameters.config().use_sim_time;
         if simulated != self.clock.is_simulated() {
-            match clock(&mut self.ros, simulated) {
+            match clock(&mut self.subscriptions, &mut self.ros, &self.names, simulated) {
                 Ok((clock, messages)) => (self.clock, self.clock_messages) = (clock, messages),
-                Err(error) => tracing::error!("/clock cannot be subscribed to: {error}"),
+                Err(why) => tracing::error!("{why}"),
             }
         }
     }
@@ -303,7 +305,7 @@ impl PolicyNode {
         if self.graph_asked.elapsed() >= GRAPH_PERIOD {
             self.graph_asked = Instant::now();
             if let Some(session) = &mut self.session {
-                session.follow_graph(&mut self.ros, &self.names);
+                session.follow_graph(&mut self.subscriptions, &mut self.ros, &self.names);
             }
         }
         if let Some(session) = &mut self.session {
@@ -361,12 +363,18 @@ impl PolicyNode {
 }
 
 /// The clock of the parameter `use_sim_time`.
-fn clock(ros: &mut Node, simulated: bool) -> r2r::Result<(Arc<RosClock>, Option<ClockMessages>)> {
+fn clock(
+    subscriptions: &mut Subscriptions,
+    ros: &mut Node,
+    names: &Names,
+    simulated: bool,
+) -> Result<(Arc<RosClock>, Option<Subscription>), String> {
     if !simulated {
         return Ok((Arc::new(RosClock::system()), None));
     }
-    let messages = ros.subscribe_raw("/clock", CLOCK, QosProfile::sensor_data().keep_last(1))?;
-    Ok((Arc::new(RosClock::simulated()), Some(Box::new(messages))))
+    let qos = QosProfile::sensor_data().keep_last(1);
+    let messages = subscriptions.subscribe(ros, names, "/clock", CLOCK, qos)?;
+    Ok((Arc::new(RosClock::simulated()), Some(messages)))
 }
 
 /// A transition state shows as the primary state that it left.

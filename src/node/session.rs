@@ -14,6 +14,7 @@ use super::inputs::Inputs;
 use super::names::Names;
 use super::shared::Shared;
 use super::statistics::InferenceStatistics;
+use super::subscriptions::Subscriptions;
 use crate::clock::{NS_PER_MS, Stamp};
 use crate::config::{CommandType, Config, Execution};
 use crate::control::thread::{Form, Options, RealTime, Request};
@@ -87,6 +88,7 @@ fn check_fit(setup: &Setup, config: &Config) -> Result<(), String> {
 impl Session {
     /// Subscribes, offers, starts the threads. `config` may have changed while the policy was being loaded.
     pub fn new(
+        subscriptions: &mut Subscriptions,
         node: &mut Node,
         names: &Names,
         clock: &Arc<RosClock>,
@@ -95,7 +97,6 @@ impl Session {
     ) -> Result<Self, String> {
         let Loaded { setup, inference, engine, cameras } = loaded;
         check_fit(&setup, config)?;
-        let ros = |error: r2r::Error| format!("ROS 2: {error}");
         let intake =
             Intake::new(config, &setup.cameras.names, &cameras).map_err(|error| error.to_string())?;
         let shared = Arc::new(Shared::new(
@@ -110,27 +111,18 @@ impl Session {
             CommandType::JointState => JointStateMessage::TYPE,
             CommandType::JointTrajectory => JointTrajectoryMessage::TYPE,
         };
-        let reliable = QosProfile::default().keep_last(1).reliable().volatile();
-        let commands = node
-            .create_publisher_untyped(&config.control.command_topic, command_type, reliable.clone())
-            .map_err(ros)?;
-        let chunks = node
-            .create_publisher_untyped("~/chunks", ActionChunkMessage::TYPE, reliable.keep_last(10))
-            .map_err(ros)?;
-        let form = ChunkForm {
-            joint_names: config.joints.action_names.clone(),
-            policy_rate_hz: config.control.policy_rate_hz,
-        };
-        let thread = thread::Builder::new().name("inference".to_owned()).spawn({
-            let (shared, chunks) = (Arc::clone(&shared), chunks.clone());
-            move || infer_until_closed(inference, &shared, &form, &chunks)
+        let inputs = Inputs::new(subscriptions, node, names, config, &cameras, &shared);
+        let inputs = inputs.inspect_err(|_| shared.close())?;
+        let offered = offer(node, &config.control.command_topic, command_type, 1).and_then(|commands| {
+            match offer(node, "~/chunks", ActionChunkMessage::TYPE, 10) {
+                Ok(chunks) => Ok((commands, chunks)),
+                Err(why) => {
+                    node.destroy_publisher_untyped(commands);
+                    Err(why)
+                }
+            }
         });
-        let inference = thread.map_err(|error| format!("the inference thread: {error}"))?;
-        let inputs = Inputs::new(node, names, config, &cameras, &shared);
-        let inputs = inputs.map_err(|error| {
-            shared.close();
-            ros(error)
-        })?;
+        let (commands, chunks) = offered.inspect_err(|_| shared.close())?;
         let labels = Labels {
             node: names.node().to_owned(),
             command_topic: names.resolve(&config.control.command_topic),
@@ -145,8 +137,23 @@ impl Session {
         let flights = shared.recorder.clone().map(|recorder| {
             FlightLog::new(recorder, labels, config.recorder.folder.as_deref(), Arc::clone(&shared))
         });
-        let (inference, active) = (Some(inference), None);
-        Ok(Self { shared, setup, engine, inputs, inference, commands, chunks, active, flights })
+        let form = ChunkForm {
+            joint_names: config.joints.action_names.clone(),
+            policy_rate_hz: config.control.policy_rate_hz,
+        };
+        let thread = thread::Builder::new().name("inference".to_owned()).spawn({
+            let (shared, chunks) = (Arc::clone(&shared), chunks.clone());
+            move || infer_until_closed(inference, &shared, &form, &chunks)
+        });
+        let (inference, active) = (None, None);
+        let session = Self { shared, setup, engine, inputs, inference, commands, chunks, active, flights };
+        match thread {
+            Ok(thread) => Ok(Self { inference: Some(thread), ..session }),
+            Err(error) => {
+                session.close(node);
+                Err(format!("the inference thread: {error}"))
+            }
+        }
     }
 }
 
@@ -167,8 +174,8 @@ impl Session {
     }
 
     /// Looks who publishes and who listens. Called now and then.
-    pub fn follow_graph(&mut self, node: &mut Node, names: &Names) {
-        self.inputs.follow_types(node, names);
+    pub fn follow_graph(&mut self, subscriptions: &mut Subscriptions, node: &mut Node, names: &Names) {
+        self.inputs.follow_types(subscriptions, node, names);
         let heard = self.is_heard();
         let Some(active) = self.active.as_mut().filter(|active| active.heard != heard) else { return };
         active.heard = heard;
@@ -425,6 +432,14 @@ impl Session {
             }
         })
     }
+}
+
+/// A topic that only who listens now hears.
+fn offer(node: &mut Node, topic: &str, type_name: &str, depth: usize) -> Result<PublisherUntyped, String> {
+    let qos = QosProfile::default().keep_last(depth).reliable().volatile();
+    node.create_publisher_untyped(topic, type_name, qos).map_err(|error| {
+        format!("{topic}: cannot be offered as {type_name}: {error}; check the topic's name and what else this node does with it")
+    })
 }
 
 fn take_joints(payload: &[u8], now: Stamp, shared: &Shared, active: Option<&Active>) {

@@ -134,7 +134,8 @@ impl PolicyNode {
 
     fn configure(&mut self, loaded: Loaded) -> Result<(), String> {
         let config = self.parameters.config();
-        let session = Session::new(&mut self.ros, &self.names, &self.clock, config, loaded)?;
+        let session =
+            Session::new(&mut self.subscriptions, &mut self.ros, &self.names, &self.clock, config, loaded)?;
         tracing::info!("{} on {}", config.checkpoint, session.engine());
         self.session = Some(session);
         Ok(())
