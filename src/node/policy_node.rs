@@ -19,12 +19,13 @@ use super::lifecycle_services::LifecycleServices;
 use super::names::Names;
 use super::parameters::{ParameterServices, overrides};
 use super::service::{Service, answer};
-use super::session::Session;
+use super::session::{Session, stop};
 use super::subscriptions::{Subscription, Subscriptions};
 use crate::clock::Stamp;
 use crate::config::Execution;
 use crate::config::live::{Given, Parameters};
 use crate::config::parameters::Value;
+use crate::control::thread::Request;
 use crate::messages::{CLOCK, DiagnosticArrayMessage, PolicyStatusMessage, decode_clock};
 
 /// Longest sleep of the spin thread: what it does beside messages waits for it at most so long.
@@ -66,6 +67,8 @@ pub struct PolicyNode {
     state: State,
     underway: Option<Underway>,
     session: Option<Session>,
+    /// The pause, stop or fault in which control was deactivated: the next one begins in it.
+    latched: Option<Request>,
     autostart: Autostart,
     /// Why the last transition was refused, or why the node rests.
     reason: String,
@@ -120,6 +123,7 @@ impl PolicyNode {
             state: State::Unconfigured,
             underway: None,
             session: None,
+            latched: None,
             autostart,
             reason: String::new(),
             told: None,
@@ -248,7 +252,11 @@ impl PolicyNode {
             let (success, message) = told(ask("pause", &|session| session.pause(pause)));
             answer(request, SetBool::Response { success, message });
         });
+        let (deactivates, latched) = (self.state == State::Deactivating, &mut self.latched);
         self.stop.drain(|request| {
+            if deactivates && !matches!(latched, Some(Request::Fault(_))) {
+                *latched = Some(stop()); // control, which ends, hears no more
+            }
             let (success, message) = told(ask("stop", &Session::stop));
             answer(request, Trigger::Response { success, message });
         });

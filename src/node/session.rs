@@ -225,8 +225,8 @@ impl Session {
         self.commands.get_inter_process_subscription_count().is_ok_and(|count| count > 0)
     }
 
-    /// Starts control: from now on the arm may move.
-    pub fn activate(&mut self) -> Result<(), String> {
+    /// Starts control: from now on the arm may move, unless `latched` (see [`Self::latched`]) keeps it from that.
+    pub fn activate(&mut self, latched: Option<Request>) -> Result<(), String> {
         if !self.is_resting() {
             return Err("the control before still brakes: expected an arm at rest; try again".to_owned()); // never two
         }
@@ -265,9 +265,24 @@ impl Session {
         if let Some(measured) = self.shared.look(|intake| intake.last_measured().cloned()) {
             control.put_joints(self.shared.clock.steady(measured.stamp), &measured.positions);
         }
+        if let Some(latched) = latched {
+            let ended = |error| format!("the control thread: {error}");
+            control.request(latched).map_err(ended)?; // before any chunk
+        }
         self.shared.run(Arc::clone(&control));
         self.active = Some(Active { control, publisher, leaving: false, heard: true });
         Ok(())
+    }
+
+    /// The pause, stop or fault that control is in: only a person's word ends it, not the end of control.
+    pub fn latched(&self) -> Option<Request> {
+        let status = self.active.as_ref()?.control.status();
+        match status.state {
+            State::Paused => Some(Request::Pause),
+            State::Stopped => Some(Request::Stop(status.reason)),
+            State::Fault => Some(Request::Fault(status.reason)),
+            _ => None,
+        }
     }
 
     /// Brakes, then ends control; [`Self::is_resting`] tells when it has.
@@ -309,7 +324,7 @@ impl Session {
 
     /// `~/stop`.
     pub fn stop(&self) -> Result<String, String> {
-        self.ask("stop", Request::Stop(Reason::new("stopped by ~/stop; ~/reset lets it go on")))
+        self.ask("stop", stop())
     }
 
     /// `~/reset`.
@@ -432,6 +447,11 @@ impl Session {
             }
         })
     }
+}
+
+/// What `~/stop` asks of control.
+pub fn stop() -> Request {
+    Request::Stop(Reason::new("stopped by ~/stop; ~/reset lets it go on"))
 }
 
 /// A topic that only who listens now hears.

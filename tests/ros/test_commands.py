@@ -1,5 +1,7 @@
 """What the arm hears: commands of each type within limits, and the services pause, stop and reset."""
 
+import threading
+
 import pytest
 
 from peers import ACCELERATION, JOINTS, VELOCITY, robot_parameters, to_ns
@@ -110,6 +112,26 @@ def test_stop_brakes_then_is_silent_until_reset(world):
     assert_within_limits(arm.messages[resumed:])
 
 
+@pytest.mark.parametrize("word", ["stop", "pause"])
+def test_what_a_person_has_stopped_is_still_stopped_after_another_activation(world, word):
+    _robot, arm, policy = world.running()
+    arm.wait_for_motion()
+    assert (policy.pause() if word == "pause" else policy.trigger("stop"))[0]
+    state = "paused" if word == "pause" else "stopped"
+    status = policy.wait_for_control(state)
+    assert policy.change("deactivate") and policy.change("activate"), policy.reason()
+    policy.status.wait_until(lambda again: (again.lifecycle, again.control, again.reason) == ("active", state, status.reason))
+    assert policy.change("deactivate") and policy.change("cleanup") and policy.change("configure"), policy.reason()
+    wait_for(lambda: policy.change("activate"), policy.reason)
+    policy.wait_for_control(state)
+    commands = len(arm.received)
+    wait_for(lambda: arm.silent_for(1.0), "silence")
+    assert len(arm.received) == commands
+    assert (policy.pause(False) if word == "pause" else policy.trigger("reset"))[0]
+    policy.wait_for_control("running")
+    arm.wait_for_motion()
+
+
 def test_pause_stop_and_reset_are_refused_by_a_node_that_is_not_active(world):
     policy = world.start()
     for _ in range(2):
@@ -141,11 +163,17 @@ def test_an_arm_that_takes_long_to_rest_is_waited_for(world):
     assert policy.change("configure"), policy.reason()
     assert policy.change("activate"), policy.reason()
     wait_for(lambda: arm.received and max(map(abs, arm.positions()[-1])) > 0.44, "full speed")
-    assert policy.change("deactivate")
+    deactivated = []
+    braking = threading.Thread(target=lambda: deactivated.append(policy.change("deactivate")))
+    braking.start()
+    wait_for(lambda: "still braking" in policy.process.log, "a person sees why it takes long")
+    assert policy.trigger("stop")[0] and not policy.change("activate"), "one control at a time"
+    braking.join()
+    assert deactivated == [True]
     wait_for(lambda: arm.silent_for(0.5), "silence")
     assert arm.positions()[-1] == [0.0] * 3, "at rest"
-    assert "still braking" in policy.process.log, "a person sees why it takes long"
     assert policy.change("activate"), policy.reason()
+    policy.wait_for_control("stopped")  # as a person said while it was on its way
 
 
 @pytest.mark.parametrize("rate", [20.0, 250.0])

@@ -80,8 +80,11 @@ impl PolicyNode {
                 }
             }
             State::Activating => Work::Waiting(now + ACTIVATE_PATIENCE),
-            _ => {
+            goal => {
                 if let Some(session) = &mut self.session {
+                    if goal == State::Deactivating {
+                        self.latched = session.latched();
+                    }
                     session.deactivate();
                 }
                 Work::Braking(now + BRAKE_REMINDER)
@@ -146,7 +149,7 @@ impl PolicyNode {
             return Some(Err("there is no configured policy".to_owned()));
         };
         match session.ready() {
-            Ok(()) => Some(session.activate()),
+            Ok(()) => Some(session.activate(self.latched)),
             Err(why) if Instant::now() >= until => Some(Err(why)),
             Err(_) => None,
         }
