@@ -319,17 +319,21 @@ impl Session {
 
     /// `~/pause`.
     pub fn pause(&self, pause: bool) -> Result<String, String> {
-        self.ask("pause", if pause { Request::Pause } else { Request::Resume })
+        self.ask(
+            "pause",
+            if pause { Request::Pause } else { Request::Resume },
+            &[State::Stopped, State::Fault],
+        )
     }
 
     /// `~/stop`.
     pub fn stop(&self) -> Result<String, String> {
-        self.ask("stop", stop())
+        self.ask("stop", stop(), &[])
     }
 
     /// `~/reset`.
     pub fn reset(&self) -> Result<String, String> {
-        self.ask("reset", Request::Reset)
+        self.ask("reset", Request::Reset, &[State::Paused, State::Stopped, State::Fault])
     }
 
     /// What control is doing, and why it rests.
@@ -385,11 +389,23 @@ impl Session {
         }
     }
 
-    fn ask(&self, what: &str, request: Request) -> Result<String, String> {
+    /// Asks control, which changes nothing in the states `unmoved`.
+    fn ask(&self, what: &str, request: Request, unmoved: &[State]) -> Result<String, String> {
         let Some(active) = &self.active else {
             return Err(format!("{what}: expected an active node, found an inactive one; activate it"));
         };
+        if active.leaving && !unmoved.is_empty() {
+            return Err(format!(
+                "{what}: expected an active node, found one that deactivates; activate it then"
+            ));
+        }
         match active.control.ask(request, ASK_PATIENCE) {
+            Ok(status) if unmoved.contains(&status.state) => Err(match status.state {
+                State::Paused => {
+                    format!("{what}: expected a stop or a fault, found a pause; ~/pause with false ends it")
+                }
+                state => format!("{what}: changes nothing while {state}: {}; ~/reset ends it", status.reason),
+            }),
             Ok(status) => Ok(status.state.name().to_owned()),
             Err(error) => Err(format!("{what}: {error}")),
         }

@@ -112,6 +112,18 @@ def test_stop_brakes_then_is_silent_until_reset(world):
     assert_within_limits(arm.messages[resumed:])
 
 
+def test_a_word_that_changes_nothing_is_answered_with_the_reason(world):
+    _robot, _arm, policy = world.running()
+    assert policy.trigger("stop")[0]
+    for success, message in (policy.pause(), policy.pause(False)):
+        assert not success and "stopped" in message and "~/reset" in message
+    assert policy.trigger("reset")[0] and policy.pause()[0]
+    success, message = policy.trigger("reset")
+    assert not success and "~/pause" in message
+    assert policy.pause(False)[0]
+    policy.wait_for_control("running")
+
+
 @pytest.mark.parametrize("word", ["stop", "pause"])
 def test_what_a_person_has_stopped_is_still_stopped_after_another_activation(world, word):
     _robot, arm, policy = world.running()
