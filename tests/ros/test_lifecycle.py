@@ -111,6 +111,17 @@ def test_what_is_not_allowed_is_refused_and_changes_nothing(world):
     policy.status.wait_until(lambda status: "expected configure or shutdown" in status.reason)
 
 
+def test_an_active_node_that_refuses_a_transition_is_as_healthy_as_before(world):
+    _robot, _arm, policy = world.running()
+    policy.wait_for_control("running")
+    for transition in ("activate", "nonsense", 99):
+        assert not policy.change(transition)
+    assert "nonsense" in policy.process.log
+    policy.diagnostics.wait_for_more(2)
+    assert policy.health()["policy"][:2] == (0, "active")
+    policy.status.wait_until(lambda status: (status.control, status.reason) == ("running", ""))
+
+
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [
@@ -175,6 +186,10 @@ def test_autostart_configures_and_activates_once_everything_is_there(world):
     policy = world.start(robot_parameters(autostart=True))
     policy.wait_for_state("inactive")
     policy.status.wait_until(lambda status: status.reason != "", "why it is not active yet")
+    said = len(policy.status.received)
+    again = policy.event_labels().count(("transition_failure", "activating", "inactive")) + 2
+    wait_for(lambda: policy.event_labels().count(("transition_failure", "activating", "inactive")) >= again, "other attempts")
+    assert len(policy.status.received) == said and policy.process.log.count("nobody subscribes") == 1, "said once"
     arm, robot = world.arm(), world.robot()
     robot.start(20)
     policy.wait_for_state("active")

@@ -53,7 +53,9 @@ impl PolicyNode {
                 Ok(request) => self.begin(request, Some(wish)),
                 Err(why) => {
                     tracing::warn!("refused: {why}");
-                    self.reason = why;
+                    if self.state != State::Active {
+                        self.reason = why; // of an active node, the reason is why it does not move
+                    }
                     reply(wish, false);
                 }
             }
@@ -62,7 +64,9 @@ impl PolicyNode {
 
     /// A transition begins; its work goes on beside the spinning.
     fn begin(&mut self, request: Request, client: Option<ChangeRequest>) {
-        self.reason.clear();
+        if client.is_some() {
+            self.reason.clear(); // one that tries again by itself has not got rid of it
+        }
         let now = Instant::now();
         let work = match request.transition.goal {
             State::Configuring => {
@@ -172,19 +176,21 @@ impl PolicyNode {
         }
         if let Err(why) = outcome {
             let what = request.transition.label;
-            // One that starts by itself tries again and again: once is enough to say so.
+            // One that starts by itself tries again and again: once is enough to say so, whatever its numbers.
             if !by_itself {
                 tracing::error!("{what} refused: {why}");
-            } else if self.reason != why {
+                self.reason = why;
+            } else if !same_but_for_numbers(&self.reason, &why) {
                 tracing::warn!("{what}: {why}");
+                self.reason = why;
             }
-            self.reason = why;
             if self.autostart != Autostart::Off {
                 let again = goal == State::Inactive;
                 self.autostart =
                     if again { Autostart::At(Instant::now() + AUTOSTART_PAUSE) } else { Autostart::Off };
             }
         } else {
+            self.reason.clear();
             tracing::info!("{}", goal.label());
             if goal == State::Active {
                 self.autostart = Autostart::Off;
@@ -224,4 +230,9 @@ impl PolicyNode {
         }
         None
     }
+}
+
+fn same_but_for_numbers(one: &str, other: &str) -> bool {
+    let is_text = |c: &char| !c.is_ascii_digit();
+    one.chars().filter(is_text).eq(other.chars().filter(is_text))
 }
