@@ -76,13 +76,17 @@ fn sources(
     let status = |source: &SourceStatistics| {
         let slot = slot_of(&source.name);
         let frozen = slot.and_then(|slot| intake.unchanged_for(slot)).filter(|&ns| ns >= FROZEN_NS);
+        let explained = |what: &str| match source.explanation() {
+            Some(why) => format!("{what}; {why}"),
+            None => what.to_owned(),
+        };
         let (level, message) = match (source.newest, frozen) {
-            (None, _) => (Level::Stale, "nothing received".to_owned()),
+            (None, _) => (Level::Stale, explained("nothing received")),
             (Some(_), Some(ns)) => {
                 (Level::Warn, format!("frozen: the same pixels for {} ms", ns / NS_PER_MS))
             }
             (Some(stamp), None) if now.since(stamp) > OLD_NS => {
-                (Level::Warn, "no longer received".to_owned())
+                (Level::Warn, explained("no longer received"))
             }
             (Some(_), None) => (Level::Ok, "received".to_owned()),
         };

@@ -35,6 +35,7 @@ fn prompt_qos() -> QosProfile {
 /// Everything that a configured node listens to.
 pub struct Inputs {
     cameras: Vec<CameraInput>,
+    joints_topic: String,
     joints: Subscription,
     prompt: Subscription,
 }
@@ -48,6 +49,8 @@ enum Form {
 
 /// One camera's subscription and its worker.
 struct CameraInput {
+    /// Of the model.
+    slot: usize,
     topic: String,
     /// `None` until it is known what the topic carries: the middleware takes one type per topic and process.
     subscription: Option<(Form, Subscription)>,
@@ -75,11 +78,11 @@ impl Form {
         topic.ends_with("/compressed").then_some(Self::Compressed)
     }
 
-    /// What the publishers of a topic send.
-    fn published(node: &Node, names: &Names, topic: &str) -> Option<Self> {
-        let publishers = node.get_publishers_info_by_topic(&names.resolve(topic), false).ok()?;
-        let is = |form: Self| publishers.iter().any(|publisher| publisher.topic_type == form.type_name());
-        [Self::Raw, Self::Compressed].into_iter().find(|form| is(*form))
+    /// The one that is among the types of a topic's publishers.
+    fn among(published: &[String]) -> Option<Self> {
+        [Self::Raw, Self::Compressed]
+            .into_iter()
+            .find(|form| published.iter().any(|it| it == form.type_name()))
     }
 }
 
@@ -117,10 +120,9 @@ impl Inputs {
             });
             let worker = worker.map_err(|error| tracing::error!("decode worker: {error}")).ok();
             let topic = camera.topic.clone();
-            let mut input = CameraInput { topic, subscription: None, newest, worker };
-            if let Some(form) =
-                Form::published(node, names, &input.topic).or(Form::named(&names.resolve(&input.topic)))
-            {
+            let mut input = CameraInput { slot, topic, subscription: None, newest, worker };
+            let form = Form::among(&published(node, names, &input.topic));
+            if let Some(form) = form.or(Form::named(&names.resolve(&input.topic))) {
                 input.subscribe(subscriptions, node, names, form)?;
             }
             inputs.push(input);
@@ -129,7 +131,7 @@ impl Inputs {
             |topic: &str, type_name, qos| subscriptions.subscribe(node, names, topic, type_name, qos);
         let joints = subscribe(&config.joints.topic, JointStateMessage::TYPE, sensor_qos())?;
         let prompt = subscribe(&config.prompt_topic, STRING, prompt_qos())?;
-        Ok(Self { cameras: inputs, joints, prompt })
+        Ok(Self { cameras: inputs, joints_topic: config.joints.topic.clone(), joints, prompt })
     }
 
     /// Takes what has arrived. The newest image of each camera goes to its worker, the newest joint state to `joints`,
@@ -156,20 +158,60 @@ impl Inputs {
         self.prompt.drain(prompt);
     }
 
-    /// Subscribes to cameras of which it turns out only now what they publish. Called now and then.
-    pub fn follow_types(&mut self, subscriptions: &mut Subscriptions, node: &mut Node, names: &Names) {
-        for camera in self.cameras.iter_mut().filter(|camera| camera.subscription.is_none()) {
-            let Some(form) = Form::published(node, names, &camera.topic) else { continue };
-            match camera.subscribe(subscriptions, node, names, form) {
-                Ok(()) => tracing::info!("{} carries {}", camera.topic, form.type_name()),
-                Err(why) => tracing::warn!("{why}"),
+    /// Subscribes to cameras of which it turns out only now what they publish, and tells `shared` what is the matter with
+    /// topics. Called now and then.
+    pub fn follow_topics(
+        &mut self,
+        subscriptions: &mut Subscriptions,
+        node: &mut Node,
+        names: &Names,
+        shared: &Shared,
+    ) {
+        for camera in &mut self.cameras {
+            let published = published(node, names, &camera.topic);
+            let mut refused = None;
+            if let (None, Some(form)) = (&camera.subscription, Form::among(&published)) {
+                refused = camera.subscribe(subscriptions, node, names, form).err();
+                if refused.is_none() {
+                    tracing::info!("{} carries {}", camera.topic, form.type_name());
+                }
             }
+            let forms = [Form::Raw, Form::Compressed].map(Form::type_name);
+            let trouble = match &camera.subscription {
+                Some((form, _)) => trouble(&names.resolve(&camera.topic), &published, &[form.type_name()])
+                    .map(|why| match Form::among(&published) {
+                        Some(_) => format!("{why}; start the node anew to take that"),
+                        None => why,
+                    }),
+                None => refused.or_else(|| trouble(&names.resolve(&camera.topic), &published, &forms)),
+            };
+            shared.look(|intake| intake.set_trouble(Some(camera.slot), trouble));
         }
+        let published = published(node, names, &self.joints_topic);
+        let trouble = trouble(&names.resolve(&self.joints_topic), &published, &[JointStateMessage::TYPE]);
+        shared.look(|intake| intake.set_trouble(None, trouble));
     }
 
     /// The workers, to wait for once the session has closed.
     pub fn into_workers(self) -> impl Iterator<Item = JoinHandle<()>> {
         self.cameras.into_iter().filter_map(|camera| camera.worker)
+    }
+}
+
+/// The types that a topic's publishers send.
+fn published(node: &Node, names: &Names, topic: &str) -> Vec<String> {
+    let publishers = node.get_publishers_info_by_topic(&names.resolve(topic), false).unwrap_or_default();
+    publishers.into_iter().map(|publisher| publisher.topic_type).collect()
+}
+
+/// Why nothing can be heard on a topic: nobody publishes it, or as something else.
+fn trouble(topic: &str, published: &[String], expected: &[&str]) -> Option<String> {
+    match published.first() {
+        None => Some(format!("nobody publishes {topic}")),
+        Some(_) if published.iter().any(|it| expected.contains(&it.as_str())) => None,
+        Some(found) => {
+            Some(format!("{topic} has another type: expected {}, found {found}", expected.join(" or ")))
+        }
     }
 }
 

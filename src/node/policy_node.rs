@@ -317,6 +317,7 @@ impl PolicyNode {
             }
         }
         if let Some(session) = &mut self.session {
+            session.follow_control();
             session.follow_flights();
         }
         let failure = self.session.as_ref().and_then(Session::failure);

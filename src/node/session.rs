@@ -65,6 +65,8 @@ struct Active {
     leaving: bool,
     /// Somebody subscribes to the commands.
     heard: bool,
+    /// What the log has: how often joint states went stale, and whether it is a fault.
+    logged: (u64, bool),
 }
 
 /// Checkpoint, weights, everything that an inference could need, one inference to warm up. Every misfit is said in one line.
@@ -175,7 +177,7 @@ impl Session {
 
     /// Looks who publishes and who listens. Called now and then.
     pub fn follow_graph(&mut self, subscriptions: &mut Subscriptions, node: &mut Node, names: &Names) {
-        self.inputs.follow_types(subscriptions, node, names);
+        self.inputs.follow_topics(subscriptions, node, names, &self.shared);
         let heard = self.is_heard();
         let Some(active) = self.active.as_mut().filter(|active| active.heard != heard) else { return };
         active.heard = heard;
@@ -186,6 +188,20 @@ impl Session {
             tracing::warn!("{UNHEARD}; braking");
             let _ = active.control.request(Request::Brake(Reason::new(UNHEARD)));
         }
+    }
+
+    /// Says in the log what nobody should have to ask for: stale joint states, and a fault. To be called often.
+    pub fn follow_control(&mut self) {
+        let Some(active) = self.active.as_mut().filter(|active| !active.leaving) else { return };
+        let status = active.control.status();
+        let (stale, fault) = (status.counters.joints_stale, status.state == State::Fault);
+        if stale > active.logged.0 {
+            tracing::warn!("joint states are stale: braking until they are fresh");
+        }
+        if fault && !active.logged.1 {
+            tracing::error!("fault: {}; the arm rests until ~/reset", status.reason);
+        }
+        active.logged = (stale, fault);
     }
 
     /// The parameters have changed to these.
@@ -270,7 +286,7 @@ impl Session {
             control.request(latched).map_err(ended)?; // before any chunk
         }
         self.shared.run(Arc::clone(&control));
-        self.active = Some(Active { control, publisher, leaving: false, heard: true });
+        self.active = Some(Active { control, publisher, leaving: false, heard: true, logged: (0, false) });
         Ok(())
     }
 
@@ -341,7 +357,7 @@ impl Session {
         match &self.active {
             Some(active) => {
                 let status = active.control.status();
-                let missing = self.shared.look(|intake| intake.waiting_for().map(str::to_owned));
+                let missing = self.shared.look(|intake| intake.waiting_because());
                 let reason = match (status.reason.as_str(), missing) {
                     ("", _) => String::new(),
                     (reason, Some(missing)) => format!("{reason}; {missing}"),

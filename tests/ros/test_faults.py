@@ -99,6 +99,37 @@ def test_a_camera_that_shows_the_same_pixels_brakes_and_resumes_when_it_moves(wo
     arm.wait_for_motion()
 
 
+def test_a_camera_that_sends_what_cannot_be_read_is_named_with_the_cause(world):
+    robot, arm, policy = world.running(robot_parameters(cameras__left_wrist_0_rgb__max_age_ms=500))
+    policy.wait_for_control("running")
+    picture = robot.image
+
+    def depth(index, ns, grey=None):
+        message = picture(index, ns, grey)
+        message.encoding = "16UC1" if index == 1 else message.encoding
+        return message
+
+    robot.image = depth
+    words = ("left_wrist_0_rgb: too old", "16UC1")
+    policy.status.wait_until(lambda status: all(word in status.reason for word in words), words)
+    arm.wait_for_rest()
+    robot.image = picture
+    policy.status.wait_until(lambda status: (status.control, status.reason) == ("running", ""))
+
+
+def test_a_camera_that_changes_its_type_is_named_with_what_to_do(world):
+    robot, _arm, policy = world.running(robot_parameters(cameras__base_0_rgb__max_age_ms=500))
+    policy.wait_for_control("running")
+    world.node.destroy_publisher(robot.cameras[0])
+    robot.compressed = {0}
+    robot.cameras[0] = world.node.create_publisher(CompressedImage, "cam_0", SENSOR)
+    words = ("cam_0", "expected sensor_msgs/msg/Image", "found sensor_msgs/msg/CompressedImage", "start the node anew")
+    policy.status.wait_until(lambda status: all(word in status.reason for word in words), words)
+    assert policy.change("deactivate") and policy.change("cleanup")
+    assert not policy.change("configure")
+    policy.status.wait_until(lambda status: "CompressedImage" in status.reason and "start the node anew" in status.reason)
+
+
 @pytest.mark.parametrize("elbows", [0, 2], ids=["missing", "twice"])
 def test_a_joint_that_is_missing_or_there_twice_mid_run_brakes_and_its_return_resumes(world, elbows):
     robot, arm, policy = world.running(robot_parameters(**SLOW, joints__max_age_ms=1000, joints__fault_after_ms=60000))
@@ -127,6 +158,7 @@ def test_joints_that_stop_brake_at_once_and_resume_when_they_return(world):
     arm.wait_for_motion()
     robot.silent = {"joints"}
     policy.status.wait_until(lambda status: status.control in ("braking", "holding", "fault") and "joint" in status.reason, "why")
+    wait_for(lambda: any("WARN" in line and "joint states are stale" in line for line in policy.process.lines), "a line in the log")
     arm.wait_for_rest()
     robot.silent = set()
 

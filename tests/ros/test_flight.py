@@ -75,6 +75,7 @@ def test_after_a_fault_the_brake_is_in_the_file(world, tmp_path):
     arm.wait_for_motion()
     robot.silent = {"joints"}
     policy.wait_for_control("fault")
+    assert any("ERROR" in line and "fault: joint states were stale" in line for line in policy.process.lines), policy.process.log
     path = wait_for(lambda: next(tmp_path.glob("flights/*_fault.mcap"), None), "a file")
     bag = messages(path)
     states = [(message.control, message.reason) for _, message in bag[f"{policy.name}/status"]]
