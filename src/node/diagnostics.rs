@@ -112,6 +112,7 @@ fn inference(name: String, session: &Session) -> DiagnosticStatus {
         None => (Level::Ok, "running".to_owned()),
     };
     let mut values = vec![value("chunks", statistics.chunks)];
+    values.extend(session.gpu_memory().map(|bytes| value("gpu_memory_mib", bytes >> 20)));
     for (key, percent) in [("p50_ms", 50.0), ("p99_ms", 99.0)] {
         if let Some(ms) = statistics.percentile_ms(percent) {
             values.push(value(key, format!("{ms:.3}")));

@@ -41,6 +41,7 @@ pub struct Loaded {
     inference: Inference,
     /// Such as: cpu f32.
     engine: String,
+    gpu_memory: Option<usize>,
     cameras: Vec<Option<usize>>,
 }
 
@@ -49,6 +50,7 @@ pub struct Session {
     shared: Arc<Shared>,
     setup: Setup,
     engine: String,
+    gpu_memory: Option<usize>,
     inputs: Inputs,
     inference: Option<JoinHandle<()>>,
     commands: PublisherUntyped,
@@ -77,7 +79,8 @@ pub fn load(config: &Config) -> Result<Loaded, String> {
     let mut inference = setup.load(config, |_, _| ()).map_err(|error| error.to_string())?;
     warm_up(&mut inference, &cameras, config.joints.names.len()).map_err(|error| error.to_string())?;
     let engine = inference.engine.name();
-    Ok(Loaded { setup, inference, engine, cameras })
+    let gpu_memory = inference.engine.gpu_memory().map_err(|error| error.to_string())?;
+    Ok(Loaded { setup, inference, engine, gpu_memory, cameras })
 }
 
 /// Whether the parameters that may change at any time fit the checkpoint.
@@ -97,7 +100,7 @@ impl Session {
         config: &Config,
         loaded: Loaded,
     ) -> Result<Self, String> {
-        let Loaded { setup, inference, engine, cameras } = loaded;
+        let Loaded { setup, inference, engine, gpu_memory, cameras } = loaded;
         check_fit(&setup, config)?;
         let intake =
             Intake::new(config, &setup.cameras.names, &cameras).map_err(|error| error.to_string())?;
@@ -148,7 +151,8 @@ impl Session {
             move || infer_until_closed(inference, &shared, &form, &chunks)
         });
         let (inference, active) = (None, None);
-        let session = Self { shared, setup, engine, inputs, inference, commands, chunks, active, flights };
+        let session =
+            Self { shared, setup, engine, gpu_memory, inputs, inference, commands, chunks, active, flights };
         match thread {
             Ok(thread) => Ok(Self { inference: Some(thread), ..session }),
             Err(error) => {
@@ -442,6 +446,11 @@ impl Session {
     /// Such as: cpu f32.
     pub fn engine(&self) -> &str {
         &self.engine
+    }
+
+    /// Bytes of the GPU's memory that the engine has taken, all that it will need; `None` without a GPU.
+    pub fn gpu_memory(&self) -> Option<usize> {
+        self.gpu_memory
     }
 
     /// The model's cameras.

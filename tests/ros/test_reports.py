@@ -91,6 +91,7 @@ def test_diagnostics_come_every_second_and_name_every_source(world):
     assert values["state"] == "active" and "cpu" in values["engine"]
     _, _, values = parts["inference"]
     assert int(values["chunks"]) > 0 and 0 < float(values["p50_ms"]) <= float(values["p99_ms"])
+    assert "gpu_memory_mib" not in values, "there is none"
     everything = " ".join(name for _, _, found in parts.values() for name in found)
     assert "skipped_ticks" in everything, "deadline misses"
 
