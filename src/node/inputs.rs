@@ -40,6 +40,9 @@ pub struct Inputs {
     prompt: Subscription,
 }
 
+/// The types that an image topic may have.
+const IMAGES: [&str; 2] = [ImageMessage::TYPE, CompressedImageMessage::TYPE];
+
 /// The type of an image topic.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Form {
@@ -54,6 +57,8 @@ struct CameraInput {
     topic: String,
     /// `None` until it is known what the topic carries: the middleware takes one type per topic and process.
     subscription: Option<(Form, Subscription)>,
+    /// Why it cannot be subscribed to: another type is in the way for as long as this process lives.
+    refused: Option<String>,
     newest: Arc<Latest<Arc<Frame>>>,
     worker: Option<JoinHandle<()>>,
 }
@@ -120,8 +125,8 @@ impl Inputs {
             });
             let worker = worker.map_err(|error| tracing::error!("decode worker: {error}")).ok();
             let topic = camera.topic.clone();
-            let mut input = CameraInput { slot, topic, subscription: None, newest, worker };
-            let form = Form::among(&published(node, names, &input.topic));
+            let mut input = CameraInput { slot, topic, subscription: None, refused: None, newest, worker };
+            let form = Form::among(&published(node, &names.resolve(&input.topic)));
             if let Some(form) = form.or(Form::named(&names.resolve(&input.topic))) {
                 input.subscribe(subscriptions, node, names, form)?;
             }
@@ -168,27 +173,28 @@ impl Inputs {
         shared: &Shared,
     ) {
         for camera in &mut self.cameras {
-            let published = published(node, names, &camera.topic);
-            let mut refused = None;
-            if let (None, Some(form)) = (&camera.subscription, Form::among(&published)) {
-                refused = camera.subscribe(subscriptions, node, names, form).err();
-                if refused.is_none() {
-                    tracing::info!("{} carries {}", camera.topic, form.type_name());
+            let topic = names.resolve(&camera.topic);
+            let published = published(node, &topic);
+            let form = Form::among(&published);
+            if let (None, None, Some(form)) = (&camera.subscription, &camera.refused, form) {
+                match camera.subscribe(subscriptions, node, names, form) {
+                    Ok(()) => tracing::info!("{} carries {}", camera.topic, form.type_name()),
+                    Err(why) => camera.refused = Some(why),
                 }
             }
-            let forms = [Form::Raw, Form::Compressed].map(Form::type_name);
-            let trouble = match &camera.subscription {
-                Some((form, _)) => trouble(&names.resolve(&camera.topic), &published, &[form.type_name()])
-                    .map(|why| match Form::among(&published) {
-                        Some(_) => format!("{why}; start the node anew to take that"),
-                        None => why,
-                    }),
-                None => refused.or_else(|| trouble(&names.resolve(&camera.topic), &published, &forms)),
+            let trouble = match (&camera.subscription, form) {
+                (Some((taken, _)), Some(form)) if form != *taken => Some(format!(
+                    "{topic} carries {} now, this node listens to {}; start the node anew",
+                    form.type_name(),
+                    taken.type_name()
+                )),
+                (Some(_), Some(_)) => None,
+                _ => camera.refused.clone().or_else(|| trouble(&topic, &published, &IMAGES)),
             };
             shared.look(|intake| intake.set_trouble(Some(camera.slot), trouble));
         }
-        let published = published(node, names, &self.joints_topic);
-        let trouble = trouble(&names.resolve(&self.joints_topic), &published, &[JointStateMessage::TYPE]);
+        let topic = names.resolve(&self.joints_topic);
+        let trouble = trouble(&topic, &published(node, &topic), &[JointStateMessage::TYPE]);
         shared.look(|intake| intake.set_trouble(None, trouble));
     }
 
@@ -199,8 +205,8 @@ impl Inputs {
 }
 
 /// The types that a topic's publishers send.
-fn published(node: &Node, names: &Names, topic: &str) -> Vec<String> {
-    let publishers = node.get_publishers_info_by_topic(&names.resolve(topic), false).unwrap_or_default();
+fn published(node: &Node, topic: &str) -> Vec<String> {
+    let publishers = node.get_publishers_info_by_topic(topic, false).unwrap_or_default();
     publishers.into_iter().map(|publisher| publisher.topic_type).collect()
 }
 

@@ -286,8 +286,7 @@ impl Session {
             control.put_joints(self.shared.clock.steady(measured.stamp), &measured.positions);
         }
         if let Some(latched) = latched {
-            let ended = |error| format!("the control thread: {error}");
-            control.request(latched).map_err(ended)?; // before any chunk
+            control.ask(latched, ASK_PATIENCE).map_err(|error| error.to_string())?; // before any chunk
         }
         self.shared.run(Arc::clone(&control));
         self.active = Some(Active { control, publisher, leaving: false, heard: true, logged: (0, false) });

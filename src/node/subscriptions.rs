@@ -74,7 +74,7 @@ impl Subscriptions {
         let before = self.made.iter().find(|(name, other)| name == topic && *other != type_name);
         match before {
             Some((_, other)) => format!(
-                "{topic}: cannot be subscribed to as {type_name}: a process takes one type per topic, and this one has taken {other}; start the node anew, or use another topic"
+                "{topic}: cannot be subscribed to as {type_name}: a process takes one type per topic, and this one has taken {other}; use another topic, or start the node anew"
             ),
             None => format!(
                 "{topic}: cannot be subscribed to as {type_name}: {error}; check the topic's name and what else this node does with it"

@@ -123,7 +123,7 @@ def test_a_camera_that_changes_its_type_is_named_with_what_to_do(world):
     world.node.destroy_publisher(robot.cameras[0])
     robot.compressed = {0}
     robot.cameras[0] = world.node.create_publisher(CompressedImage, "cam_0", SENSOR)
-    words = ("cam_0", "expected sensor_msgs/msg/Image", "found sensor_msgs/msg/CompressedImage", "start the node anew")
+    words = ("cam_0 carries sensor_msgs/msg/CompressedImage now", "listens to sensor_msgs/msg/Image", "start the node anew")
     policy.status.wait_until(lambda status: all(word in status.reason for word in words), words)
     assert policy.change("deactivate") and policy.change("cleanup")
     assert not policy.change("configure")
