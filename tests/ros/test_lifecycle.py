@@ -118,7 +118,7 @@ def test_an_active_node_that_refuses_a_transition_is_as_healthy_as_before(world)
     policy.wait_for_control("running")
     for transition in ("activate", "nonsense", 99):
         assert not policy.change(transition)
-    assert "nonsense" in policy.process.log
+    wait_for(lambda: "nonsense" in policy.process.log, "the refusal is in the log")
     policy.diagnostics.wait_for_more(2)
     assert policy.health()["policy"][:2] == (0, "active")
     policy.status.wait_until(lambda status: (status.control, status.reason) == ("running", ""))
