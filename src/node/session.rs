@@ -419,12 +419,10 @@ impl Session {
             ));
         }
         match active.control.ask(request, ASK_PATIENCE) {
-            Ok(status) if unmoved.contains(&status.state) => Err(match status.state {
-                State::Paused => {
-                    format!("{what}: expected a stop or a fault, found a pause; ~/pause with false ends it")
-                }
-                state => format!("{what}: changes nothing while {state}: {}; ~/reset ends it", status.reason),
-            }),
+            Ok(status) if unmoved.contains(&status.state) => {
+                let word = if status.state == State::Paused { "~/pause with false" } else { "~/reset" };
+                Err(format!("{what}: changes nothing in the state {}; {word} ends it", status.state))
+            }
             Ok(status) => Ok(status.state.name().to_owned()),
             Err(error) => Err(format!("{what}: {error}")),
         }
