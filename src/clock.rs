@@ -14,6 +14,9 @@ pub struct Steady(pub i64);
 pub const NS_PER_S: i64 = 1_000_000_000;
 /// Nanoseconds in one millisecond.
 pub const NS_PER_MS: i64 = 1_000_000;
+/// How far a stamp may lie ahead of `now` and still count as age 0: clocks of two machines under NTP, and `now` read
+/// from a clock that is published at a coarse rate. Further ahead, a clock is wrong.
+pub const FUTURE_TOLERANCE_NS: i64 = 100 * NS_PER_MS;
 
 impl Stamp {
     /// From the two fields of `builtin_interfaces/Time`.

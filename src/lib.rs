@@ -25,11 +25,13 @@ pub mod control;
 pub mod engine;
 pub mod messages;
 pub mod model;
+mod new_file;
 #[cfg(feature = "ros")]
 pub mod node;
 pub mod observe;
 pub mod pipeline;
 pub mod policy;
+mod printable;
 pub mod replay;
 pub mod steps;
 pub mod verify;

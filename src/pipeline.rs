@@ -15,9 +15,8 @@ use thiserror::Error;
 
 use recipe::Recipe;
 
-use crate::engine::cuda::{CudaEngine, Measured};
+use crate::engine::cuda::Measured;
 use crate::engine::probe::Tap;
-use crate::engine::tensorrt::error::TensorRtError;
 use crate::engine::weights::Weights;
 use crate::engine::{Choice, Engine, EngineError};
 use crate::model::ModelInput;
@@ -28,7 +27,7 @@ use crate::model::sampler::{Sampler, TimeRounding};
 use crate::model::tensors::Dtype;
 use crate::policy::PolicyError;
 use crate::policy::cameras::CameraSlots;
-use crate::policy::checkpoint::{Checkpoint, CheckpointError, DEFAULT_CAMERAS, Layout};
+use crate::policy::checkpoint::{Checkpoint, CheckpointError, DEFAULT_CAMERAS, Faults, Layout};
 
 /// Where a network comes from.
 #[derive(Clone, Debug)]
@@ -55,10 +54,10 @@ pub enum LoadError {
     #[error(transparent)]
     Checkpoint(#[from] CheckpointError),
     /// Its tensors.
-    #[error("{checkpoint}: {source}")]
+    #[error("{place}: {source}")]
     Dims {
-        /// The folder.
-        checkpoint: String,
+        /// The file, else the folder.
+        place: String,
         /// What is wrong.
         source: DimsError,
     },
@@ -103,6 +102,17 @@ impl Model {
         Self::from_name(name, |folder| Checkpoint::open(folder, asset_id))
     }
 
+    /// The same, with what is wrong with each side file instead of it.
+    pub fn survey(name: &str, asset_id: Option<&str>) -> Result<(Self, Faults), LoadError> {
+        let mut found = Faults::default();
+        let model = Self::from_name(name, |folder| {
+            let (checkpoint, faults) = Checkpoint::survey(folder, asset_id)?;
+            found = faults;
+            Ok(checkpoint)
+        })?;
+        Ok((model, found))
+    }
+
     /// The same, but only what the network itself needs: no statistics, no tokenizer.
     pub fn open_network(name: &str) -> Result<Self, LoadError> {
         Self::from_name(name, Checkpoint::open_network)
@@ -120,6 +130,15 @@ impl Model {
         }
     }
 
+    /// As it was asked for.
+    pub fn name(&self) -> String {
+        match self {
+            Model::Synthetic(Synthetic::Tiny) => "synth:tiny".to_owned(),
+            Model::Synthetic(Synthetic::Full) => "synth:full".to_owned(),
+            Model::Folder(checkpoint) => checkpoint.folder.display().to_string(),
+        }
+    }
+
     /// The network's dimensions; every tensor is there with its shape.
     pub fn dims(&self) -> Result<Dims, LoadError> {
         match self {
@@ -130,10 +149,16 @@ impl Model {
                     horizon: checkpoint.hints.action_horizon,
                     max_tokens: checkpoint.hints.max_token_len,
                     action_dim: checkpoint.hints.action_dim,
+                    gemma_2b: checkpoint.hints.gemma_2b,
                 };
-                Dims::from_tensors(&checkpoint.tensors, &hints).map_err(|source| LoadError::Dims {
-                    checkpoint: checkpoint.folder.display().to_string(),
-                    source,
+                Dims::from_tensors(&checkpoint.tensors, &hints).map_err(|source| {
+                    let file = match (&source, checkpoint.tensors.files.as_slice()) {
+                        (DimsError::Shape { file, .. }, files) => files.get(*file),
+                        (DimsError::Missing { .. }, [only]) => Some(only),
+                        _ => None,
+                    };
+                    let place = file.unwrap_or(&checkpoint.folder).display().to_string();
+                    LoadError::Dims { place, source }
                 })
             }
         }
@@ -182,17 +207,7 @@ impl Model {
     ) -> Result<Engine, LoadError> {
         let dims = self.dims()?;
         let recipe = Recipe::open(recipe)?;
-        // Before anything that takes long.
-        match (choice, CudaEngine::missing()) {
-            (Choice::Cuda(_), Some(reason)) => return Err(EngineError::NoGpu(reason).into()),
-            (Choice::TensorRt(..), _) if cfg!(not(feature = "tensorrt")) => {
-                return Err(EngineError::from(TensorRtError::NotBuilt).into());
-            }
-            (Choice::TensorRt(..), Some(reason)) => {
-                return Err(EngineError::from(TensorRtError::NoGpu(reason)).into());
-            }
-            _ => {}
-        }
+        choice.check()?;
         let file = self.calibration_file();
         if choice.is_fp8() {
             calibrated::find(&file)?;

@@ -9,7 +9,7 @@ use std::time::Instant;
 use serde::Serialize;
 
 use crate::engine::probe::Tap;
-use crate::engine::{Engine, EngineError, KvCache};
+use crate::engine::{Engine, EngineError, KvCache, check_finite};
 use crate::model::ModelInput;
 use crate::model::sampler::rtc::Rtc;
 use crate::model::sampler::{Sampler, Schedule, Solver, TimeRounding};
@@ -165,6 +165,7 @@ impl Measurement<'_> {
                 Ok::<_, EngineError>((actions, begin.elapsed().as_secs_f64() * 1e3))
             };
             let (solved, mut ms) = timed()?;
+            check_finite("actions", &solved)?; // a difference from NaN would be nearest of all
             // The first run of a schedule also makes its modulation vectors: where it is quick, only others count.
             if ms < QUICK_MS && runs > 1 {
                 let mut warm = (1..runs).map(|_| Ok(timed()?.1)).collect::<Result<Vec<_>, EngineError>>()?;

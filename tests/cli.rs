@@ -4,8 +4,13 @@
 
 use std::fs;
 use std::io::Read;
+use std::path::Path;
 use std::process::{Command, Output, Stdio};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
 
+use pi05_thor::engine::cuda::CudaEngine;
+use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
 fn pi05(args: &[&str]) -> Output {
@@ -14,6 +19,17 @@ fn pi05(args: &[&str]) -> Output {
         .args(args)
         .output()
         .unwrap()
+}
+
+/// A copy of the recorded checkpoint with this tokenizer.
+fn checkpoint_with(tokenizer: &str) -> TempDir {
+    let folder = TempDir::new().unwrap();
+    for file in fs::read_dir("tests/data/fixtures/lerobot_ckpt").unwrap().map(Result::unwrap) {
+        fs::copy(file.path(), folder.path().join(file.file_name())).unwrap();
+    }
+    let name = Path::new(tokenizer).extension().unwrap();
+    fs::copy(tokenizer, folder.path().join("tokenizer").with_extension(name)).unwrap();
+    folder
 }
 
 fn text(bytes: &[u8]) -> String {
@@ -97,9 +113,8 @@ fn inspect_shows_the_built_in_model() {
 #[test]
 fn inspect_names_every_problem() {
     let page = text(&pi05(&["inspect", "--checkpoint", "tests/data/fixtures/tiny"]).stdout);
-    let problems: Vec<&str> = page.lines().filter(|line| line.starts_with("PROBLEM")).collect();
-    assert!(problems.iter().any(|p| p.contains("no normalisation statistics")), "{page}");
-    assert!(problems.iter().any(|p| p.contains("no tokenizer")), "{page}");
+    assert!(problems(&page).iter().any(|p| p.contains("no normalisation statistics")), "{page}");
+    assert!(problems(&page).iter().any(|p| p.contains("no tokenizer")), "{page}");
     assert!(page.contains("camera      base_0_rgb"), "the rest is shown all the same");
 
     let folder = TempDir::new().unwrap();
@@ -113,31 +128,142 @@ fn inspect_names_every_problem() {
     }
 }
 
-#[test]
-fn inspect_of_a_whole_folder_finds_it_can_run() {
-    let folder = TempDir::new().unwrap();
-    for file in fs::read_dir("tests/data/fixtures/lerobot_ckpt").unwrap().map(Result::unwrap) {
-        fs::copy(file.path(), folder.path().join(file.file_name())).unwrap();
-    }
-    fs::copy("tests/data/fixtures/data/tiny_tokenizer.model", folder.path().join("tiny_tokenizer.model"))
-        .unwrap();
-    let config = folder.path().join("robot.yaml");
-    let joints = "[a, b, c, d, e, f, g]";
-    let list = |value: &str| format!("[{}]", [value; 7].join(", "));
-    let yaml = format!(
-        "/**:\n  ros__parameters:\n    robot: generic\n    cameras: {{base_0_rgb: {{topic: c}}}}\n    joints:\n      names: {joints}\n      \
+/// What an inspection calls a problem.
+fn problems(page: &str) -> Vec<&str> {
+    page.lines().filter_map(|line| line.strip_prefix("PROBLEM     ")).collect()
+}
+
+/// The parameters of a robot of so many joints.
+fn robot_of(joints: usize) -> String {
+    let list = |value: &str| format!("[{}]", vec![value; joints].join(", "));
+    let names: Vec<String> = (0..joints).map(|i| format!("j{i}")).collect();
+    format!(
+        "/**:\n  ros__parameters:\n    robot: generic\n    cameras: {{base_0_rgb: {{topic: c}}}}\n    joints:\n      names: [{}]\n      \
          position_min: {}\n      position_max: {}\n      velocity_max: {}\n      acceleration_max: {}\n",
+        names.join(", "),
         list("-1.0"),
         list("1.0"),
         list("1.0"),
         list("5.0")
-    );
-    fs::write(&config, yaml).unwrap();
-    let args =
-        ["inspect", "--checkpoint", folder.path().to_str().unwrap(), "--config", config.to_str().unwrap()];
-    let output = pi05(&args);
+    )
+}
+
+/// The LeRobot fixture with a tokenizer and the parameters of a robot that it fits.
+fn whole_folder() -> (TempDir, String) {
+    let folder = checkpoint_with("tests/data/fixtures/data/tiny_tokenizer.model");
+    let config = folder.path().join("robot.yaml");
+    fs::write(&config, robot_of(7)).unwrap();
+    (folder, config.to_str().unwrap().to_owned())
+}
+
+#[test]
+fn inspect_of_a_whole_folder_finds_it_can_run() {
+    let (folder, config) = whole_folder();
+    let output =
+        pi05(&["inspect", "--checkpoint", folder.path().to_str().unwrap(), "--config", config.as_str()]);
     assert!(output.status.success(), "{}", text(&output.stdout));
     assert!(text(&output.stdout).contains("LeRobot"));
+}
+
+#[test]
+fn inspect_says_of_a_broken_side_file_what_is_true_and_no_more() {
+    const STATE: &str = "policy_preprocessor_step_3_normalizer_processor.safetensors";
+    for broken in ["policy_preprocessor.json", STATE] {
+        let (folder, config) = whole_folder();
+        fs::write(folder.path().join(broken), "nonsense").unwrap();
+        // A name that the broken steps may give to a camera.
+        let yaml = fs::read_to_string(&config).unwrap();
+        let named = if broken == STATE { "base_0_rgb" } else { "top" };
+        fs::write(&config, yaml.replace("base_0_rgb", named)).unwrap();
+        let output = pi05(&["inspect", "--checkpoint", folder.path().to_str().unwrap(), "--config", &config]);
+        let page = text(&output.stdout);
+        assert_eq!(output.status.code(), Some(1));
+        assert_eq!(problems(&page).len(), 1, "{page}");
+        assert!(problems(&page)[0].contains(broken), "{page}");
+    }
+}
+
+#[test]
+fn inspect_conceals_no_problem_behind_another() {
+    let page = text(&pi05(&["inspect", "--checkpoint", "tests/data/fixtures/lerobot_ckpt"]).stdout);
+    let problems = problems(&page);
+    for expected in
+        ["no tokenizer", "14 action values, the model gives 8", "state statistic", "action statistic"]
+    {
+        assert_eq!(problems.iter().filter(|p| p.contains(expected)).count(), 1, "{expected} in {page}");
+    }
+}
+
+#[test]
+fn inspect_finds_what_keeps_the_engine_from_running() {
+    let folder = TempDir::new().unwrap();
+    let config = folder.path().join("robot.yaml");
+    let inspect = |line: &str| {
+        let yaml = format!("/**:\n  ros__parameters:\n    robot: aloha\n    {line}\n");
+        fs::write(&config, yaml).unwrap();
+        let output = pi05(&["inspect", "--checkpoint", "synth:tiny", "--config", config.to_str().unwrap()]);
+        let page = text(&output.stdout);
+        assert_eq!(output.status.success(), problems(&page).is_empty(), "{page}");
+        page
+    };
+    assert!(problems(&inspect("backend: auto")).is_empty());
+    for (line, expected) in [
+        ("dtype: fp8", "calibration"),
+        ("recipe: nope", "recipe \"nope\""),
+        (&format!("prompt: {}", "a".repeat(4097)), "4097 bytes"),
+    ] {
+        let page = inspect(line);
+        assert!(problems(&page).iter().any(|p| p.contains(expected)), "{page}");
+        assert!(page.ends_with("it could not run\n"), "{page}");
+    }
+    // A checkpoint for another machine than this is well, and said to be.
+    let page = inspect("backend: cuda");
+    match CudaEngine::missing() {
+        Some(_) => {
+            assert!(problems(&page)[0].starts_with("on this machine: backend cuda"), "{page}");
+            assert!(page.ends_with("it could not run on this machine\n"), "{page}");
+        }
+        None => assert!(problems(&page).is_empty(), "{page}"),
+    }
+}
+
+#[test]
+fn an_interrupted_synth_leaves_nothing_behind() {
+    let folder = TempDir::new().unwrap();
+    let child = Command::new(env!("CARGO_BIN_EXE_pi05"))
+        .args(["synth", "full", folder.path().to_str().unwrap()])
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let weights = || {
+        let mut files = fs::read_dir(folder.path()).unwrap().map(|file| file.unwrap().metadata());
+        files.any(|file| file.is_ok_and(|file| file.len() > 1 << 20))
+    };
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while !weights() {
+        assert!(Instant::now() < deadline, "nothing is written");
+        sleep(Duration::from_millis(1));
+    }
+    kill_process(Pid::from_child(&child), Signal::TERM).unwrap();
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    assert!(text(&output.stderr).contains("interrupted") && text(&output.stderr).lines().count() == 1);
+    assert!(fs::read_dir(folder.path()).unwrap().next().is_none());
+}
+
+#[test]
+fn synth_refuses_a_robot_that_its_network_cannot_drive() {
+    let folder = TempDir::new().unwrap();
+    let (config, out) = (folder.path().join("robot.yaml"), folder.path().join("out"));
+    fs::write(&config, robot_of(40)).unwrap();
+    let output = pi05(&["synth", "tiny", out.to_str().unwrap(), "--config", config.to_str().unwrap()]);
+    let stderr = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{stderr}");
+    assert!(
+        stderr.contains("40 action values, the model gives 32") && stderr.lines().count() == 1,
+        "{stderr}"
+    );
+    assert!(!out.exists());
 }
 
 #[test]
@@ -183,16 +309,30 @@ fn bench_control_measures_idle_and_loaded_and_finds_no_allocation() {
 }
 
 #[test]
-fn a_reader_that_leaves_is_no_error() {
-    let mut child = Command::new(env!("CARGO_BIN_EXE_pi05"))
-        .args(["inspect", "--checkpoint", "synth:tiny"])
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
-    drop(child.stdout.take());
-    let mut stderr = String::new();
-    child.stderr.take().unwrap().read_to_string(&mut stderr).unwrap();
-    assert!(child.wait().unwrap().success());
-    assert_eq!(stderr, "");
+fn a_reader_that_leaves_changes_no_verdict() {
+    for (checkpoint, code) in [("synth:tiny", 0), ("tests/data/fixtures/tiny", 1)] {
+        let mut child = Command::new(env!("CARGO_BIN_EXE_pi05"))
+            .args(["inspect", "--checkpoint", checkpoint])
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        drop(child.stdout.take());
+        let mut stderr = String::new();
+        child.stderr.take().unwrap().read_to_string(&mut stderr).unwrap();
+        assert_eq!((child.wait().unwrap().code(), stderr.as_str()), (Some(code), ""), "{checkpoint}");
+    }
+}
+
+#[test]
+fn libraries_are_heard_only_when_asked_and_a_file_gets_no_colours() {
+    let folder = checkpoint_with("tests/data/tiny_tokenizer.json");
+    let logged = |asked: Option<&str>| {
+        let mut pi05 = Command::new(env!("CARGO_BIN_EXE_pi05"));
+        pi05.args(["inspect", "--checkpoint"]).arg(folder.path()).env_remove("RUST_LOG");
+        text(&pi05.envs(asked.map(|level| ("RUST_LOG", level))).output().unwrap().stderr)
+    };
+    assert_eq!(logged(None), "");
+    let asked = logged(Some("info"));
+    assert!(asked.contains("INFO") && !asked.contains('\u{1b}'), "{asked:?}");
 }

@@ -131,11 +131,11 @@ fn each_violation_is_one_line_with_parameter_expected_found_and_advice() {
     for (lines, expected) in [
         (
             "control.rate_hz: 0",
-            "control.rate_hz: expected a number above 0, up to 1000 [Hz], found 0; correct it or leave it out",
+            "control.rate_hz: expected a number from 1 to 1000 [Hz], found 0; correct it or leave it out",
         ),
         (
             "control.rate_hz: .nan",
-            "control.rate_hz: expected a number above 0, up to 1000 [Hz], found NaN; correct it or leave it out",
+            "control.rate_hz: expected a number from 1 to 1000 [Hz], found NaN; correct it or leave it out",
         ),
         (
             "sampler.steps: 51",
@@ -209,6 +209,16 @@ fn each_violation_is_one_line_with_parameter_expected_found_and_advice() {
             .contains("joints.position_min: expected less than joints.position_max, found 9 for left_waist")
     );
     assert_eq!(refusal("foo: 1\nprompt: 2\nsampler.steps: 0").lines().count(), 3);
+    for (group, says) in [
+        ("foo: {}", "foo: expected a known parameter"),
+        (
+            "control.rate_hz: {}",
+            "control.rate_hz: expected a number from 1 to 1000 [Hz], found an empty group",
+        ),
+        ("control: {rate_hz: {x: {}}}", "control.rate_hz.x: expected a known parameter"),
+    ] {
+        assert!(refusal(group).contains(says), "{}", refusal(group));
+    }
 }
 
 #[test]
@@ -236,7 +246,15 @@ fn of_the_limits_of_a_urdf_and_of_the_parameters_the_tighter_ones_hold() {
             "<robot><joint name='left_waist'><limit velocity='0'/></joint></robot>",
             "velocity 0 of joint left_waist",
         ),
-        ("<robot><joint name='left_waist'><limit lower='5'/></joint></robot>", "found 5 for left_waist"),
+        (
+            "<robot><joint name='left_waist'><limit lower='5' upper='9'/></joint></robot>",
+            "lower limit 5 and upper limit 9 of joint left_waist, which leave nothing of its position_min -3.14158",
+        ),
+        // Of two limits the one that is left out is 0.
+        (
+            "<robot><joint name='left_waist'><limit lower='5'/></joint></robot>",
+            "upper limit 0 of joint left_waist",
+        ),
         ("no", "expected the path of a URDF"),
     ] {
         let refused = refusal(&urdf(text));

@@ -211,6 +211,32 @@ fn stop_is_a_brake_and_silence_and_an_older_chunk_is_never_executed() {
 }
 
 #[test]
+fn anew_is_from_the_measured_positions_whatever_was_sent_before() {
+    for rests in [false, true] {
+        let mut arm = Arm::running(Form::PerTick);
+        let why = Reason::new("as if the controller had been gone");
+        if rests {
+            arm.handle.request(Request::Brake(why)).unwrap();
+            (0..100).for_each(|_| arm.tick());
+        }
+        arm.handle.ask(Request::BeginAnew(why), SOON).unwrap();
+        (0..100).for_each(|_| arm.tick());
+        let status = arm.handle.status();
+        assert_eq!((status.state, status.reason.as_str()), (State::Armed, why.as_str()));
+        while arm.command().is_some() {}
+        arm.handle.send_chunk(&ramp(1, arm.handle.wants_chunks().unwrap(), Steady(arm.now))).unwrap();
+        arm.handle.put_joints(Steady(arm.now + TICK), &[0.7, 0.8]); // moved by somebody else
+        arm.tick_without_joints();
+        let (_, first, state) = arm.command().unwrap();
+        assert!((first[0] - 0.7).abs() < 0.01 && (first[1] - 0.8).abs() < 0.01, "{first:?}");
+        assert_eq!(state, State::Running);
+        arm.handle.ask(Request::Brake(why), SOON).unwrap();
+        (0..100).for_each(|_| arm.tick());
+        assert_eq!(arm.handle.status().state, State::Holding, "a brake after it holds as ever");
+    }
+}
+
+#[test]
 fn a_pause_goes_on_sending_and_ends_with_a_fresh_chunk() {
     let mut arm = Arm::running(Form::PerTick);
     assert_eq!(arm.handle.ask(Request::Pause, SOON).unwrap().state, State::Paused);
@@ -311,6 +337,34 @@ fn each_chunk_and_each_brake_is_one_trajectory_that_joins_the_one_before() {
         before = next;
     }
     assert_eq!(arm.handle.status().timing.sent, 4);
+}
+
+#[test]
+fn a_trajectory_after_ticks_that_were_skipped_begins_where_the_one_before_has_brought_the_arm() {
+    for skipped in [1, 3, 30, 300] {
+        let mut arm = Arm::running(Form::Trajectory);
+        let before = arm.trajectory().unwrap();
+        arm.now += skipped * TICK;
+        arm.handle.send_chunk(&ramp(1, 0, Steady(arm.now))).unwrap();
+        arm.tick();
+        let next = arm.trajectory().unwrap();
+        assert_eq!(next.start, Steady(arm.now));
+        let point = before.points().take_while(|(after, _)| before.start.0 + after <= arm.now).last();
+        let (_, reached) = point.unwrap();
+        assert_eq!(next.points().next().unwrap().1, reached, "{skipped} ticks skipped");
+    }
+}
+
+#[test]
+fn joints_that_are_stamped_in_the_future_are_not_fresh_until_then() {
+    let mut arm = Arm::running(Form::PerTick);
+    arm.handle.put_joints(Steady(arm.now + 3_600_000 * MS), &[0.0, 0.1]);
+    arm.tick_without_joints();
+    let status = arm.handle.status();
+    assert_eq!(status.counters.joints_stale, 1);
+    assert_eq!(status.reason.as_str(), "joint states are stale");
+    arm.tick();
+    assert_eq!(arm.handle.status().counters.joints_stale, 1, "one in order ends it");
 }
 
 #[test]

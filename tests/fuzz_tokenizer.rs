@@ -240,6 +240,18 @@ fn priority(text: &str) -> usize {
 }
 
 #[test]
+fn a_merge_of_what_is_no_piece_is_refused() {
+    let with = |merge: Value| {
+        let mut file: Value = serde_json::from_slice(TINY_JSON).unwrap();
+        file["model"]["merges"].as_array_mut().unwrap().push(merge);
+        refusal(file.to_string().as_bytes(), 512)
+    };
+    assert!(with(json!(["zz", "qq"])).contains("\"zz\" is not in its vocabulary"));
+    let whole = with(json!(["▁the", "▁the"]));
+    assert!(whole.contains("\"▁the▁the\" is not in its vocabulary"), "{whole}");
+}
+
+#[test]
 fn paligemma_is_known_by_its_golden_ids() {
     let mut pieces = golden_pieces();
     let file = model(&pieces);

@@ -12,6 +12,7 @@ use serde::Serialize;
 use super::bench_gpu::{self, GpuResults};
 #[cfg(feature = "ros")]
 use super::bench_ros;
+use super::out::stdout;
 use super::{DtypeArg, Failure, Verdict, bench_control, bench_trace, engine_choice, progress};
 use crate::engine::backend::Backend;
 use crate::engine::cpu::peak_flops;
@@ -259,7 +260,7 @@ pub fn run(args: Args) -> Result<Verdict, Failure> {
         peak_memory_mib: peak_memory_mib(),
         gpu,
     };
-    let mut out = io::stdout().lock();
+    let mut out = stdout();
     if args.json {
         writeln!(out, "{}", serde_json::to_string_pretty(&results)?)?;
     } else {

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use serde::Serialize;
 use stats_alloc::INSTRUMENTED_SYSTEM;
 
+use super::out::stdout;
 use super::{Failure, Verdict, progress};
 use crate::clock::{NS_PER_MS, NS_PER_S, Steady};
 use crate::config::{Config, Execution, RobotKind};
@@ -164,7 +165,7 @@ pub fn run(args: &Args) -> Result<Verdict, Failure> {
         punctuality,
         tick,
     };
-    let mut out = io::stdout().lock();
+    let mut out = stdout();
     if args.json {
         writeln!(out, "{}", serde_json::to_string_pretty(&results)?)?;
     } else {

@@ -4,6 +4,7 @@ use std::io::{self, Write};
 
 use clap::ValueEnum;
 
+use super::out::stdout;
 use super::{Failure, Verdict, progress};
 use crate::node::bench::{Latency, Percentiles, Period, Plan, Robot, run as measure};
 
@@ -64,7 +65,7 @@ pub fn run(args: &Args) -> Result<Verdict, Failure> {
         progress::set(&bar, (done * 1e3) as u64, (all * 1e3) as u64);
     })?;
     bar.finish_and_clear();
-    let mut out = io::stdout().lock();
+    let mut out = stdout();
     if args.json {
         writeln!(out, "{}", serde_json::to_string_pretty(&results)?)?;
         return Ok(Verdict::Ok);

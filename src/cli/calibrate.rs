@@ -1,19 +1,21 @@
 //! `pi05 calibrate`: ranges of the activations on real frames, for fp8, and what rounding each layer adds.
 
-use std::io::{self, Write};
+use std::io::Write;
 use std::path::PathBuf;
 
 use super::frames::{FrameArgs, Frames};
+use super::out::stdout;
 use super::{Failure, Verdict, engine_choice, progress};
 use crate::engine::backend::Backend;
 use crate::engine::calibration::{Calibration, Means, Ranges};
 use crate::engine::cpu::CpuEngine;
 use crate::engine::probe::{Probe, Tap};
 use crate::engine::weights::Weights;
-use crate::engine::{Choice, Engine, EngineError};
+use crate::engine::{Choice, Engine, EngineError, check_finite};
 use crate::model::ModelInput;
 use crate::model::dims::Dims;
 use crate::model::names;
+use crate::pipeline::Model;
 use crate::pipeline::calibrated::{self, Calibrated, Provenance};
 use crate::pipeline::recipe::{self, Recipe};
 use crate::pipeline::rounding::layer_errors;
@@ -65,14 +67,14 @@ pub fn run(args: Args) -> Result<Verdict, Failure> {
         engine: engine.name(),
         source,
     };
-    let calibration = ranges(&mut engine, &inputs, &from)?;
+    let calibration = ranges(&model, &mut engine, &inputs, &from)?;
     drop(engine);
     let errors = errors(&weights, &dims, &calibration, &inputs[0])?;
     let measured = Calibrated { calibration, errors };
     let path = args.out.unwrap_or_else(|| model.calibration_file());
     calibrated::write(&path, &measured, &from)?;
     let tensors = measured.calibration.ranges().len();
-    let mut out = io::stdout().lock();
+    let mut out = stdout();
     writeln!(out, "{}: {tensors} ranges from {} frames ({})", path.display(), from.frames, from.engine)?;
     let layers = recipe.layers(&dims, &measured.errors)?;
     let kept: Vec<_> = layers.iter().filter(|layer| layer.kept.is_some()).map(|layer| &*layer.name).collect();
@@ -99,6 +101,7 @@ pub(super) fn measured_choice(backend: Backend) -> Result<Choice, Failure> {
 
 /// Ranges and means of all that fp8 could round.
 pub(super) fn ranges(
+    model: &Model,
     engine: &mut Engine,
     inputs: &[ModelInput],
     from: &Provenance,
@@ -106,7 +109,12 @@ pub(super) fn ranges(
     let mut seen = Ranges::new(from.percentile);
     look("frames", engine, inputs, &mut seen)?;
     let names = names::quantised(engine.dims());
-    let ranges = seen.calibration().only(names.iter().map(String::as_str));
+    let seen = seen.calibration();
+    for name in &names {
+        let range = seen.ranges().get(name).copied();
+        check_finite(name, range.as_slice()).map_err(|e| format!("{}: {e}", model.name()))?;
+    }
+    let ranges = seen.only(names.iter().map(String::as_str));
     let ranges = ranges.map_err(|e| format!("{}: {} is not above zero", from.source, e.0))?;
     let dims = *engine.dims();
     let width = |name: &str| names::quantised_width(&dims, name);

@@ -1,10 +1,11 @@
 //! `pi05 engines`: TensorRT engines from a checkpoint, and what is in a folder of them.
 
-use std::io::{self, Write};
+use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use clap::{Subcommand, ValueEnum};
 
+use super::out::stdout;
 use super::{Failure, Verdict};
 use crate::engine::cuda::CudaEngine;
 use crate::engine::tensorrt::manifest::{Here, Manifest};
@@ -190,13 +191,13 @@ fn build(args: Build) -> Result<Verdict, Failure> {
         let (path, manifest) = builder.build(stage, &request, &on_progress)?;
         bar.finish_and_clear();
         let (mib, seconds) = (manifest.plan_bytes as f64 / f64::from(1 << 20), manifest.build_s);
-        writeln!(io::stdout(), "{}: {mib:.1} MiB in {seconds:.1} s", Manifest::plan(&path).display())?;
+        writeln!(stdout(), "{}: {mib:.1} MiB in {seconds:.1} s", Manifest::plan(&path).display())?;
     }
     Ok(Verdict::Ok)
 }
 
 fn list(folder: &Path) -> Result<Verdict, Failure> {
-    let mut out = io::stdout().lock();
+    let mut out = stdout();
     let all = Manifest::all(folder)?;
     if all.is_empty() {
         writeln!(out, "{}: no engines; `pi05 engines build` makes them", folder.display())?;
@@ -226,7 +227,7 @@ fn list(folder: &Path) -> Result<Verdict, Failure> {
 }
 
 fn check(args: &Check) -> Result<Verdict, Failure> {
-    let mut out = io::stdout().lock();
+    let mut out = stdout();
     let folder = &args.folder.out;
     let all = Manifest::all(folder)?;
     if all.is_empty() {

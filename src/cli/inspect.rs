@@ -1,29 +1,30 @@
 //! `pi05 inspect`: what a checkpoint is, how it meets the robot, and everything that is wrong with it.
 
-use std::fmt::Write as _;
-use std::io::{self, Write};
-use std::path::{Path, PathBuf};
+use std::fmt::{Display, Write as _};
+use std::io::Write;
+use std::path::PathBuf;
 
 use indicatif::HumanBytes;
 
+use super::out::stdout;
 use super::replay::load_config;
 use super::{Failure, Verdict};
 use crate::config::Config;
 use crate::control::Scheduler;
 use crate::model::dims::{Dims, GemmaDims};
-use crate::model::tensors::TOKEN_EMBEDDING;
-use crate::pipeline::Model;
+use crate::pipeline::recipe::Recipe;
 use crate::pipeline::setup::Setup;
+use crate::pipeline::{Model, calibrated};
 use crate::policy::cameras::CameraSlots;
-use crate::policy::checkpoint::Checkpoint;
+use crate::policy::checkpoint::{Checkpoint, Faults};
 use crate::policy::statistics::FeatureStats;
-use crate::policy::tokenizer::Tokenizer;
-use crate::policy::{Policy, PolicyError};
+use crate::policy::{NetworkShape, Policy, PolicyError};
+use crate::printable::printable;
 
 /// Show a checkpoint's dimensions, files, statistics, tokenizer and mapping to the robot, and every problem
 #[derive(clap::Args)]
 #[command(after_help = "Example:\n  pi05 inspect --checkpoint synth:tiny --config config/aloha.yaml\n\n\
-                        Exit code 1 if it could not run.")]
+                        Exit code 1 if it could not run here; what only this machine lacks is said to be that.")]
 pub struct Args {
     /// Checkpoint folder, synth:tiny or synth:full
     #[arg(long, value_name = "D")]
@@ -33,81 +34,115 @@ pub struct Args {
     config: Option<PathBuf>,
 }
 
+/// What is wrong, each thing once, however many parts run into it.
+#[derive(Default)]
+struct Problems {
+    /// With the checkpoint or the parameters.
+    found: Vec<String>,
+    /// With this machine alone: on another they may run.
+    here: Vec<String>,
+}
+
+impl Problems {
+    fn add(&mut self, problem: impl Display) {
+        let problem = problem.to_string();
+        if !self.found.contains(&problem) {
+            self.found.push(problem);
+        }
+    }
+
+    /// The value, or `None` and one problem more.
+    fn of<T>(&mut self, outcome: Result<T, impl Display>) -> Option<T> {
+        outcome.map_err(|problem| self.add(problem)).ok()
+    }
+}
+
 pub fn run(args: Args) -> Result<Verdict, Failure> {
     let mut page = String::new();
-    let mut problems: Vec<String> = Vec::new();
+    let mut problems = Problems::default();
     let mut notes: Vec<String> = Vec::new();
-    let config = load_config(args.config.as_deref(), Some(args.checkpoint.clone()));
-    let config = config.map_err(|e| problems.push(e.to_string())).ok();
+    let config = problems.of(load_config(args.config.as_deref(), Some(args.checkpoint.clone())));
     let asset_id = config.as_ref().and_then(|config| config.policy.asset_id.as_deref());
 
     writeln!(page, "checkpoint  {}", args.checkpoint)?;
-    // If the side files are broken, the network can still be shown.
-    let model = Model::open(&args.checkpoint, asset_id)
-        .or_else(|error| {
-            problems.push(error.to_string());
-            Model::open_network(&args.checkpoint)
-        })
-        .map_err(|error| {
-            let error = error.to_string();
-            if !problems.contains(&error) {
-                problems.push(error);
-            }
-        });
-    if let Ok(model) = &model {
-        match model.dims() {
-            Ok(dims) => network(&mut page, model, &dims)?,
-            Err(error) => problems.push(error.to_string()),
+    if let Some((model, faults)) = problems.of(Model::survey(&args.checkpoint, asset_id)) {
+        let dims = problems.of(model.dims());
+        if let Some(dims) = &dims {
+            network(&mut page, &model, dims)?;
         }
-        if let Model::Folder(checkpoint) = model {
-            files(&mut page, checkpoint)?;
+        if let Model::Folder(checkpoint) = &model {
+            files(&mut page, checkpoint, &faults)?;
             notes.extend(checkpoint.notes.iter().cloned());
         }
-    }
-    if let (Some(config), Ok(model)) = (&config, &model) {
-        robot(&mut page, config, &model.cameras(), &mut problems)?;
-        if let Model::Folder(checkpoint) = model {
-            problems.extend(missing(checkpoint, config));
+        for fault in [&faults.steps, &faults.statistics, &faults.tokenizer].into_iter().flatten() {
+            problems.add(fault);
         }
-        // A policy is tried only where nothing is known to be wrong: it would say the same again.
-        if problems.is_empty() {
-            match Setup::open(config) {
-                Ok(setup) => policy(&mut page, config, &setup.policy, &mut notes, &mut problems)?,
-                Err(error) => problems.push(error.to_string()),
+        if let Some(config) = &config {
+            robot(&mut page, config, &model.cameras(), &faults, &mut problems)?;
+            if let Model::Folder(checkpoint) = &model {
+                misfits(checkpoint, &faults, dims.as_ref(), config, &mut problems);
+            }
+            engine(&model, config, &mut problems);
+            if let Some(dims) = &dims {
+                let control = config.control_config(dims.horizon).map_err(Failure::from);
+                problems.of(control.and_then(|control| Ok(Scheduler::new(control)?)));
+            }
+            // A policy is tried only where nothing is known to be wrong: it would say the same again.
+            if problems.found.is_empty()
+                && let Some(setup) = problems.of(Setup::of(model, config))
+            {
+                policy(&mut page, config, &setup.policy, &mut notes, &mut problems)?;
             }
         }
     }
     for note in &notes {
         writeln!(page, "note        {note}")?;
     }
-    for problem in problems.iter().flat_map(|problem| problem.lines()) {
+    let Problems { found, here } = problems;
+    for problem in found.iter().flat_map(|problem| problem.lines()) {
         writeln!(page, "PROBLEM     {problem}")?;
     }
-    let verdict = if problems.is_empty() { "ok          it can run" } else { "FAIL        it could not run" };
-    writeln!(page, "{verdict}")?;
-    io::stdout().write_all(page.as_bytes())?;
-    Ok(if problems.is_empty() { Verdict::Ok } else { Verdict::Wanting })
+    for problem in &here {
+        writeln!(page, "PROBLEM     on this machine: {problem}")?;
+    }
+    let (verdict, line) = match (found.is_empty(), here.is_empty()) {
+        (true, true) => (Verdict::Ok, "ok          it can run"),
+        (true, false) => (Verdict::Wanting, "FAIL        it could not run on this machine"),
+        (false, _) => (Verdict::Wanting, "FAIL        it could not run"),
+    };
+    writeln!(page, "{line}")?;
+    stdout().write_all(page.as_bytes())?;
+    Ok(verdict)
 }
 
-/// What a policy needs beside the network and this folder does not have, or has for another network.
-fn missing(checkpoint: &Checkpoint, config: &Config) -> Vec<String> {
-    let mut problems = Vec::new();
-    let folder = || checkpoint.folder.display().to_string();
-    if checkpoint.statistics.is_none() {
-        problems.push(PolicyError::NoStatistics { folder: folder() }.to_string());
-    }
-    let rows = checkpoint.tensors.entries.get(TOKEN_EMBEDDING).and_then(|entry| entry.shape.first());
-    let file = config.policy.tokenizer.as_deref().map(Path::new).or(checkpoint.tokenizer.as_deref());
-    match (file, rows) {
-        (Some(file), Some(&rows)) => {
-            problems.extend(Tokenizer::from_file(file, rows).err().map(|error| error.to_string()));
+/// What does not fit the network and the robot, or is lacking; what is broken has been said and is not lacking.
+fn misfits(
+    checkpoint: &Checkpoint,
+    faults: &Faults,
+    dims: Option<&Dims>,
+    config: &Config,
+    problems: &mut Problems,
+) {
+    for misfit in Policy::misfits(checkpoint, dims.map(NetworkShape::from), &config.policy_options()) {
+        let is_broken = match misfit {
+            PolicyError::NoStatistics { .. } => faults.steps.is_some() || faults.statistics.is_some(),
+            PolicyError::NoTokenizer { .. } => faults.tokenizer.is_some(),
+            _ => false,
+        };
+        if !is_broken {
+            problems.add(misfit);
         }
-        (None, _) if !checkpoint.hints.builtin_tokenizer => {
-            problems.push(PolicyError::NoTokenizer { folder: folder() }.to_string());
-        }
-        _ => {}
     }
-    problems
+}
+
+/// What the engine that the parameters ask for has not got: a checkpoint may be meant for another machine than this.
+fn engine(model: &Model, config: &Config, problems: &mut Problems) {
+    let choice = config.engine();
+    problems.here.extend(choice.check().err().map(|error| error.to_string()));
+    problems.of(Recipe::open(&config.recipe));
+    if choice.is_fp8() {
+        problems.of(calibrated::find(&model.calibration_file()));
+    }
 }
 
 fn policy(
@@ -115,7 +150,7 @@ fn policy(
     config: &Config,
     policy: &Policy,
     notes: &mut Vec<String>,
-    problems: &mut Vec<String>,
+    problems: &mut Problems,
 ) -> std::fmt::Result {
     writeln!(page, "policy      prompt {:?}, resize {:?}", policy.prompt_format(), policy.resize())?;
     match policy.check_prompt(&config.prompt) {
@@ -123,11 +158,11 @@ fn policy(
             let most = policy.shape().max_tokens;
             writeln!(page, "prompt      {:?}: at most {tokens} of {most} tokens", config.prompt)?;
         }
-        Err(error) => notes.push(format!("prompt {:?}: {error}", config.prompt)),
-    }
-    let control = config.control_config(policy.shape().horizon);
-    if let Err(error) = control.map_err(Failure::from).and_then(|control| Ok(Scheduler::new(control)?)) {
-        problems.push(error.to_string());
+        // It would be cut off, and run.
+        Err(error @ PolicyError::PromptTooLong { .. }) => {
+            notes.push(format!("prompt {:?}: {error}", config.prompt));
+        }
+        Err(error) => problems.add(error),
     }
     Ok(())
 }
@@ -164,7 +199,7 @@ fn network(page: &mut String, model: &Model, dims: &Dims) -> std::fmt::Result {
     writeln!(page, "parameters  {parameters:.1} M in use, {}", HumanBytes(model.bytes()))
 }
 
-fn files(page: &mut String, checkpoint: &Checkpoint) -> std::fmt::Result {
+fn files(page: &mut String, checkpoint: &Checkpoint, faults: &Faults) -> std::fmt::Result {
     for file in &checkpoint.tensors.files {
         writeln!(page, "weights     {}", file.display())?;
     }
@@ -184,10 +219,14 @@ fn files(page: &mut String, checkpoint: &Checkpoint) -> std::fmt::Result {
                 writeln!(page, "            {name}: {mode:?}, {}", described(stats))?;
             }
         }
+        None if faults.steps.is_some() || faults.statistics.is_some() => {
+            writeln!(page, "statistics  unusable")?;
+        }
         None => writeln!(page, "statistics  none found")?,
     }
     if let Some(relative) = &checkpoint.relative_actions {
-        writeln!(page, "actions     relative to the state, but for {}", relative.exclude_joints.join(", "))?;
+        let kept: Vec<_> = relative.exclude_joints.iter().map(|joint| printable(joint)).collect();
+        writeln!(page, "actions     relative to the state, but for {}", kept.join(", "))?;
     }
     Ok(())
 }
@@ -214,20 +253,24 @@ fn robot(
     page: &mut String,
     config: &Config,
     slots: &CameraSlots,
-    problems: &mut Vec<String>,
+    faults: &Faults,
+    problems: &mut Problems,
 ) -> std::fmt::Result {
     writeln!(page, "robot       {}", config.robot)?;
-    for (slot, name) in slots.names.iter().enumerate() {
+    for (slot, name) in slots.names.iter().map(|name| printable(name)).enumerate() {
         match config.cameras.iter().find(|camera| slots.find(&camera.slot) == Some(slot)) {
             Some(camera) => writeln!(page, "camera      {name} ← {}", camera.topic)?,
             None => writeln!(page, "camera      {name} masked")?,
         }
     }
-    let one_by_one = config.cameras.chunks(1).filter_map(|camera| slots.assign(camera).err());
-    let misfits: Vec<String> = one_by_one.map(|error| error.to_string()).collect();
-    match slots.assign(&config.cameras) {
-        Err(error) if misfits.is_empty() => problems.push(error.to_string()),
-        _ => problems.extend(misfits),
+    // Without the steps nobody knows which other names the slots have.
+    if faults.steps.is_none() {
+        let one_by_one = config.cameras.chunks(1).filter_map(|camera| slots.assign(camera).err());
+        let misfits: Vec<_> = one_by_one.collect();
+        match slots.assign(&config.cameras) {
+            Err(error) if misfits.is_empty() => problems.add(error),
+            _ => misfits.into_iter().for_each(|misfit| problems.add(misfit)),
+        }
     }
     let joints = &config.joints;
     writeln!(page, "state       {} ← {}", joints.names.join(", "), joints.topic)?;

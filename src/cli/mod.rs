@@ -13,6 +13,7 @@ mod frames;
 mod inspect;
 #[cfg(feature = "ros")]
 mod node;
+mod out;
 mod progress;
 mod quantize_report;
 mod replay;
@@ -25,7 +26,7 @@ mod verify;
 use std::env;
 use std::error::Error;
 use std::ffi::OsString;
-use std::io::{self, Write};
+use std::io::{self, IsTerminal, Write};
 use std::path::Path;
 use std::process::ExitCode;
 
@@ -106,6 +107,9 @@ enum DtypeArg {
     Fp8,
 }
 
+/// What is logged unless RUST_LOG says otherwise: of libraries, only what may be wrong.
+const LOGGED: &str = "warn,pi05_thor=info";
+
 /// Parses the command line, runs the command, reports. Errors go to stderr as one line.
 ///
 /// Called as `policy_node`, the name under which ROS 2's launch files know the node, it is `pi05 node`.
@@ -118,8 +122,14 @@ pub fn main() -> ExitCode {
     let cli = Cli::parse_from(arguments);
     // The node's log is ROS 2's.
     if !cli.command.is_node() {
-        let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
-        tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).with_target(false).init();
+        let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(LOGGED));
+        let is_plain = env::var_os("NO_COLOR").is_some_and(|set| !set.is_empty());
+        tracing_subscriber::fmt()
+            .with_env_filter(filter)
+            .with_writer(io::stderr)
+            .with_ansi(io::stderr().is_terminal() && !is_plain)
+            .with_target(false)
+            .init();
     }
     let outcome = match cli.command {
         Command::Replay(args) => replay::run(args),
@@ -139,18 +149,12 @@ pub fn main() -> ExitCode {
     match outcome {
         Ok(Verdict::Ok) => ExitCode::SUCCESS,
         Ok(Verdict::Wanting) => ExitCode::from(1),
-        // The reader of our output has left (`pi05 … | head`): nothing is wrong.
-        Err(failure) if is_broken_pipe(failure.as_ref()) => ExitCode::SUCCESS,
         Err(failure) => {
             // If stderr is gone, nobody is left to tell.
             let _ = writeln!(io::stderr(), "pi05: {failure}");
             ExitCode::from(1)
         }
     }
-}
-
-fn is_broken_pipe(failure: &(dyn Error + 'static)) -> bool {
-    failure.downcast_ref::<io::Error>().is_some_and(|e| e.kind() == io::ErrorKind::BrokenPipe)
 }
 
 /// The engine that the command line asks for; what there is not is refused in one line.

@@ -1,19 +1,20 @@
 //! `pi05 quantize-report`: what fp8 costs in exactness, layer by layer and stage by stage, and what it gains in time.
 
-use std::io::{self, Write};
+use std::io::Write;
 use std::time::Duration;
 
 use super::bench::{Chunk, Latency, STEPS, sequential};
 use super::bench_gpu::warm_up;
 use super::calibrate::{PERCENTILE, errors, measured_choice, plain_and_rounded, ranges};
 use super::frames::{FrameArgs, Frames};
+use super::out::stdout;
 use super::{Failure, Verdict, progress};
 use crate::engine::backend::Backend;
 use crate::engine::calibration::Calibration;
 use crate::engine::cpu::{CpuEngine, Features};
 use crate::engine::probe::{Probe, Tap};
 use crate::engine::weights::Weights;
-use crate::engine::{Choice, Engine, EngineError, Precision};
+use crate::engine::{Choice, Engine, EngineError, Precision, check_finite};
 use crate::model::dims::Dims;
 use crate::model::sampler::Sampler;
 use crate::model::sampler::rtc::Rtc;
@@ -63,7 +64,7 @@ pub fn run(args: Args) -> Result<Verdict, Failure> {
     let weights = progress::weights(|told| model.weights(told))?;
 
     let file = model.calibration_file();
-    let mut out = io::stdout().lock();
+    let mut out = stdout();
     let measured = if file.exists() {
         writeln!(out, "ranges of {}", file.display())?;
         calibrated::read(&file, &weights.fingerprint(&dims)?)?
@@ -77,7 +78,7 @@ pub fn run(args: Args) -> Result<Verdict, Failure> {
             engine: engine.name(),
             source,
         };
-        let calibration = ranges(&mut engine, &inputs, &from)?;
+        let calibration = ranges(&model, &mut engine, &inputs, &from)?;
         let errors = errors(&weights, &dims, &calibration, &inputs[0])?;
         Calibrated { calibration, errors }
     };
@@ -89,7 +90,8 @@ pub fn run(args: Args) -> Result<Verdict, Failure> {
     let unbound = recipe.clone().without_bound();
     let (candidates, _) = measured.by(&unbound, &dims, &file)?;
     let layer_errors = errors(&weights, &dims, &candidates, &chunk.input)?;
-    let stages = Stages::of(&weights, &dims, &chosen, &chunk)?;
+    let stages =
+        Stages::of(&weights, &dims, &chosen, &chunk).map_err(|e| format!("{}: {e}", model.name()))?;
     let times = match choice {
         Choice::Cuda(_) => Some(times(&model, &weights, &dims, &chosen, &chunk, &stages.exact)?),
         _ => None,
@@ -179,6 +181,7 @@ impl Stages {
         let (_, seen) = prefix(&mut rounded, &features)?;
         progress::set(&bar, 3, 5);
         let exact = actions(&mut plain, &kv)?;
+        check_finite("actions", &exact)?;
         let (kv, _) = prefix(&mut rounded, &rounded_features)?;
         progress::set(&bar, 4, 5);
         let found = actions(&mut rounded, &kv)?;

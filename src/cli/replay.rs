@@ -1,11 +1,13 @@
 //! `pi05 replay`: a recorded bag through the whole system.
 
 use std::fs;
-use std::io::{self, Write};
+use std::io::Write;
 use std::path::{Path, PathBuf};
 
+use super::out::stdout;
 use super::{DtypeArg, Failure, Verdict, engine_choice, progress};
 use crate::config::{Backend, Config, DtypeChoice, RobotKind};
+use crate::new_file;
 use crate::pipeline::setup::Setup;
 use crate::replay::bag::Bag;
 use crate::replay::commands::write_commands;
@@ -112,7 +114,7 @@ pub(super) fn write_report(recording: &Recording, folder: &Path) -> Result<Verdi
     let page = folder.join("report.html");
     write(&page, &report::render(recording))?;
 
-    let mut out = io::stdout().lock();
+    let mut out = stdout();
     writeln!(out, "{}", summary.verdict)?;
     if let Some(rate) = summary.timings.replayed_chunks_per_second {
         writeln!(out, "{}: {rate:.1} chunks per second, the bag's decoding included", summary.engine)?;
@@ -125,11 +127,8 @@ pub(super) fn write_report(recording: &Recording, folder: &Path) -> Result<Verdi
     Ok(if wanting { Verdict::Wanting } else { Verdict::Ok })
 }
 
-/// A whole file or none: written beside, then renamed.
+/// A whole file or none.
 fn write(path: &Path, text: &str) -> Result<(), Failure> {
-    let mut partial = path.as_os_str().to_owned();
-    partial.push(".partial");
-    let partial = PathBuf::from(partial);
-    let written = fs::write(&partial, text).and_then(|()| fs::rename(&partial, path));
+    let written = new_file::write(path, text.as_bytes());
     written.map_err(|e| format!("{}: cannot be written: {e}", path.display()).into())
 }

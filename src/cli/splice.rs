@@ -1,8 +1,9 @@
 //! `pi05 splice`: how smoothly chunks follow each other in each mode, on a bag.
 
-use std::io::{self, Write};
+use std::io::Write;
 use std::path::PathBuf;
 
+use super::out::stdout;
 use super::replay::load_config;
 use super::{Failure, Verdict, progress};
 use crate::config::Config;
@@ -38,7 +39,7 @@ pub struct Args {
 pub fn run(args: Args) -> Result<Verdict, Failure> {
     let config = load_config(args.config.as_deref(), args.checkpoint)?;
     let bag = Bag::open(&args.bag)?;
-    let mut out = io::stdout().lock();
+    let mut out = stdout();
     writeln!(
         out,
         "| execution | limits | switches | at a switch p50 | p99 | max | inside p50 | p99 | max | limited ticks |"

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use clap::ArgGroup;
 use serde::Serialize;
 
+use super::out::stdout;
 use super::replay::load_config;
 use super::{Failure, Verdict, progress};
 use crate::config::{Backend, Config, DtypeChoice};
@@ -121,7 +122,8 @@ pub fn run(args: Args) -> Result<Verdict, Failure> {
     let bar = progress::bar("evaluations");
     let table = measurement.run(&mut subject.engine, &choices, |made, all| {
         progress::set(&bar, made as u64, all as u64);
-    })?;
+    });
+    let table = table.map_err(|e| format!("{}: {e}", config.checkpoint))?;
     bar.finish_and_clear();
 
     let is_configured = |row: &Row| (row.steps, row.solver, row.schedule) == configured;
@@ -139,7 +141,7 @@ pub fn run(args: Args) -> Result<Verdict, Failure> {
         configured: table.rows.iter().find(|row| is_configured(row)).unwrap_or(&table.fine),
         table: &table,
     };
-    let mut out = io::stdout().lock();
+    let mut out = stdout();
     if args.json {
         writeln!(out, "{}", serde_json::to_string_pretty(&results)?)?;
     } else {
@@ -176,7 +178,7 @@ fn choices(args: &Args, config: &Config) -> (Vec<Choice>, Choice) {
 fn of_case(config: &Config, path: &Path) -> Result<Subject, Failure> {
     let model = Model::open_network(&config.checkpoint)?;
     let dims = model.dims()?;
-    let start = Case::read(path, &dims)?.start();
+    let start = Case::read(path, &dims)?.start()?;
     let engine = progress::weights(|told| model.load(engine::Choice::Cpu, told))?;
     Ok(Subject { engine, starts: vec![start], rounding: model.time_rounding(), columns: dims.action_dim })
 }

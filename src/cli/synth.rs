@@ -2,13 +2,18 @@
 
 use std::io::{self, Write};
 use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use clap::ValueEnum;
+use signal_hook::consts::{SIGINT, SIGTERM};
 
+use super::out::stdout;
 use super::replay::load_config;
 use super::{Failure, Verdict, progress};
 use crate::model::{names, synth};
 use crate::pipeline::Synthetic;
+use crate::policy::PolicyError;
 use crate::policy::checkpoint::write::{NewCheckpoint, NewTensor, write_checkpoint};
 use crate::policy::checkpoint::{ConfigHints, DEFAULT_CAMERAS, Layout};
 use crate::policy::statistics::Statistics;
@@ -60,6 +65,10 @@ pub fn run(args: Args) -> Result<Verdict, Failure> {
     };
     let joints = load_config(args.config.as_deref(), None)?.joints;
     let (dims, dtype) = (model.dims(), model.dtype());
+    let (found, most) = (joints.action_names.len(), dims.action_dim);
+    if found > most {
+        return Err(PolicyError::TooManyActions { found, most }.into());
+    }
     let mut list = names::required(&dims);
     list.push((names::language_final_norm(), vec![dims.language.width])); // unused, but in every checkpoint
     let tensors: Vec<NewTensor> =
@@ -70,6 +79,7 @@ pub fn run(args: Args) -> Result<Verdict, Failure> {
         action_horizon: Some(dims.horizon),
         action_dim: Some(dims.action_dim),
         num_steps: None,
+        gemma_2b: model == Synthetic::Full,
         builtin_tokenizer: model == Synthetic::Full, // 512 pieces for 257152 rows: only because we say so
     };
     let new = NewCheckpoint {
@@ -85,11 +95,19 @@ pub fn run(args: Args) -> Result<Verdict, Failure> {
         asset_id: "synthetic",
         tokenizer: (model == Synthetic::Tiny).then_some(("tokenizer.model", BUILTIN)),
     };
+    // A signal ends the writing like any other failure, which leaves no file behind.
+    let ending = Arc::new(AtomicBool::new(false));
+    for signal in [SIGINT, SIGTERM] {
+        signal_hook::flag::register(signal, Arc::clone(&ending))?;
+    }
     let bar = progress::bar("writing");
     let mut buffer = Vec::new();
     let fill = |tensor: &NewTensor, file: &mut dyn Write| -> io::Result<()> {
         let all: usize = tensor.shape.iter().product();
         for first in (0..all).step_by(ELEMENTS) {
+            if ending.load(Ordering::Relaxed) {
+                return Err(io::Error::other("interrupted; what was written is gone again"));
+            }
             buffer.resize(ELEMENTS.min(all - first) * dtype.size(), 0);
             synth::fill(&tensor.name, &tensor.shape, dtype, first, &mut buffer);
             file.write_all(&buffer)?;
@@ -98,6 +116,6 @@ pub fn run(args: Args) -> Result<Verdict, Failure> {
     };
     write_checkpoint(&args.out_dir, &new, fill, &mut |done, all| progress::set(&bar, done, all))?;
     bar.finish_and_clear();
-    writeln!(io::stdout(), "{}: {} parameters, {dtype:?}", args.out_dir.display(), dims.parameters())?;
+    writeln!(stdout(), "{}: {} parameters, {dtype:?}", args.out_dir.display(), dims.parameters())?;
     Ok(Verdict::Ok)
 }

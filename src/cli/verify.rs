@@ -1,12 +1,14 @@
 //! `pi05 verify`: recorded cases of the reference implementations against the engine.
 
-use std::io::{self, Write};
+use std::io::Write;
 use std::path::PathBuf;
 
+use super::out::stdout;
 use super::{DtypeArg, Failure, Verdict, engine_choice, progress};
 use crate::engine::Precision;
 use crate::engine::backend::Backend;
 use crate::pipeline::{Model, StageTimes, recipe};
+use crate::printable::printable;
 use crate::verify::{Case, Likeness};
 
 /// Compare the engine with a recorded run of the reference implementation, stage by stage
@@ -53,7 +55,7 @@ pub fn run(args: Args) -> Result<Verdict, Failure> {
     let cases = args.cases.iter().map(|path| Case::read(path, &dims)).collect::<Result<Vec<_>, _>>()?;
     let mut engine = progress::weights(|told| model.load_by(&args.recipe, choice, told))?;
 
-    let mut out = io::stdout().lock();
+    let mut out = stdout();
     let mut failed = 0;
     let mut compared = 0;
     let mut askew = false;
@@ -70,8 +72,12 @@ pub fn run(args: Args) -> Result<Verdict, Failure> {
         writeln!(out, "{:<50} {:>10} {:>10} {:>10}", "stage", "max |Δ|", "rms Δ", "tolerance")?;
         for stage in &outcome.comparisons {
             let verdict = if stage.ok() { "ok" } else { "FAIL" };
-            let (name, max, rms, tolerance) = (&stage.stage, stage.max, stage.rms, stage.tolerance);
-            writeln!(out, "{name:<50} {max:>10.2e} {rms:>10.2e} {tolerance:>10.1e}  {verdict}")?;
+            let (name, max, rms) = (printable(&stage.stage), stage.max, stage.rms);
+            let tolerance = stage.tolerance;
+            match &stage.misfit {
+                Some(misfit) => writeln!(out, "{name:<50} {misfit}  {verdict}")?,
+                None => writeln!(out, "{name:<50} {max:>10.2e} {rms:>10.2e} {tolerance:>10.1e}  {verdict}")?,
+            }
             failed += usize::from(!stage.ok());
         }
         if let Some(Likeness { cosine, relative_mse }) = outcome.likeness {
@@ -105,11 +111,8 @@ pub fn run(args: Args) -> Result<Verdict, Failure> {
             runs.len()
         )?;
         if !outcome.skipped.is_empty() {
-            writeln!(
-                out,
-                "not compared (masked, or no stage of this engine): {}",
-                outcome.skipped.join(", ")
-            )?;
+            let skipped: Vec<_> = outcome.skipped.iter().map(|key| printable(key)).collect();
+            writeln!(out, "not compared (masked, or no stage of this engine): {}", skipped.join(", "))?;
         }
     }
     if failed == 0 && askew {

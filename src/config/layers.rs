@@ -369,11 +369,11 @@ impl Layers<'_> {
             self.check_length(name, actions, length);
         }
         let lengths_fit = lengths.iter().all(|&length| length == actions);
+        let limits_fit = self.check_position_limits(&joints);
         let urdf = self.text("joints.urdf");
-        if lengths_fit && !urdf.is_empty() {
+        if lengths_fit && limits_fit && !urdf.is_empty() {
             self.tighten(&mut joints, &urdf);
         }
-        self.check_position_limits(&joints);
         joints
     }
 
@@ -406,7 +406,7 @@ impl Layers<'_> {
             for (what, found, held) in rates {
                 match found {
                     Some(found) if found < LIMIT_MIN => {
-                        wrong = Some(format!("{what} {found} of joint {name}"))
+                        wrong = Some(format!("{what} {found} of joint {}", shortened(name)))
                     }
                     Some(found) => *held = held.min(found),
                     None => {}
@@ -414,8 +414,18 @@ impl Layers<'_> {
             }
             if !joints.velocity_controlled[joint] {
                 let (min, max) = (&mut joints.position_min[joint], &mut joints.position_max[joint]);
-                *min = limit.lower.map_or(*min, |lower| min.max(lower));
-                *max = limit.upper.map_or(*max, |upper| max.min(upper));
+                let (lowest, highest) = (*min, *max);
+                *min = limit.lower.map_or(lowest, |lower| lowest.max(lower));
+                *max = limit.upper.map_or(highest, |upper| highest.min(upper));
+                if *min >= *max {
+                    let [lower, upper] = [limit.lower, limit.upper]
+                        .map(|limit| limit.map_or("none".to_owned(), |limit| limit.to_string()));
+                    wrong = Some(format!(
+                        "lower limit {lower} and upper limit {upper} of joint {}, which leave nothing of its \
+                         position_min {lowest} to position_max {highest}",
+                        shortened(name)
+                    ));
+                }
             }
         }
         if let Some(wrong) = wrong {
@@ -445,7 +455,8 @@ impl Layers<'_> {
         }
     }
 
-    fn check_position_limits(&mut self, joints: &Joints) {
+    /// Whether they fit.
+    fn check_position_limits(&mut self, joints: &Joints) -> bool {
         let limits = joints.position_min.iter().zip(&joints.position_max).zip(&joints.action_names);
         let wrong = limits.clone().find(|((min, max), _)| min >= max);
         if let Some(((min, max), name)) = wrong {
@@ -453,6 +464,7 @@ impl Layers<'_> {
             let expected = "less than joints.position_max".to_owned();
             self.refuse("joints.position_min", expected, found, "correct the one or the other");
         }
+        wrong.is_none()
     }
 
     fn policy(&mut self, actions: usize) -> Policy {

@@ -309,7 +309,7 @@ mod tests {
         );
         assert_eq!(
             why("control.rate_hz", Given::Value(Value::Integer(100)), false),
-            "control.rate_hz: expected a number above 0, up to 1000 [Hz], found a whole number; write 100.0"
+            "control.rate_hz: expected a number from 1 to 1000 [Hz], found a whole number; write 100.0"
         );
         assert_eq!(
             why("prompt", Given::NotSet, true),
@@ -329,8 +329,11 @@ mod tests {
         let steps = parameters.describe("sampler.steps", true).unwrap();
         assert_eq!((steps.kind, steps.integer_range, steps.read_only), (Kind::Integer, Some((1, 50)), true));
         let rate = parameters.describe("control.rate_hz", false).unwrap();
-        assert_eq!((rate.floating_point_range, rate.read_only), (Some((0.0, 1000.0)), false));
-        assert_eq!(rate.additional_constraints, "a number above 0, up to 1000 [Hz]");
+        assert_eq!((rate.floating_point_range, rate.read_only), (Some((1.0, 1000.0)), false));
+        // What a range cannot say is said in words.
+        let step = parameters.describe("control.first_step_max", true).unwrap();
+        assert_eq!(step.floating_point_range, Some((0.0, crate::control::limits::LIMIT_MAX)));
+        assert_eq!(step.additional_constraints, "a number above 0, up to 1000000 [rad or m]");
         assert!(!parameters.describe("prompt", true).unwrap().read_only);
         assert!(
             parameters

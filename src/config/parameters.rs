@@ -124,10 +124,6 @@ const fn number(default: f64, min: f64, max: f64) -> (Kind, DefaultValue, Range)
     (Kind::Double, DefaultValue::Double(default), Range::Double(min, max))
 }
 
-const fn rate(default: f64) -> (Kind, DefaultValue, Range) {
-    (Kind::Double, DefaultValue::Double(default), Range::Above(0.0, 1000.0))
-}
-
 const fn robot_list(kind: Kind, range: Range) -> (Kind, DefaultValue, Range) {
     (kind, DefaultValue::Robot, range)
 }
@@ -208,9 +204,9 @@ pub static TABLE: &[Parameter] = &[
         "Path of the tokenizer (SentencePiece .model or tokenizer.json); empty: look beside the checkpoint."),
     parameter("policy.asset_id", text(""), "", Structural,
         "openpi: folder under assets/ with the statistics; empty: the only one there."),
-    parameter("control.policy_rate_hz", rate(50.0), "Hz", Structural,
+    parameter("control.policy_rate_hz", number(50.0, 0.1, 1000.0), "Hz", Structural,
         "Steps per second of a chunk."),
-    parameter("control.rate_hz", rate(100.0), "Hz", Structural,
+    parameter("control.rate_hz", number(100.0, 1.0, 1000.0), "Hz", Structural,
         "Control ticks, and so commands, per second."),
     parameter("control.execution", one_of("latest", Execution::NAMES), "", Live,
         "How a new chunk takes over: latest replaces the old one, ensemble averages, rtc steers by the old one, open_loop holds in between."),
@@ -305,7 +301,7 @@ pub fn nearest(name: &str) -> String {
 }
 
 impl Parameter {
-    /// What it takes, for a person: `a number above 0, up to 1000 [Hz]`.
+    /// What it takes, for a person: `a number above 0, up to 1000000 [rad or m]`.
     pub fn expected(&self) -> String {
         let what = match self.kind {
             Kind::Bool => "true or false",

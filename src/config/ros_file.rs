@@ -56,6 +56,7 @@ impl fmt::Display for Raw {
             Self::Text(v) => write!(f, "\"{}\"", shortened(v)),
             Self::List(v) if v.is_empty() => write!(f, "an empty list"),
             Self::List(v) => write!(f, "a list of {}", v.len()),
+            Self::Map(v) if v.is_empty() => write!(f, "an empty group"),
             Self::Map(_) => write!(f, "names with values of their own"),
         }
     }
@@ -219,6 +220,9 @@ fn last_part(node: &str) -> &str {
 /// `{control: {rate_hz: 50}}` and `{"control.rate_hz": 50}` both become `control.rate_hz`.
 fn flatten(path: Option<&str>, raw: Raw, flat: &mut Vec<(String, Raw)>) -> Result<(), String> {
     match (raw, path) {
+        (Raw::Map(entries), Some(name)) if entries.is_empty() => {
+            flat.push((name.to_owned(), Raw::Map(entries)))
+        }
         (Raw::Map(entries), _) => {
             for (key, value) in entries {
                 let name = joined(path.unwrap_or_default(), '.', &key)?;

@@ -8,6 +8,8 @@ use std::fs::File;
 use std::io::Read;
 use std::path::Path;
 
+use super::error::shortened;
+
 /// Largest URDF that is read. Meshes are in files of their own.
 pub const URDF_MAX: usize = 16 << 20;
 
@@ -54,7 +56,11 @@ pub fn limits(text: &str) -> Result<BTreeMap<String, UrdfLimit>, String> {
             let Some(text) = child(tag).and_then(|node| node.attribute(attribute)) else { return Ok(None) };
             match text.trim().parse::<f64>() {
                 Ok(value) if value.is_finite() => Ok(Some(value)),
-                _ => Err(format!("{attribute}=\"{text}\" of joint {name}, which is no number")),
+                _ => Err(format!(
+                    "{attribute}=\"{}\" of joint {}, which is no number",
+                    shortened(text),
+                    shortened(name)
+                )),
             }
         };
         let tighter = |a: Option<f64>, b: Option<f64>, of: fn(f64, f64) -> f64| match (a, b) {
@@ -63,10 +69,13 @@ pub fn limits(text: &str) -> Result<BTreeMap<String, UrdfLimit>, String> {
         };
         let turns_on = joint.attribute("type") == Some("continuous");
         let position = |limit: Option<f64>| limit.filter(|_| !turns_on);
-        let lower =
-            tighter(number("limit", "lower")?, number("safety_controller", "soft_lower_limit")?, f64::max);
-        let upper =
-            tighter(number("limit", "upper")?, number("safety_controller", "soft_upper_limit")?, f64::min);
+        // Of two limits the one that is left out is 0. Where both are, there are none: so simulators' files mean it.
+        let (lower, upper) = match (number("limit", "lower")?, number("limit", "upper")?) {
+            (None, None) => (None, None),
+            (lower, upper) => (lower.or(Some(0.0)), upper.or(Some(0.0))),
+        };
+        let lower = tighter(lower, number("safety_controller", "soft_lower_limit")?, f64::max);
+        let upper = tighter(upper, number("safety_controller", "soft_upper_limit")?, f64::min);
         let limit = UrdfLimit {
             lower: position(lower),
             upper: position(upper),
@@ -75,7 +84,7 @@ pub fn limits(text: &str) -> Result<BTreeMap<String, UrdfLimit>, String> {
             jerk: number("limit", "jerk")?,
         };
         if joints.insert(name.to_owned(), limit).is_some() {
-            return Err(format!("joint {name} twice"));
+            return Err(format!("joint {} twice", shortened(name)));
         }
     }
     Ok(joints)

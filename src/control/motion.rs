@@ -212,7 +212,7 @@ impl Motion {
             self.reference.take(plan, observed);
         }
         self.phase = if self.is_sending() { Phase::Following(source) } else { Phase::Ready(source) };
-        self.at_rest = false;
+        (self.at_rest, self.silent_at_rest) = (false, false);
         self.revision += 1;
     }
 

@@ -275,10 +275,29 @@ impl Scheduler {
         Some((Command { values: self.motion.command(), chunk, resting, limited }, self.state))
     }
 
+    /// For an arm that plays what [`Scheduler::preview`] showed, to be called before the tick at `now`: where ticks
+    /// before it were skipped, that arm has gone on, and so does the motion.
+    pub fn catch_up(&mut self, now: Steady) {
+        let Some(last) = self.last_tick.filter(|_| self.motion.is_sending()) else { return };
+        let mut at = last.0.saturating_add(self.period_ns);
+        while at < now.0 && !self.motion.is_at_rest() {
+            let _ = self.motion.step(Steady(at), None, f64::INFINITY, &mut self.counters);
+            at = at.saturating_add(self.period_ns);
+        }
+    }
+
     /// From the next tick on: decelerates within limits to rest, and holds. Plan and fade are dropped; a chunk that was
     /// begun before is not followed any more, one begun after takes over.
     pub fn brake(&mut self, why: Reason) {
         self.interrupt(Event::Brake, why);
+    }
+
+    /// Brakes, and lets go of where it sent the arm: the next chunk that is begun from now on sets out from the measured
+    /// positions. For an arm that may not have done what it was sent.
+    pub fn begin_anew(&mut self, why: Reason) {
+        self.interrupt(Event::Brake, why);
+        self.motion.be_silent_at_rest(true);
+        self.settle();
     }
 
     /// Brakes and holds; takes no chunk until [`Scheduler::resume`].

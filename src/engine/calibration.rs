@@ -160,9 +160,11 @@ impl Probe for Ranges {
         self.scratch.extend(data.iter().map(|x| x.abs()));
         let last = self.scratch.len() - 1;
         let rank = ((last as f64 * self.share).ceil() as usize).min(last);
-        let (_, &mut range, _) = self.scratch.select_nth_unstable_by(rank, f32::total_cmp);
+        let (_, &mut range, above) = self.scratch.select_nth_unstable_by(rank, f32::total_cmp);
+        // NaN and infinity are the largest: where there is one, the few that a range leaves out are not just large.
+        let is_finite = range.is_finite() && above.iter().all(|x| x.is_finite());
         let known = self.ranges.entry(tensor.to_owned()).or_default();
-        *known = if range.is_nan() { f32::NAN } else { known.max(range) };
+        *known = if is_finite && !known.is_nan() { known.max(range) } else { f32::NAN };
     }
 }
 
@@ -253,5 +255,15 @@ mod tests {
         assert_eq!(calibration.range("prefix.layer.0.hidden").ok(), Some(90.0));
         assert_eq!(calibration.ranges().len(), 2);
         assert!(calibration.range("prefix.layer.1.hidden").is_err());
+    }
+
+    #[test]
+    fn what_is_no_number_is_not_left_out_of_a_range() {
+        for wrong in [f32::NAN, f32::INFINITY] {
+            let mut ranges = Ranges::new(50.0);
+            ranges.record("prefix.layer.0.hidden", &[1.0, 2.0, wrong]);
+            ranges.record("prefix.layer.0.hidden", &[1.0, 2.0, 3.0]);
+            assert!(ranges.calibration().ranges()["prefix.layer.0.hidden"].is_nan());
+        }
     }
 }

@@ -98,6 +98,18 @@ impl Choice {
         }
     }
 
+    /// Whether this build and this machine have what it takes; looked at before anything that takes long.
+    pub fn check(self) -> Result<(), EngineError> {
+        match (self, CudaEngine::missing()) {
+            (Choice::Cuda(_), Some(reason)) => Err(EngineError::NoGpu(reason)),
+            (Choice::TensorRt(..), _) if cfg!(not(feature = "tensorrt")) => {
+                Err(TensorRtError::NotBuilt.into())
+            }
+            (Choice::TensorRt(..), Some(reason)) => Err(TensorRtError::NoGpu(reason).into()),
+            _ => Ok(()),
+        }
+    }
+
     /// The same engine in f32.
     pub fn in_f32(self) -> Self {
         match self.resolved() {
@@ -291,6 +303,14 @@ impl fmt::Display for Precision {
     }
 }
 
+/// Refuses what is no number among a stage's values.
+pub fn check_finite(stage: &str, values: &[f32]) -> Result<(), EngineError> {
+    match values.iter().find(|value| !value.is_finite()) {
+        Some(&value) => Err(EngineError::NotFinite { stage: stage.to_owned(), value }),
+        None => Ok(()),
+    }
+}
+
 /// Why a stage could not run.
 #[derive(Debug, Error)]
 pub enum EngineError {
@@ -341,6 +361,16 @@ pub enum EngineError {
         call: String,
         /// What it said.
         reason: String,
+    },
+    /// From inputs that are numbers comes what is none.
+    #[error(
+        "{stage}: the network gives {value} for inputs that are numbers: its weights are damaged; download or convert the checkpoint again"
+    )]
+    NotFinite {
+        /// Where it was seen.
+        stage: String,
+        /// NaN or infinity.
+        value: f32,
     },
     /// The input does not fit the network.
     #[error("{what}: expected {expected}, found {found}")]

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use thiserror::Error;
 
 use super::names::{EXPERT, LANGUAGE, VISION, required};
-use super::tensors::{TOKEN_EMBEDDING, TensorTable};
+use super::tensors::{LM_HEAD, TOKEN_EMBEDDING, TensorEntry, TensorTable};
 
 /// SigLIP.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -96,6 +96,8 @@ pub struct DimsHints {
     pub max_tokens: Option<usize>,
     /// Values per action; must agree with the tensors.
     pub action_dim: Option<usize>,
+    /// It is said to be PaliGemma with Gemma-2B: what has their widths must have their layers.
+    pub gemma_2b: bool,
 }
 
 /// Width of one SigLIP So400m head.
@@ -109,22 +111,20 @@ const DEFAULT_MAX_TOKENS: usize = 200;
 #[derive(Debug, Error, PartialEq, Eq)]
 pub enum DimsError {
     /// A tensor that every π0.5 has is not there.
-    #[error(
-        "tensor {name}: missing ({missing} of {required} tensors are): is this a π0.5 checkpoint, and complete?"
-    )]
+    #[error("tensor {name}: missing; {here}")]
     Missing {
         /// The first one missing.
         name: String,
-        /// How many are missing.
-        missing: usize,
-        /// How many a network of this size needs.
-        required: usize,
+        /// What is there instead.
+        here: String,
     },
     /// A tensor has the wrong shape.
     #[error("tensor {name}: expected shape {expected}, found {found:?}")]
     Shape {
-        /// The tensor.
+        /// The tensor, as its file names it.
         name: String,
+        /// Its file, among those of the table.
+        file: usize,
         /// Expected shape or rule.
         expected: String,
         /// Shape in the file.
@@ -139,18 +139,18 @@ impl Dims {
     /// Dimensions of a checkpoint's tensors; every tensor that inference needs is there with its shape, or an error
     /// names the first that is not.
     pub fn from_tensors(table: &TensorTable, hints: &DimsHints) -> Result<Self, DimsError> {
-        let patches = Shape::of(table, format!("{VISION}embeddings.patch_embedding.weight"))?;
+        let patches = Shape::of(table, &format!("{VISION}embeddings.patch_embedding.weight"))?;
         let [width, channels, patch, patch_w] = patches.dims("[width, 3, patch, patch]")?;
         if channels != 3 || patch != patch_w || patch == 0 {
             return Err(patches.not("[width, 3, patch, patch]"));
         }
-        let positions = Shape::of(table, format!("{VISION}embeddings.position_embedding.weight"))?;
+        let positions = Shape::of(table, &format!("{VISION}embeddings.position_embedding.weight"))?;
         let [tokens, _] = positions.dims("[patches, width]")?;
         let side = tokens.isqrt();
         if side == 0 || side * side != tokens {
             return Err(positions.not("[patches, width] with a square number of patches"));
         }
-        let fc1 = Shape::of(table, format!("{VISION}encoder.layers.0.mlp.fc1.weight"))?;
+        let fc1 = Shape::of(table, &format!("{VISION}encoder.layers.0.mlp.fc1.weight"))?;
         let [vision_mlp, _] = fc1.dims("[mlp, width]")?;
         let vision = VisionDims {
             image: side * patch,
@@ -161,7 +161,7 @@ impl Dims {
             mlp: vision_mlp,
         };
 
-        let embedding = Shape::of(table, TOKEN_EMBEDDING.to_owned())?;
+        let embedding = Shape::of(table, TOKEN_EMBEDDING)?;
         let [vocab, _] = embedding.dims("[vocab, width]")?;
         let language = gemma(table, LANGUAGE)?;
         let expert = gemma(table, EXPERT)?;
@@ -182,13 +182,16 @@ impl Dims {
                 expert.width
             )));
         }
-        let action_in = Shape::of(table, "action_in_proj.weight".to_owned())?;
+        let action_in = Shape::of(table, "action_in_proj.weight")?;
         let [_, action_dim] = action_in.dims("[width, action_dim]")?;
         if let Some(said) = hints.action_dim.filter(|&said| said != action_dim) {
             return Err(DimsError::Hint(format!(
                 "config.json says an action dimension of {said}, but action_in_proj.weight is {:?}: one of the two files is from another checkpoint",
-                action_in.found
+                action_in.0.shape
             )));
+        }
+        if hints.gemma_2b {
+            all_layers(&vision, &language)?;
         }
         let dims = Dims {
             vision,
@@ -205,27 +208,13 @@ impl Dims {
 
     /// Every required tensor is in the table with the shape that these dimensions imply.
     fn check(&self, table: &TensorTable) -> Result<(), DimsError> {
-        let required = required(self);
-        let mut missing = required.iter().filter(|(name, _)| !table.entries.contains_key(name));
-        if let Some((first, _)) = missing.next() {
-            return Err(DimsError::Missing {
-                name: first.clone(),
-                missing: 1 + missing.count(),
-                required: required.len(),
-            });
-        }
-        for (name, shape) in required {
-            let found = &table.entries[&name].shape;
+        for (name, shape) in required(self) {
+            let found = Shape::of(table, &name)?;
             if shape.contains(&0) {
-                let expected = "no dimension of 0".to_owned();
-                return Err(DimsError::Shape { name, expected, found: found.clone() });
+                return Err(found.not("no dimension of 0"));
             }
-            if *found != shape {
-                return Err(DimsError::Shape {
-                    name,
-                    expected: format!("{shape:?} as the other tensors imply"),
-                    found: found.clone(),
-                });
+            if found.0.shape != shape {
+                return Err(found.not(&format!("{shape:?} as the other tensors imply")));
             }
         }
         Ok(())
@@ -295,17 +284,17 @@ impl Dims {
 
 fn gemma(table: &TensorTable, prefix: &str) -> Result<GemmaDims, DimsError> {
     let layer = format!("{prefix}layers.0.");
-    let k = Shape::of(table, format!("{layer}self_attn.k_proj.weight"))?;
+    let k = Shape::of(table, &format!("{layer}self_attn.k_proj.weight"))?;
     let [head_dim, width] = k.dims("[head_dim, width]")?;
     if head_dim == 0 || head_dim % 2 != 0 || width == 0 {
         return Err(k.not("[head_dim, width] with an even head_dim"));
     }
-    let q = Shape::of(table, format!("{layer}self_attn.q_proj.weight"))?;
+    let q = Shape::of(table, &format!("{layer}self_attn.q_proj.weight"))?;
     let [q_width, _] = q.dims("[heads * head_dim, width]")?;
     if q_width == 0 || q_width % head_dim != 0 {
         return Err(q.not(&format!("[heads * {head_dim}, {width}]")));
     }
-    let gate = Shape::of(table, format!("{layer}mlp.gate_proj.weight"))?;
+    let gate = Shape::of(table, &format!("{layer}mlp.gate_proj.weight"))?;
     let [mlp, _] = gate.dims("[mlp, width]")?;
     let layers = count_layers(table, &format!("{prefix}layers."));
     Ok(GemmaDims { width, layers, heads: q_width / head_dim, head_dim, mlp })
@@ -324,6 +313,25 @@ fn vision_heads(width: usize, said: Option<usize>) -> Result<usize, DimsError> {
     }
 }
 
+/// Layers are counted by what is there, so whole ones lost at the end would not be missed; but where all else is
+/// PaliGemma's, its depth is known. (The expert has as many layers as the prefix.)
+fn all_layers(vision: &VisionDims, language: &GemmaDims) -> Result<(), DimsError> {
+    let Dims { vision: siglip, language: gemma, .. } = Dims::FULL;
+    let is_siglip = VisionDims { layers: siglip.layers, ..*vision } == siglip;
+    let is_gemma = GemmaDims { layers: gemma.layers, ..*language } == gemma;
+    for (prefix, is_official, expected, found) in [
+        (VISION, is_siglip, siglip.layers, vision.layers),
+        (LANGUAGE, is_gemma, gemma.layers, language.layers),
+    ] {
+        if is_official && found != expected {
+            return Err(DimsError::Hint(format!(
+                "config.json says gemma_2b, whose {prefix} has {expected} layers, found {found}: is the checkpoint complete?"
+            )));
+        }
+    }
+    Ok(())
+}
+
 /// How many different `i` there are in names `{prefix}{i}.…`; a gap shows up as missing tensors.
 fn count_layers(table: &TensorTable, prefix: &str) -> usize {
     let from_prefix = table.entries.range(prefix.to_owned()..).map(|(name, _)| name);
@@ -331,31 +339,37 @@ fn count_layers(table: &TensorTable, prefix: &str) -> usize {
     in_layers.filter_map(|rest| rest.split_once('.')?.0.parse::<usize>().ok()).collect::<BTreeSet<_>>().len()
 }
 
-/// A tensor's shape that remembers its name.
-struct Shape<'a> {
-    name: String,
-    found: &'a [usize],
-}
+/// A tensor's shape that remembers where it is from.
+struct Shape<'a>(&'a TensorEntry);
 
 impl<'a> Shape<'a> {
-    fn of(table: &'a TensorTable, name: String) -> Result<Self, DimsError> {
-        match table.entries.get(&name) {
-            Some(entry) => Ok(Self { name, found: &entry.shape }),
-            None => Err(DimsError::Missing { name, missing: 1, required: required(&Dims::FULL).len() }),
-        }
+    fn of(table: &'a TensorTable, name: &str) -> Result<Self, DimsError> {
+        table.entries.get(name).map(Self).ok_or_else(|| missing(table, name))
     }
 
     fn dims<const N: usize>(&self, expected: &str) -> Result<[usize; N], DimsError> {
-        self.found.try_into().map_err(|_| self.not(expected))
+        self.0.shape.as_slice().try_into().map_err(|_| self.not(expected))
     }
 
     fn not(&self, expected: &str) -> DimsError {
-        DimsError::Shape {
-            name: self.name.clone(),
-            expected: expected.to_owned(),
-            found: self.found.to_vec(),
-        }
+        let TensorEntry { stored, file, shape, .. } = self.0;
+        let expected = expected.to_owned();
+        DimsError::Shape { name: stored.clone(), file: *file, expected, found: shape.clone() }
     }
+}
+
+/// That a tensor is not there, and what is: names of another kind show at once.
+fn missing(table: &TensorTable, name: &str) -> DimsError {
+    let name = if name == TOKEN_EMBEDDING { format!("{LM_HEAD} or {name}") } else { name.to_owned() };
+    let known = table.entries.len();
+    let here = match table.foreign.as_slice() {
+        [] => format!("{known} other tensors of π0.5 are here: is the checkpoint complete?"),
+        [first, ..] => format!(
+            "{known} other tensors of π0.5 are here, and {} of unknown names, such as {first}: expected the names that openpi or LeRobot give",
+            table.foreign.len()
+        ),
+    };
+    DimsError::Missing { name, here }
 }
 
 #[cfg(test)]
@@ -364,11 +378,12 @@ mod tests {
     use crate::model::tensors::{Dtype, TensorEntry};
 
     fn table(dims: &Dims) -> TensorTable {
-        let entry = |shape| TensorEntry { dtype: Dtype::F32, shape, file: 0, offset: 0 };
-        TensorTable {
-            files: vec![],
-            entries: required(dims).into_iter().map(|(n, s)| (n, entry(s))).collect(),
-        }
+        let entry = |(name, shape): (String, Vec<usize>)| {
+            let stored = if name == TOKEN_EMBEDDING { LM_HEAD.to_owned() } else { name.clone() };
+            (name, TensorEntry { stored, dtype: Dtype::F32, shape, file: 0, offset: 0 })
+        };
+        let entries = required(dims).into_iter().map(entry).collect();
+        TensorTable { files: vec!["model.safetensors".into()], entries, foreign: vec![] }
     }
 
     fn hints(dims: &Dims) -> DimsHints {
@@ -414,6 +429,36 @@ mod tests {
     }
 
     #[test]
+    fn what_is_here_instead_is_told_and_nothing_is_guessed() {
+        let said =
+            |table: &TensorTable| Dims::from_tensors(table, &hints(&Dims::TINY)).unwrap_err().to_string();
+        let mut one_less = table(&Dims::TINY);
+        one_less.entries.remove("time_mlp_in.bias");
+        let others = one_less.entries.len();
+        assert!(
+            said(&one_less).contains(&format!("{others} other tensors of π0.5 are here: ")),
+            "{}",
+            said(&one_less)
+        );
+
+        let foreign = vec!["module.time_mlp_in.bias".to_owned(), "module.time_mlp_in.weight".to_owned()];
+        let prefixed = said(&TensorTable { foreign, ..Default::default() });
+        assert!(prefixed.contains("0 other tensors of π0.5 are here, and 2 of"), "{prefixed}");
+        assert!(prefixed.contains("such as module.time_mlp_in.bias"), "{prefixed}");
+    }
+
+    #[test]
+    fn the_embedding_is_called_what_its_file_calls_it() {
+        let mut wrong = table(&Dims::TINY);
+        wrong.entries.get_mut(TOKEN_EMBEDDING).unwrap().shape = vec![512];
+        let error = Dims::from_tensors(&wrong, &hints(&Dims::TINY)).unwrap_err();
+        assert!(matches!(&error, DimsError::Shape { name, .. } if name == LM_HEAD), "{error}");
+        wrong.entries.remove(TOKEN_EMBEDDING);
+        let said = Dims::from_tensors(&wrong, &hints(&Dims::TINY)).unwrap_err().to_string();
+        assert!(said.contains(LM_HEAD) && said.contains(TOKEN_EMBEDDING), "{said}");
+    }
+
+    #[test]
     fn a_network_of_no_size_is_refused() {
         for dims in [Dims { action_dim: 0, ..Dims::TINY }, Dims { vocab: 0, ..Dims::TINY }] {
             let said = Dims::from_tensors(&table(&dims), &hints(&dims)).unwrap_err().to_string();
@@ -426,6 +471,26 @@ mod tests {
         let dims = Dims { expert: GemmaDims { width: 63, ..Dims::TINY.expert }, ..Dims::TINY };
         let said = Dims::from_tensors(&table(&dims), &hints(&dims)).unwrap_err().to_string();
         assert!(said.contains("even") && said.contains("63"), "{said}");
+    }
+
+    #[test]
+    fn layers_that_got_lost_are_missed_where_the_depth_is_known() {
+        let refused = |dims: Dims| {
+            let hints = DimsHints { gemma_2b: true, ..hints(&dims) };
+            Dims::from_tensors(&table(&dims), &hints).map_err(|e| e.to_string()).err()
+        };
+        assert_eq!(
+            (refused(Dims::FULL), refused(Dims::TINY)),
+            (None, None),
+            "a network of other widths may say so"
+        );
+        let vision = VisionDims { layers: 26, ..Dims::FULL.vision };
+        let said = refused(Dims { vision, ..Dims::FULL }).unwrap();
+        assert!(said.contains(VISION) && said.contains("27 layers, found 26"), "{said}");
+        let shorter = |gemma| GemmaDims { layers: 17, ..gemma };
+        let (language, expert) = (shorter(Dims::FULL.language), shorter(Dims::FULL.expert));
+        let said = refused(Dims { language, expert, ..Dims::FULL }).unwrap();
+        assert!(said.contains(LANGUAGE) && said.contains("18 layers, found 17"), "{said}");
     }
 
     #[test]

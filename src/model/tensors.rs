@@ -26,6 +26,8 @@ impl Dtype {
 /// One tensor's place. Checked by whoever fills the table: `offset + len` lies inside the file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TensorEntry {
+    /// Its name in the file, printable.
+    pub stored: String,
     /// Element type.
     pub dtype: Dtype,
     /// Row-major shape; linear weights are `[out, in]`.
@@ -51,8 +53,13 @@ pub struct TensorTable {
     pub files: Vec<PathBuf>,
     /// Place of each tensor.
     pub entries: BTreeMap<String, TensorEntry>,
+    /// Names of tensors that are no part of π0.5, printable.
+    pub foreign: Vec<String>,
 }
 
-/// Canonical name of the token embedding `[vocab, width]`. A checkpoint's `lm_head.weight` stands here
-/// when it has no `embed_tokens.weight` (the two are tied in openpi's files).
+/// Canonical name of the token embedding `[vocab, width]`. A checkpoint's [`LM_HEAD`] stands here when it has no
+/// `embed_tokens.weight` (the two are tied in openpi's files).
 pub const TOKEN_EMBEDDING: &str = "paligemma_with_expert.paligemma.model.language_model.embed_tokens.weight";
+
+/// The output head of Gemma-2B, tied to the token embedding in openpi's files.
+pub const LM_HEAD: &str = "paligemma_with_expert.paligemma.lm_head.weight";

@@ -31,6 +31,7 @@ use crate::replay::flight::Labels;
 const ASK_PATIENCE: Duration = Duration::from_millis(500);
 /// Why the arm rests while nobody is there to move it.
 const UNHEARD: &str = "nobody subscribes to the commands any more";
+const HEARD_AGAIN: &str = "somebody hears the commands again";
 
 /// What the system does not permit is said once, however often the node is activated.
 static REAL_TIME_WARNED: Once = Once::new();
@@ -187,7 +188,8 @@ impl Session {
         active.heard = heard;
         self.shared.set_heard(heard);
         if heard {
-            tracing::info!("somebody hears the commands again");
+            tracing::info!("{HEARD_AGAIN}");
+            let _ = active.control.request(Request::BeginAnew(Reason::new(HEARD_AGAIN)));
         } else {
             tracing::warn!("{UNHEARD}; braking");
             let _ = active.control.request(Request::Brake(Reason::new(UNHEARD)));

@@ -10,9 +10,9 @@ use std::sync::Arc;
 
 use super::counters::Counters;
 use super::joints::{JointError, JointMap};
-use super::snapshot::{Camera, FUTURE_TOLERANCE_NS, NotReady, Snapshots};
+use super::snapshot::{Camera, NotReady, Snapshots};
 use super::{Observation, RgbImage};
-use crate::clock::{NS_PER_MS, Stamp};
+use crate::clock::{FUTURE_TOLERANCE_NS, NS_PER_MS, Stamp};
 use crate::config::Config;
 
 /// Where the robot's joints stood.

@@ -7,11 +7,7 @@
 use std::sync::Arc;
 
 use super::{Observation, RgbImage};
-use crate::clock::{NS_PER_MS, Stamp};
-
-/// How far a stamp may lie ahead of `now` and still count as age 0: clocks of two machines under NTP, and `now` read
-/// from a clock that is published at a coarse rate. Further ahead, a clock is wrong.
-pub const FUTURE_TOLERANCE_NS: i64 = 100 * NS_PER_MS;
+use crate::clock::{FUTURE_TOLERANCE_NS, NS_PER_MS, Stamp};
 
 /// Pixels that have not changed for so long, or for the camera's maximum age if that is longer, are a frozen camera's:
 /// real ones are never without noise.

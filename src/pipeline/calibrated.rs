@@ -3,17 +3,20 @@
 //! Per tensor its range, f32 `[1]`, and its means by channel before and after rounding, `mean.…`, f32 `[2, channels]`; per
 //! layer, `error.vision.layer.3`, f32 `[1]`: what rounding it to e4m3 adds to its output. Metadata: `checkpoint` (a fingerprint of the weights), `frames`, `percentile`, `engine`, `source`. Written by `pi05 calibrate`, read where a network is loaded in fp8. A calibration of other weights is refused.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::{fs, io};
 
-use safetensors::tensor::{Dtype, SafeTensors, TensorView};
+use safetensors::tensor::{Dtype, SafeTensors};
 use thiserror::Error;
 
 use super::recipe::{self, Layer, Recipe};
 use crate::engine::calibration::{Calibration, Mean, Uncalibrated};
 use crate::model::dims::Dims;
-use crate::model::names;
+use crate::model::{names, tensors};
+use crate::policy::checkpoint::CheckpointError;
+use crate::policy::checkpoint::write::{NewTensor, write_safetensors};
+use crate::printable::printable;
 
 /// Largest file that is read; of π0.5 it has 5 MB.
 const MAX_BYTES: u64 = 256 << 20;
@@ -35,7 +38,10 @@ pub enum CalibrationError {
         /// What the command would be given.
         checkpoint: String,
     },
-    /// It cannot be read or written.
+    /// It cannot be written.
+    #[error(transparent)]
+    Write(#[from] CheckpointError),
+    /// It cannot be read.
     #[error("{file}: {source}")]
     Io {
         /// The file.
@@ -99,7 +105,6 @@ pub struct Provenance {
 
 /// Writes a calibration whole or not at all.
 pub fn write(path: &Path, measured: &Calibrated, from: &Provenance) -> Result<(), CalibrationError> {
-    let failed = |source| CalibrationError::Io { file: path.display().to_string(), source };
     let ranges = measured.calibration.ranges().iter().map(|(name, range)| (name.clone(), range));
     let errors = measured.errors.iter().map(|(layer, error)| (format!("{ERROR}{layer}"), error));
     let numbers = ranges.chain(errors).map(|(name, value)| (name, (vec![1], value.to_le_bytes().to_vec())));
@@ -107,22 +112,20 @@ pub fn write(path: &Path, measured: &Calibrated, from: &Provenance) -> Result<()
         let bytes = exact.iter().chain(rounded).flat_map(|x| x.to_le_bytes()).collect();
         (format!("{MEAN}{name}"), (vec![2, exact.len()], bytes))
     });
-    let tensors: BTreeMap<String, (Vec<usize>, Vec<u8>)> = numbers.chain(means).collect();
-    let mut views = Vec::with_capacity(tensors.len());
-    for (name, (shape, bytes)) in &tensors {
-        let view = TensorView::new(Dtype::F32, shape.clone(), bytes);
-        views.push((name.as_str(), view.map_err(|e| failed(io::Error::other(e)))?));
-    }
-    let metadata = HashMap::from([
+    // In the order of their names: the same measurement gives the same bytes.
+    let named: BTreeMap<String, (Vec<usize>, Vec<u8>)> = numbers.chain(means).collect();
+    let (new, data): (Vec<_>, Vec<_>) = named
+        .into_iter()
+        .map(|(name, (shape, bytes))| (NewTensor { name, dtype: tensors::Dtype::F32, shape }, bytes))
+        .unzip();
+    let metadata = BTreeMap::from([
         ("checkpoint".to_owned(), from.checkpoint.clone()),
         ("frames".to_owned(), from.frames.to_string()),
         ("percentile".to_owned(), from.percentile.to_string()),
         ("engine".to_owned(), from.engine.clone()),
         ("source".to_owned(), from.source.clone()),
     ]);
-    let file = safetensors::serialize(views, Some(metadata)).map_err(|e| failed(io::Error::other(e)))?;
-    let part = path.with_extension("part");
-    fs::write(&part, file).and_then(|()| fs::rename(&part, path)).map_err(failed)
+    Ok(write_safetensors(path, &metadata, &new, |i, file| file.write_all(&data[i]), &mut |_, _| {})?)
 }
 
 /// Whether a calibration may be there: a file of a size that one has.
@@ -149,14 +152,15 @@ pub fn find(path: &Path) -> Result<(), CalibrationError> {
 pub fn read(path: &Path, checkpoint: &str) -> Result<Calibrated, CalibrationError> {
     find(path)?;
     let file = path.display().to_string();
-    let malformed = |found: String| CalibrationError::Malformed { file: file.clone(), found };
+    let malformed =
+        |found: String| CalibrationError::Malformed { file: file.clone(), found: printable(&found) };
     let bytes = fs::read(path).map_err(|source| CalibrationError::Io { file: file.clone(), source })?;
     let (_, header) = SafeTensors::read_metadata(&bytes).map_err(|e| malformed(e.to_string()))?;
     let found = header.metadata().as_ref().and_then(|metadata| metadata.get("checkpoint").cloned());
     let found = found.ok_or_else(|| malformed("a safetensors file without `checkpoint`".into()))?;
     if found != checkpoint {
         let expected = checkpoint.to_owned();
-        return Err(CalibrationError::OtherWeights { file, expected, found });
+        return Err(CalibrationError::OtherWeights { file, expected, found: printable(&found) });
     }
     let tensors = SafeTensors::deserialize(&bytes).map_err(|e| malformed(e.to_string()))?;
     let (mut ranges, mut errors, mut means) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
@@ -232,7 +236,14 @@ mod tests {
         };
         write(&path, &calibration, &from).unwrap();
         assert_eq!(read(&path, "7").unwrap(), calibration);
+        let bytes = fs::read(&path).unwrap();
+        write(&path, &calibration, &from).unwrap();
+        assert_eq!(fs::read(&path).unwrap(), bytes, "the same measurement, the same bytes");
         assert!(matches!(read(&path, "8"), Err(CalibrationError::OtherWeights { .. })));
+        let forged = Provenance { checkpoint: "9\nok".into(), ..from.clone() };
+        write(&path, &calibration, &forged).unwrap();
+        let said = read(&path, "7").unwrap_err().to_string();
+        assert!(said.contains("a checkpoint 9\\nok,"), "{said:?}");
         let calibration = Calibration::from_ranges([("a".to_owned(), 0.0)]);
         let zero = Calibrated { calibration, errors: BTreeMap::new() };
         write(&path, &zero, &from).unwrap();

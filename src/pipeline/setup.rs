@@ -26,7 +26,11 @@ pub struct Setup {
 impl Setup {
     /// Everything but the weights.
     pub fn open(config: &Config) -> Result<Self, LoadError> {
-        let model = Model::open(&config.checkpoint, config.policy.asset_id.as_deref())?;
+        Self::of(Model::open(&config.checkpoint, config.policy.asset_id.as_deref())?, config)
+    }
+
+    /// The same, of a model that is open already.
+    pub fn of(model: Model, config: &Config) -> Result<Self, LoadError> {
         let shape = NetworkShape::from(&model.dims()?);
         let options = config.policy_options();
         let policy = match &model {

@@ -1,6 +1,7 @@
 //! The cameras of a model, and which of the robot's belongs to each.
 
 use crate::config;
+use crate::printable::printable;
 
 /// The camera slots of a model.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -46,13 +47,14 @@ impl CameraSlots {
     pub fn assign(&self, configured: &[config::Camera]) -> Result<Vec<Option<usize>>, CameraError> {
         let mut cameras = vec![None; self.names.len()];
         for (index, camera) in configured.iter().enumerate() {
-            let unknown = || CameraError::Unknown { slot: camera.slot.clone(), expected: self.names.clone() };
+            let expected = || self.names.iter().map(|name| printable(name)).collect();
+            let unknown = || CameraError::Unknown { slot: printable(&camera.slot), expected: expected() };
             let slot = self.find(&camera.slot).ok_or_else(unknown)?;
             if let Some(first) = cameras[slot].replace(index) {
                 return Err(CameraError::Twice {
-                    first: configured[first].slot.clone(),
-                    second: camera.slot.clone(),
-                    slot: self.names[slot].clone(),
+                    first: printable(&configured[first].slot),
+                    second: printable(&camera.slot),
+                    slot: printable(&self.names[slot]),
                 });
             }
         }
@@ -93,6 +95,9 @@ mod tests {
             said(&["base", "nose"]),
             "cameras.nose: expected one of the model's cameras base, left, right, found nose"
         );
+        let forged = CameraSlots { names: vec!["base\nok".to_owned()], aliases: Vec::new() };
+        let forged = forged.assign(&cameras(&["nose"])).unwrap_err().to_string();
+        assert!(forged.contains("cameras base\\nok,"), "{forged:?}");
         assert_eq!(
             said(&["base", "top"]),
             "cameras.base and cameras.top are both the model's camera base: keep one of them"

@@ -68,7 +68,7 @@ pub enum PolicyError {
     /// An offset from nothing.
     #[error(
         "action {index} is an offset from the state (delta mask), but there are only {actions} actions and \
-         {states} state values; shorten the mask"
+         {states} state values; set that entry of the mask to false"
     )]
     DeltaMask {
         /// First index that has no partner.

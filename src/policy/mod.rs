@@ -8,6 +8,7 @@ pub mod cameras;
 pub mod checkpoint;
 mod error;
 pub mod normalize;
+mod parts;
 pub mod prompt;
 pub mod resize;
 pub mod robot;
@@ -21,8 +22,9 @@ use crate::{
     model::{ModelInput, Pixels, dims::Dims},
     observe::{Observation, RgbImage},
 };
-use checkpoint::{Checkpoint, Layout, RelativeActions};
-use normalize::{Feature, Normalizer};
+use checkpoint::{Checkpoint, Layout};
+use normalize::Normalizer;
+use parts::{Parts, Source, tokenizer_file, tokenizer_of};
 use prompt::PromptFormat;
 use resize::{Resize, ResizeError, resize_with_pad};
 use robot::Robot;
@@ -134,23 +136,27 @@ impl Policy {
         shape: NetworkShape,
         options: PolicyOptions,
     ) -> Result<Self, PolicyError> {
-        let folder = || checkpoint.folder.display().to_string();
-        let file = options.tokenizer.as_deref().or(checkpoint.tokenizer.as_deref());
-        let statistics = checkpoint.statistics.as_ref();
-        let statistics = statistics.ok_or_else(|| PolicyError::NoStatistics { folder: folder() })?;
-        let tokenizer = match file {
-            Some(file) => Tokenizer::from_file(file, shape.vocab)?,
-            None if checkpoint.hints.builtin_tokenizer => Tokenizer::builtin()?,
-            None => return Err(PolicyError::NoTokenizer { folder: folder() }),
+        let tokenizer = tokenizer_of(checkpoint, shape.vocab, &options)?;
+        Self::build(Source::of(checkpoint), tokenizer, shape, options)
+    }
+
+    /// All that [`Self::new`] would refuse, not only the first of it. Of a network whose shape is not known: what the
+    /// folder lacks.
+    pub fn misfits(
+        checkpoint: &Checkpoint,
+        shape: Option<NetworkShape>,
+        options: &PolicyOptions,
+    ) -> Vec<PolicyError> {
+        let source = Source::of(checkpoint);
+        let misfits = match shape {
+            Some(shape) => {
+                let tokenizer = tokenizer_of(checkpoint, shape.vocab, options);
+                let Parts { sizes, adapter, state, action } = Parts::of(&source, &shape, options);
+                vec![tokenizer.err(), sizes.err(), adapter.err(), state.err(), action.err()]
+            }
+            None => vec![tokenizer_file(checkpoint, options).err(), source.statistics().err()],
         };
-        let source = Source {
-            layout: checkpoint.layout,
-            statistics,
-            relative: checkpoint.relative_actions.as_ref(),
-            state_in_prompt: checkpoint.state_in_prompt,
-            trained_delay: checkpoint.trained_delay,
-        };
-        Self::build(source, tokenizer, shape, options)
+        misfits.into_iter().flatten().collect()
     }
 
     /// For a built-in model: openpi's conventions, its tokenizer built in (unless the parameters name one),
@@ -163,7 +169,7 @@ impl Policy {
         let statistics = Statistics::unit(options.state_len, options.action_names.len());
         let source = Source {
             layout: Layout::OpenPi,
-            statistics: &statistics,
+            statistics: Ok(&statistics),
             relative: None,
             state_in_prompt: true,
             trained_delay: 0,
@@ -318,33 +324,10 @@ impl Policy {
         mut shape: NetworkShape,
         options: PolicyOptions,
     ) -> Result<Self, PolicyError> {
-        let (states, actions) = (options.state_len, options.action_names.len());
         shape.max_tokens = options.max_tokens.unwrap_or(shape.max_tokens);
-        if shape.max_tokens == 0 {
-            return Err(PolicyError::NoPromptSlots);
-        }
-        for (what, found) in [(Feature::State, states), (Feature::Action, actions)] {
-            if found == 0 {
-                return Err(PolicyError::NoValues { what });
-            }
-        }
-        if actions > shape.action_dim {
-            return Err(PolicyError::TooManyActions { found: actions, most: shape.action_dim });
-        }
-        let robot = robot(source.layout, &options)?;
-        let delta_mask = match (&options.delta_mask, source.layout) {
-            (Some(mask), _) => mask.clone(),
-            (None, Layout::OpenPi) => options.robot.default_delta_mask().unwrap_or_default(),
-            (None, Layout::LeRobot) => source.relative.map_or(Vec::new(), |r| relative_mask(r, actions)),
-        };
-        let has_partner = |i: usize| i < states && i < actions;
-        if let Some(index) = (0..delta_mask.len()).find(|&i| delta_mask[i] && !has_partner(i)) {
-            return Err(PolicyError::DeltaMask { index, actions, states });
-        }
-        let normalizer = |feature, mode, needed| {
-            let mode = options.normalization.unwrap_or(mode);
-            Normalizer::new(source.layout, feature, source.statistics, mode, needed)
-        };
+        let parts = Parts::of(&source, &shape, &options);
+        parts.sizes?;
+        let (robot, delta_mask) = parts.adapter?;
         let default_format = match (source.layout, options.robot) {
             // openpi's published LIBERO policy was trained without the state.
             (Layout::OpenPi, RobotKind::Libero) => PromptFormat::TaskOnlyNewline,
@@ -359,9 +342,9 @@ impl Policy {
             layout: source.layout,
             shape,
             robot,
-            state: normalizer(Feature::State, source.statistics.state_mode, states)?,
-            action: normalizer(Feature::Action, source.statistics.action_mode, actions)?,
-            state_len: states,
+            state: parts.state?,
+            action: parts.action?,
+            state_len: options.state_len,
             delta_mask,
             trained_delay: source.trained_delay,
             resize: options.resize.unwrap_or(default_resize),
@@ -397,53 +380,4 @@ impl Policy {
         }
         self.robot.action_out(&action, self.action_names.len())
     }
-}
-
-/// What a policy takes from a checkpoint, or from nothing for the built-in models.
-struct Source<'a> {
-    layout: Layout,
-    statistics: &'a Statistics,
-    relative: Option<&'a RelativeActions>,
-    state_in_prompt: bool,
-    trained_delay: usize,
-}
-
-/// The adapter. LeRobot's checkpoints were trained on the robot's own numbers, whatever the robot.
-fn robot(layout: Layout, options: &PolicyOptions) -> Result<Robot, PolicyError> {
-    let adapt_to_pi = options.adapt_to_pi.unwrap_or(layout == Layout::OpenPi);
-    let robot = match options.robot {
-        RobotKind::Aloha => Robot::Aloha { adapt_to_pi },
-        RobotKind::Droid => Robot::Droid,
-        RobotKind::Libero => Robot::Libero,
-        RobotKind::Generic => Robot::Generic,
-    };
-    let adapts = layout == Layout::OpenPi || robot == Robot::Aloha { adapt_to_pi: true };
-    if let Some((state, action)) = options.robot.lengths().filter(|_| adapts) {
-        let found = [
-            (Feature::State, state, options.state_len),
-            (Feature::Action, action, options.action_names.len()),
-        ];
-        for (what, expected, found) in found {
-            if found != expected {
-                return Err(PolicyError::RobotLength { robot: options.robot, what, expected, found });
-            }
-        }
-    }
-    Ok(robot)
-}
-
-/// LeRobot's relative actions: all but those whose names contain an excluded word; all where it has no names.
-fn relative_mask(relative: &RelativeActions, actions: usize) -> Vec<bool> {
-    let excluded: Vec<String> = relative
-        .exclude_joints
-        .iter()
-        .filter(|word| !word.is_empty())
-        .map(|word| word.to_lowercase())
-        .collect();
-    let names = relative.action_names.as_deref().unwrap_or_default();
-    let is_offset = |i: usize| {
-        let name = names.get(i).map(|name| name.to_lowercase());
-        !name.is_some_and(|name| excluded.iter().any(|word| name.contains(word)))
-    };
-    (0..actions).map(is_offset).collect()
 }

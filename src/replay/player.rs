@@ -460,14 +460,29 @@ impl<'a> Player<'a> {
             }
         }
         if self.recording.chunks.is_empty() {
-            let why = self.intake.waiting_for().unwrap_or("no message of its topics");
-            self.recording.notes.push(format!("no inference ran to its end; last reason to wait: {why}"));
+            let note = self.why_no_chunk();
+            self.recording.notes.push(note);
         }
         for (name, count) in self.scheduler.counters().entries() {
             self.recording.counters.insert(name.to_owned(), count);
         }
         self.recording.counters.extend(self.intake.counters().iter().map(|(name, n)| (name.clone(), *n)));
         Ok(self.recording)
+    }
+
+    /// What most inferences came to nothing for, else what they waited for.
+    fn why_no_chunk(&self) -> String {
+        let refusals = self.intake.counters().iter().filter_map(|(name, count)| {
+            let (event, why) = name.split_once(": ")?;
+            ["chunk_rejected", "observation_dropped"].contains(&event).then_some((count, why))
+        });
+        match refusals.max() {
+            Some((count, why)) => format!("no chunk was taken; the reason most often ({count} times): {why}"),
+            None => {
+                let why = self.intake.waiting_for().unwrap_or("no message of its topics");
+                format!("no inference ran to its end; last reason to wait: {why}")
+            }
+        }
     }
 
     /// Nothing is under way, and commands (if there ever were any) have stopped changing.

@@ -18,18 +18,23 @@ use std::time::Instant;
 
 use serde::Deserialize;
 
-use super::{Arithmetic, Case, Comparer, Outcome, Reader, VerifyError};
+use super::comparer::{Comparer, Rows};
+use super::reader::{MAX_HORIZON, Reader};
+use super::{Arithmetic, Case, Outcome, VerifyError};
 use crate::engine::Engine;
 use crate::engine::probe::{Probe, Tap};
 use crate::model::dims::Dims;
 use crate::model::sampler::TimeRounding;
 use crate::model::sampler::rtc::{Leftover, MAX_GUIDANCE_WEIGHT, PrefixSchedule, Rtc, RtcError};
 use crate::pipeline::StageTimes;
+use crate::printable::printable;
 
 /// The tensor that makes a file one of these.
 pub(super) const LEFTOVER: &str = "prev_chunk_left_over";
 /// Where the inputs are, if not in the file itself.
 const INPUTS: &str = "case_a_f32.safetensors";
+/// Most ways of using a leftover, each of which is run; the known file has 13.
+const MAX_RUNS: usize = 100;
 /// Longest file of parameters; the known one has 23 kB.
 const PARAMETERS_MAX: u64 = 4 << 20;
 
@@ -68,14 +73,24 @@ pub(super) fn read(path: &Path, own: Reader, dims: &Dims) -> Result<Case, Verify
         return Err(own.wrong("in.noise", format!("it, or {INPUTS} beside the file"), "neither"));
     };
     case.sampler.rounding = TimeRounding::Direct;
-    let parameters = parameters(path, &own)?;
+    let parameters = parameters(path)?;
+    let (elements, most) =
+        (own.tensor(LEFTOVER)?.shape.iter().product::<usize>(), MAX_HORIZON * dims.action_dim);
+    if elements > most {
+        return Err(own.wrong(LEFTOVER, format!("at most {most} values"), elements.to_string()));
+    }
     let values: Vec<f32> = own.values(LEFTOVER)?.into_iter().map(|v| v as f32).collect();
     let dims_per_row = own.tensor(LEFTOVER)?.shape.last().copied().unwrap_or_default();
     let leftover = Leftover { values: &values, dims: dims_per_row };
     let shape = [case.horizon, dims.action_dim];
-    for key in own.recorded.keys().filter(|key| key.ends_with("actions")) {
+    let keys: Vec<_> = own.recorded.keys().filter(|key| key.ends_with("actions")).collect();
+    if keys.len() > MAX_RUNS {
+        let expected = format!("at most {MAX_RUNS} recorded actions that it led to");
+        return Err(own.wrong(LEFTOVER, expected, keys.len().to_string()));
+    }
+    for key in keys {
         let name = key.trim_end_matches("actions").trim_end_matches(['.', '_']);
-        let refused = |source| VerifyError::Rtc { file: own.file.clone(), what: key.clone(), source };
+        let refused = |source| VerifyError::Rtc { file: own.file.clone(), what: printable(key), source };
         let rtc = parameters.get(name).map_or_else(|| by_name(name), guided);
         let Some(rtc) = rtc else {
             let expected = "a name such as linear.d2.h6.actions, d3.actions or plain_actions";
@@ -104,8 +119,9 @@ impl Case {
         let kv = engine.prefix(&features, &self.input.tokens, nobody)?;
         let cached = Instant::now();
         for Run { actions, weights, rtc } in &self.runs {
-            comparer.compare(weights, rtc.weights().unwrap_or_default(), None);
-            comparer.compare(actions, &engine.denoise(&kv, &self.noise, &self.sampler, rtc, nobody)?, None);
+            comparer.compare(weights, rtc.weights().unwrap_or_default(), Rows::All(1));
+            let found = engine.denoise(&kv, &self.noise, &self.sampler, rtc, nobody)?;
+            comparer.compare(actions, &found, Rows::All(self.horizon));
         }
         Ok(comparer.outcome(StageTimes {
             vision_ms: (seen - start).as_secs_f64() * 1e3,
@@ -160,13 +176,16 @@ fn by_name(name: &str) -> Option<Use> {
 }
 
 /// What the JSON file beside `path` says, if there is one.
-fn parameters(path: &Path, own: &Reader) -> Result<BTreeMap<String, Guided>, VerifyError> {
+fn parameters(path: &Path) -> Result<BTreeMap<String, Guided>, VerifyError> {
     let path = path.with_extension("json");
     if !path.is_file() {
         return Ok(BTreeMap::new());
     }
-    let unreadable = |why: String| {
-        own.wrong(&path.display().to_string(), "the guided runs' parameters as JSON, or no such file", why)
+    let unreadable = |why: String| VerifyError::Case {
+        file: path.display().to_string(),
+        what: "the whole file".to_owned(),
+        expected: "the guided runs' parameters as JSON, or no such file".to_owned(),
+        found: printable(&why),
     };
     let mut bytes = Vec::new();
     File::open(&path)

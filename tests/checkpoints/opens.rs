@@ -42,6 +42,7 @@ fn the_tiny_openpi_folder_opens_without_statistics() {
         action_horizon: Some(10),
         action_dim: Some(8),
         num_steps: None,
+        gemma_2b: false,
         builtin_tokenizer: false,
     };
     assert_eq!(checkpoint.hints, hints);
@@ -60,6 +61,7 @@ fn the_lerobot_folder_opens_with_all_its_side_files_say() {
     assert_eq!(checkpoint.hints.max_token_len, Some(24));
     assert_eq!(checkpoint.hints.action_horizon, Some(10));
     assert_eq!(checkpoint.hints.num_steps, Some(10));
+    assert!(checkpoint.hints.gemma_2b, "as its config says, whatever its widths");
     assert_eq!(checkpoint.action_len, Some(7));
     assert_eq!(checkpoint.cameras, DEFAULT_CAMERAS);
     assert_eq!(checkpoint.relative_actions, None);
@@ -298,7 +300,8 @@ fn the_state_leaves_the_prompt_where_the_step_says_so() {
     put_sparse(&dir, "no_state.safetensors", &[("observation.images.top.mean", "F32", &[3, 1, 1])]);
     let checkpoint = open(&dir);
     assert!(!checkpoint.state_in_prompt);
-    assert_eq!(checkpoint.statistics.unwrap().state, Default::default());
+    let statistics = checkpoint.statistics.unwrap();
+    assert_eq!((statistics.state, statistics.state_mode), (Default::default(), NormMode::Identity));
 }
 
 #[test]

@@ -2,7 +2,11 @@
 
 use std::fs;
 
+use pi05_thor::config::RobotKind;
+use pi05_thor::pipeline::Model;
 use pi05_thor::policy::checkpoint::safetensors::{MAX_CASE, MAX_HEADER, read_case};
+use pi05_thor::policy::statistics::NormMode;
+use pi05_thor::policy::{NetworkShape, Policy, PolicyError, PolicyOptions};
 use tempfile::TempDir;
 
 use super::*;
@@ -165,6 +169,15 @@ fn a_name_with_line_breaks_stays_on_one_line() {
 }
 
 #[test]
+fn a_network_under_other_names_shows_one_of_them() {
+    let dir = sparse(&[("module.action_in_proj.bias", "F32", &[4])]);
+    let model = Model::open_network(dir.path().to_str().unwrap()).unwrap();
+    let message = model.dims().unwrap_err().to_string();
+    assert!(message.starts_with(&format!("{}: tensor ", dir.path().join(WEIGHTS).display())), "{message}");
+    assert_says(&message, &["missing", "0 other tensors", "such as module.action_in_proj.bias"]);
+}
+
+#[test]
 fn shards_that_are_missing_elsewhere_or_incomplete() {
     let index = |shard: &str| format!(r#"{{"weight_map": {{"action_in_proj.bias": "{shard}"}}}}"#);
     let with = |index: &str| {
@@ -257,8 +270,6 @@ fn openpi_statistics_that_cannot_normalise() {
     assert_says(&stats_refused("{}"), &["norm_stats", "nothing"]);
     let actions = stats_refused(&format!(r#"{{"norm_stats": {{"state": {good}}}}}"#));
     assert_says(&actions, &["norm_stats.actions", "nothing"]);
-    assert_says(&state(r#"{"mean": [0], "std": [1]}"#), &["norm_stats.state.q01", "Quantiles", "nothing"]);
-    assert_says(&state(r#"{"q01": [0, 0], "q99": null}"#), &["norm_stats.state.q99", "nothing"]);
     assert_says(
         &state(r#"{"q01": [0, 0], "q99": [1]}"#),
         &["norm_stats.state.q99", "2 numbers", "q01", "found 1"],
@@ -281,7 +292,9 @@ fn openpi_statistics_that_cannot_normalise() {
         &["norm_stats.state.q01", "a list", "an object"],
     );
     assert_says(&state(r#"{"q01": ["0", "0"], "q99": [1, 1]}"#), &["norm_stats.state.q01[0]", "\"0\""]);
-    assert_says(&state(r#"{"q01": [NaN, 0], "q99": [1, 1]}"#), &["not valid JSON"]);
+    assert_says(&state(r#"{"q01": [NaN, 0], "q99": [1, 1]}"#), &["found NaN at line 1 column 35", "anew"]);
+    assert_says(&state("{\"q01\": [0,\n -Infinity]}"), &["found Infinity at line 2 column 3"]);
+    assert_says(&state(r#"{"q01": [0, Nope]}"#), &["not valid JSON", "column"]);
     assert_says(&state(r#"{"q01": [1e999, 0], "q99": [1, 1]}"#), &["not valid JSON", "out of range"]);
 }
 
@@ -310,14 +323,12 @@ fn lerobot_statistics_that_cannot_normalise() {
     };
     const Q01: &str = "observation.state.q01";
     const Q99: &str = "observation.state.q99";
-    assert_says(&with(&[(Q01, "F32", &[7])]), &[Q99, "Quantiles", "nothing"]);
     assert_says(&with(&[(Q01, "F32", &[7]), (Q99, "F32", &[6])]), &[Q99, "7 numbers", "found 6"]);
     assert_says(
         &with(&[(Q01, "F32", &[7, 1]), (Q99, "F32", &[7, 1])]),
         &["tensor observation.state.", "one dimension", "[7, 1]"],
     );
     assert_says(&with(&[(Q01, "I64", &[7]), (Q99, "F32", &[7])]), &[Q01, "expected F32", "I64"]);
-    assert_says(&with(&[("action.q01", "F32", &[7])]), &["observation.state.q01", "nothing"]);
 
     let dir = lerobot();
     put_sparse(&dir, POST_STATE, &[("action.q01", "F32", &[6]), ("action.q99", "F32", &[6])]);
@@ -331,6 +342,46 @@ fn lerobot_statistics_that_cannot_normalise() {
     bytes[end - 4..end].copy_from_slice(&f32::NAN.to_le_bytes());
     fs::write(&path, bytes).unwrap();
     assert_says(&refusal_naming(&dir, None, POST_STATE), &["action.q99[6]", "finite", "NaN"]);
+}
+
+/// The policy of a folder for seven joints, normalised as the parameter says.
+fn policy_of(dir: &TempDir, normalization: Option<NormMode>) -> Result<Policy, PolicyError> {
+    let checkpoint = Checkpoint::open(dir.path(), None).unwrap();
+    let shape = NetworkShape { image_side: 56, vocab: 512, action_dim: 8, horizon: 10, max_tokens: 24 };
+    let options = PolicyOptions {
+        robot: RobotKind::Generic,
+        state_len: 7,
+        action_names: (0..7).map(|i| i.to_string()).collect(),
+        tokenizer: Some(fixture("data/tiny_tokenizer.model")),
+        normalization,
+        ..Default::default()
+    };
+    Policy::new(&checkpoint, shape, options)
+}
+
+#[test]
+fn the_parameter_decides_which_statistics_are_needed() {
+    let dir = tiny();
+    let seven = "[1, 1, 1, 1, 1, 1, 1]";
+    let feature = format!(r#"{{"mean": {seven}, "std": {seven}, "q01": {seven}, "q99": null}}"#);
+    let file = put(
+        &dir,
+        "norm_stats.json",
+        format!(r#"{{"norm_stats": {{"state": {feature}, "actions": {feature}}}}}"#),
+    );
+    policy_of(&dir, Some(NormMode::MeanStd)).unwrap();
+    let message = policy_of(&dir, None).unwrap_err().to_string();
+    assert!(message.starts_with(&format!("{}: ", file.display())) && !message.contains('\n'), "{message}");
+    assert_says(&message, &["state", "`q99`", "Quantiles", "another normalisation"]);
+
+    let lerobot = lerobot();
+    policy_of(&lerobot, None).unwrap();
+    let message = policy_of(&lerobot, Some(NormMode::Quantile10)).unwrap_err().to_string();
+    assert_says(&message, &[PRE_STATE, "`q10`", "Quantile10"]);
+    // One of the two statistics gone: half a normalisation is none.
+    fs::remove_file(lerobot.path().join("policy_postprocessor.json")).unwrap();
+    let message = policy_of(&lerobot, None).unwrap_err().to_string();
+    assert_says(&message, &["policy_postprocessor.json", "action", "`q01`"]);
 }
 
 #[test]
@@ -379,10 +430,6 @@ fn steps_that_contradict_each_other_or_make_no_sense() {
         &edited(pre, r#""ACTION": "QUANTILES""#, r#""OTHER": "QUANTILES""#),
         &["norm_map.ACTION", "nothing"],
     );
-    // One of the two statistics gone: half a normalisation is none.
-    let dir = lerobot();
-    fs::remove_file(dir.path().join(post)).unwrap();
-    assert_says(&refusal_naming(&dir, None, post), &["action.q01", "nothing"]);
 }
 
 #[test]

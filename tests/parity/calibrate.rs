@@ -1,6 +1,6 @@
 //! What `pi05 calibrate` measures is of these weights and these frames, and frames that tell nothing are refused.
 
-use std::path::Path;
+use std::{fs, path::Path};
 
 use pi05_thor::{
     model::names,
@@ -11,7 +11,7 @@ use pi05_thor::{
 };
 
 use super::{
-    Ran, case_file, fixture, pi05,
+    Ran, arrays, case_file, fixture, pi05,
     refusals::{assert_refused, changed},
 };
 
@@ -70,6 +70,62 @@ fn frames_of_a_bag_are_spread_over_it() {
     };
     let (one, three) = (ranges("1"), ranges("3"));
     assert!(one.ranges().values().zip(three.ranges().values()).any(|(one, three)| one != three));
+}
+
+#[test]
+fn only_a_regular_file_is_replaced_and_nothing_beside_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let (out, beside) = (dir.path().join("ranges"), dir.path().join("ranges.part"));
+    fs::create_dir(&out).unwrap();
+    fs::write(&beside, "another's").unwrap();
+    let calibrate = || {
+        let case = case_file("a");
+        calibrate(fixture("tiny").to_str().unwrap(), ["--case", case.to_str().unwrap()], &out, &[])
+    };
+    assert_refused(&calibrate(), &["ranges: expected a regular file"]);
+    fs::remove_dir(&out).unwrap();
+    assert_eq!(calibrate().code, 0);
+    assert_eq!(fs::read(&beside).unwrap(), b"another's");
+    assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 2);
+}
+
+#[test]
+fn weights_that_are_no_numbers_are_named_as_the_cause() {
+    let case = case_file("a");
+    let damaged = |tensor: &str, command: &[&str]| {
+        let dir = tempfile::tempdir().unwrap();
+        fs::copy(fixture("tiny/config.json"), dir.path().join("config.json")).unwrap();
+        let mut weights = arrays::read(&fixture("tiny/model.safetensors"));
+        weights.get_mut(tensor).unwrap().bytes[..4].copy_from_slice(&f32::NAN.to_le_bytes());
+        arrays::write(&weights, &dir.path().join("model.safetensors"));
+        let mut args = vec![command[0], "--checkpoint", dir.path().to_str().unwrap()];
+        args.extend(["--case", case.to_str().unwrap(), "--backend", "cpu"]);
+        args.extend(&command[1..]);
+        let ran = pi05(&args.iter().map(AsRef::as_ref).collect::<Vec<_>>());
+        assert_eq!((ran.code, ran.stderr.trim_end().lines().count()), (1, 1), "{}", ran.stderr);
+        for what in [dir.path().to_str().unwrap(), "the network gives NaN", "weights"] {
+            assert!(ran.stderr.contains(what), "{what:?} is not in: {}", ran.stderr);
+        }
+        assert!(!ran.stdout.contains("NaN"), "{}", ran.stdout);
+    };
+    let prefix = "paligemma_with_expert.paligemma.model.language_model.layers.0.mlp.gate_proj.weight";
+    let expert = "action_out_proj.bias";
+    damaged(prefix, &["calibrate"]);
+    damaged(prefix, &["quantize-report"]);
+    damaged(expert, &["quantize-report"]);
+    damaged(expert, &["steps", "--steps", "1", "--solvers", "euler", "--schedules", "linear"]);
+}
+
+#[test]
+fn inputs_that_are_no_numbers_are_not_blamed_on_the_weights() {
+    let (_dir, path) = changed(|case| {
+        case.get_mut("in.noise").unwrap().bytes[..4].copy_from_slice(&f32::NAN.to_le_bytes());
+    });
+    let (tiny, case) = (fixture("tiny"), path.to_str().unwrap());
+    for command in ["steps", "quantize-report"] {
+        let args = [command, "--checkpoint", tiny.to_str().unwrap(), "--case", case, "--backend", "cpu"];
+        assert_refused(&pi05(&args.map(AsRef::as_ref)), &["changed.safetensors: in.noise", "found NaN"]);
+    }
 }
 
 #[test]

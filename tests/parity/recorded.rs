@@ -8,6 +8,7 @@ use pi05_thor::{
         Choice,
         probe::{Probe, Tap},
     },
+    model::dims::Dims,
     model::sampler::rtc::Rtc,
     pipeline::{Model, infer},
     verify::{Case, Outcome},
@@ -235,6 +236,11 @@ fn where_the_weights_lie_changes_nothing() {
 
 fn floats(bits: &[u32]) -> Vec<f64> {
     bits.iter().map(|&b| f32::from_bits(b).into()).collect()
+}
+
+#[test]
+fn the_full_size_recording_fits_the_full_size_network() {
+    assert!(Case::read(&fixture("full_f32.safetensors"), &Dims::FULL).is_ok());
 }
 
 #[test]

@@ -2,6 +2,7 @@
 
 use std::{fs, path::PathBuf};
 
+use safetensors::Dtype;
 use tempfile::TempDir;
 
 use super::{
@@ -65,14 +66,19 @@ fn inputs_that_do_not_fit_the_network_are_refused() {
     });
     assert_eq!((ran.code, ran.stderr.as_str()), (1, ""), "judged, and other tokens give other actions");
 
-    let changes: [(&str, Array); 7] = [
+    let changes = [
         ("in.noise", Array::f32(&[1, 10, 7], &[0.5; 70])),
         ("in.noise", Array::f32(&[1, 0, 8], &[])),
+        ("in.noise", Array::f32(&[2, 5, 8], &[0.5; 80])),
+        ("in.noise", Array::f32(&[80], &[0.5; 80])),
         ("in.tokens", Array::f32(&[1, 24], &[2.5; 24])),
+        ("in.tokens", Array::i64(&[2, 12], &[2; 24])),
         ("in.token_mask", Array::u8(&[1, 23], vec![1; 23])),
+        ("in.token_mask", Array::u8(&[1, 24], vec![2; 24])),
         ("raw.image_u8.base_0_rgb", Array::u8(&[56, 55, 3], vec![0; 56 * 55 * 3])),
         ("raw.image_u8.base_0_rgb", Array::f32(&[28, 28, 3], &[0.0; 28 * 28 * 3])),
         ("times", Array::f32(&[0], &[])),
+        ("times", Array::f32(&[2, 5], &[0.5; 10])),
     ];
     for (tensor, array) in changes {
         let ran = verify_changed(|case| drop(case.insert(tensor.into(), array)));
@@ -80,7 +86,56 @@ fn inputs_that_do_not_fit_the_network_are_refused() {
     }
     let ran =
         pi05(&["verify", "--checkpoint", "synth:tiny", case_file("a").to_str().unwrap()].map(str::as_ref));
-    assert_refused(&ran, &["case_a_f32.safetensors", "raw.image_u8.base_0_rgb", "224x224x3"]);
+    assert_refused(&ran, &["case_a_f32.safetensors", "raw.image_u8.base_0_rgb", "[224, 224, 3]"]);
+}
+
+#[test]
+fn a_camera_without_a_clear_mask_is_refused() {
+    let mask = "in.image_mask.base_0_rgb";
+    let masks = [
+        Array::f32(&[1], &[f32::NAN]),
+        Array::f32(&[3], &[f32::NAN, 0.0, 0.0]),
+        Array::u8(&[0], vec![]),
+        Array::u8(&[1], vec![2]),
+    ];
+    for array in masks {
+        let ran = verify_changed(|case| drop(case.insert(mask.into(), array)));
+        assert_refused(&ran, &["changed.safetensors", mask, "expected", "found"]);
+    }
+    // Nobody said that it is not there.
+    let ran = verify_changed(|case| case.retain(|key, _| !key.starts_with("in.image_mask.")));
+    assert_refused(&ran, &["changed.safetensors", mask, "none"]);
+    let ran = verify_changed(|case| case.retain(|key, _| !key.contains("image")));
+    assert_eq!((ran.code, ran.stderr.as_str()), (1, ""), "judged: without any camera come other actions");
+}
+
+#[test]
+fn a_case_beyond_all_measure_is_refused_before_anything_is_made_of_it() {
+    let changes = [
+        ("in.noise", Array::f32(&[1, 100_000, 8], &[0.5; 800_000])),
+        ("in.tokens", Array::i64(&[1, 100_000], &[2; 100_000])),
+        ("times", Array::f32(&[1001], &[0.5; 1001])),
+    ];
+    for (tensor, array) in changes {
+        let ran = verify_changed(|case| drop(case.insert(tensor.into(), array)));
+        assert_refused(&ran, &["changed.safetensors", tensor, "expected", "found"]);
+    }
+    let ran = verify_changed(|case| {
+        case.extend((0..14).map(|i| (format!("in.image_mask.camera_{i}"), Array::u8(&[1], vec![0]))));
+    });
+    assert_refused(&ran, &["changed.safetensors", "at most 16 cameras, found 17"]);
+}
+
+#[test]
+fn what_a_file_says_cannot_pass_for_a_verdict() {
+    let ran = verify_changed(|case| {
+        case.insert("x\n\u{1b}[31mok: 99 stages within tolerance".into(), Array::f32(&[1], &[0.0]));
+        set(case, "actions", 0, 9.0);
+    });
+    ran.assert_failed("actions");
+    assert!(!ran.stdout.contains('\u{1b}'), "{:?}", ran.stdout);
+    assert!(ran.stdout.lines().all(|line| !line.starts_with("ok: ")), "{}", ran.stdout);
+    assert!(ran.stdout.contains("x\\n"), "{}", ran.stdout);
 }
 
 #[test]
@@ -125,9 +180,11 @@ fn a_masked_slot_may_hold_anything_and_a_valid_one_may_not() {
 
 #[test]
 fn a_stage_of_another_shape_fails() {
-    let shapes: [(&str, &[usize]); 6] = [
+    let shapes: [(&str, &[usize]); 8] = [
         ("step.3.v_t", &[1, 10, 7]),
         ("actions", &[1, 5, 8]),
+        ("actions", &[1, 8, 10]),
+        ("prefix.embs", &[72 * 128]),
         ("prefix.kv.0.k", &[1, 1, 71, 32]),
         ("prefix.embs", &[1, 49, 128]), // the valid slots only
         ("prefix.pad_mask", &[1, 0]),
@@ -139,7 +196,14 @@ fn a_stage_of_another_shape_fails() {
             case.insert(stage.into(), Array::f32(shape, &values));
         });
         ran.assert_failed(stage);
+        assert!(ran.stdout.contains(&format!("found {shape:?}  FAIL")), "{}", ran.stdout);
     }
+    let bytes = Array::u8(&[1, 10, 64], vec![0; 640]);
+    let ran = verify_changed(|case| {
+        case.insert("suffix.embs".into(), Array { dtype: Dtype::F8_E4M3, ..bytes });
+    });
+    ran.assert_failed("suffix.embs");
+    assert!(ran.stdout.contains("expected numbers, found F8_E4M3  FAIL"), "{}", ran.stdout);
     // Eleven steps where the times say ten: not a stage of this run.
     let ran = verify_changed(|case| drop(case.insert("step.10.v_t".into(), case["step.9.v_t"].clone())));
     assert_eq!(ran.code, 0);

@@ -186,6 +186,12 @@ fn a_recording_that_cannot_be_judged_is_refused() {
         assert_refused(&moved, &["recorded.safetensors", "actions", "leftover"]);
     }
     let mut moved = Moved::new("rtc_trained");
+    moved.case.insert("prev_chunk_left_over".into(), Array::f32(&[1025, 8], &[0.0; 8200]));
+    assert_refused(&moved, &["recorded.safetensors", "prev_chunk_left_over", "at most 8192", "8200"]);
+    let mut moved = Moved::new("rtc_trained");
+    moved.case.extend((0..100).map(|i| (format!("linear.d{i}.h1.actions"), plain.clone())));
+    assert_refused(&moved, &["recorded.safetensors", "at most 100 recorded actions", "found 104"]);
+    let mut moved = Moved::new("rtc_trained");
     moved.case.retain(|key, _| !key.ends_with("actions"));
     assert_refused(&moved, &["recorded.safetensors", "prev_chunk_left_over", "none"]);
 }

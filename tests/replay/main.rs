@@ -259,6 +259,18 @@ fn a_joint_that_never_comes_ends_in_no_chunk_and_says_why() {
 }
 
 #[test]
+fn where_every_inference_comes_to_nothing_the_reason_is_told() {
+    for (line, why) in [
+        ("    replay: {latency_ms: 3000}", "all its steps had passed"),
+        (&format!("    prompt: {}", "a".repeat(4097)), "the prompt has 4097 bytes"),
+    ] {
+        let run = replay(&healthy(0, 4 * S), &parameters(line));
+        assert_eq!(run.code, Some(1));
+        assert!(run.stdout.contains("no chunk was taken") && run.stdout.contains(why), "{}", run.stdout);
+    }
+}
+
+#[test]
 fn a_bag_without_messages_of_the_topics_is_found_wanting() {
     let only_prompts = vec![
         prompt(T0, "hello"),

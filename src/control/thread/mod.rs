@@ -104,6 +104,8 @@ pub enum Request {
     Brake(Reason),
     /// Brake and hold until reset. Something broke.
     Fault(Reason),
+    /// Brake, and set out from the measured positions with the next chunk. What was sent of late may not have been done.
+    BeginAnew(Reason),
     /// How chunks follow each other, from the next one on, and what is not believed.
     Splice(Splice, Guards),
     /// Brake, then end the thread.

@@ -13,7 +13,7 @@ use super::clock::{Due, Grid, TickClock, monotonic};
 use super::outlet::Inlet;
 use super::status::{Status, Timing};
 use super::{Form, Joints, Outcome, Request, Shared};
-use crate::clock::Steady;
+use crate::clock::{FUTURE_TOLERANCE_NS, Steady};
 use crate::control::plan::Proposal;
 use crate::control::recorder::{Recorder, TickCommand, TickRecord};
 use crate::control::{Command, Reason, Scheduler};
@@ -85,6 +85,7 @@ impl Ticker {
             }
             // The command at this tick is a point of the trajectory that was sent before: what is new begins there.
             Form::Trajectory => {
+                self.scheduler.catch_up(due.at);
                 self.tick(&due, begin);
                 self.take_requests();
                 self.take_chunks(due.at);
@@ -118,8 +119,9 @@ impl Ticker {
         let now = due.at;
         let Joints { at, positions } = self.joints.read();
         let age_ns = now.0.saturating_sub(at.0);
-        let fresh = age_ns <= self.shared.joints_max_age_ns.load(Ordering::Relaxed);
-        let measured = fresh.then_some(positions.as_slice());
+        // Stamped in the future they would be fresh for so long, whatever came after them.
+        let fresh = -FUTURE_TOLERANCE_NS..=self.shared.joints_max_age_ns.load(Ordering::Relaxed);
+        let measured = fresh.contains(&age_ns).then_some(positions.as_slice());
         if let Some(recorder) = &self.recorder
             && *at != self.recorded_joints
         {
@@ -181,6 +183,7 @@ impl Ticker {
                 Request::Reset => scheduler.reset(),
                 Request::Brake(why) => scheduler.brake(why),
                 Request::Fault(why) => scheduler.fault(why),
+                Request::BeginAnew(why) => scheduler.begin_anew(why),
                 Request::Splice(splice, guards) => {
                     scheduler.set_splice(splice);
                     scheduler.set_guards(guards);

@@ -11,6 +11,7 @@ use cudarc::nvrtc::sys::{self, nvrtcResult};
 
 use super::driver::failed;
 use crate::engine::EngineError;
+use crate::new_file;
 
 /// `$PI05_CACHE`, else `$XDG_CACHE_HOME/pi05_thor`, else `~/.cache/pi05_thor`; `None`: nothing is kept.
 pub fn cache_folder() -> Option<PathBuf> {
@@ -23,10 +24,7 @@ pub fn cache_folder() -> Option<PathBuf> {
 /// Writes a cache file so that a reader sees all of it or nothing. A cache that cannot be written is said, and done without.
 pub fn keep(name: &str, bytes: &[u8]) {
     let Some(folder) = cache_folder() else { return };
-    let part = folder.join(format!("{name}.{}.part", std::process::id()));
-    let written = fs::create_dir_all(&folder)
-        .and_then(|()| fs::write(&part, bytes))
-        .and_then(|()| fs::rename(&part, folder.join(name)));
+    let written = fs::create_dir_all(&folder).and_then(|()| new_file::write(&folder.join(name), bytes));
     if let Err(e) = written {
         tracing::warn!("{}: cannot be kept for the next start: {e}", folder.join(name).display());
     }

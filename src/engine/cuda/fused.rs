@@ -209,10 +209,10 @@ impl Fused {
             Arg::Address(pass.shifts + ((i * self.shift_of(2) + self.shift_of(norm)) * 4) as u64)
         };
         // A part of a matrix, for the cache: not on Hopper, where memory is fast enough without.
-        let ask = |buffer: &Buffer, part: usize, parts: usize| -> [Arg; 2] {
+        let ask = |buffer: &Buffer, part: usize, parts: usize| -> Vec<Arg> {
             let each = buffer.bytes / parts;
-            let kilobytes = if self.hopper { 0 } else { each / 1024 };
-            [(buffer.address + (part * each) as u64).into(), kilobytes.into()]
+            let asks = [(buffer.address + (part * each) as u64).into(), (each / 1024).into()];
+            if self.hopper { Vec::new() } else { asks.into() }
         };
         let first = pass.layout.rows;
         let (keys, rows) = (first + tokens, tokens * heads);

@@ -2,7 +2,7 @@
 //! per engine, `{stage}.{dtype}.json` beside `{stage}.{dtype}.plan`.
 
 use std::fs::{self, File};
-use std::io::{Read, Write};
+use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -11,6 +11,7 @@ use sha2::{Digest, Sha256};
 use super::error::TensorRtError;
 use super::graph::Port;
 use super::stages::{Format, Sizes, Stage};
+use crate::new_file;
 
 /// More than any manifest has.
 const MOST_BYTES: u64 = 1 << 20;
@@ -169,13 +170,9 @@ impl Manifest {
     }
 }
 
-/// Writes a file under another name, then gives it its own.
+/// Writes a file whole or not at all.
 pub fn write_whole(path: &Path, bytes: &[u8]) -> Result<(), TensorRtError> {
-    let partial = path.with_extension("partial");
-    File::create(&partial)
-        .and_then(|mut file| file.write_all(bytes).and_then(|()| file.sync_all()))
-        .and_then(|()| fs::rename(&partial, path))
-        .map_err(|e| TensorRtError::file(path, e))
+    new_file::write(path, bytes).map_err(|e| TensorRtError::file(path, e))
 }
 
 /// SHA-256 in hexadecimal.

@@ -46,6 +46,7 @@ impl Tiny {
             horizon: checkpoint.hints.action_horizon,
             max_tokens: checkpoint.hints.max_token_len,
             action_dim: checkpoint.hints.action_dim,
+            gemma_2b: checkpoint.hints.gemma_2b,
         };
         let dims = Dims::from_tensors(&checkpoint.tensors, &hints).unwrap();
         Self { dims, weights: Weights::map(&checkpoint.tensors).unwrap() }
@@ -143,7 +144,7 @@ fn each_case(check: impl Fn(&Tiny, &Recorded, ModelInput, Vec<f32>, Sampler)) {
     let tiny = Tiny::open();
     for case in ["case_a_f32.safetensors", "case_b_f32.safetensors", "case_c_f32.safetensors"] {
         let recorded = Recorded::of(case);
-        let start = Case::read(&fixture(case), &tiny.dims).unwrap().start();
+        let start = Case::read(&fixture(case), &tiny.dims).unwrap().start().unwrap();
         let sampler = Sampler::euler(recorded.values("times").len(), TimeRounding::Accumulated);
         check(&tiny, &recorded, start.input, start.noise, sampler);
     }

@@ -22,12 +22,17 @@ const MAX_ACTION_DIM: usize = 4096;
 /// Most denoise steps; the reference takes 10.
 const MAX_STEPS: usize = 1000;
 /// Most cameras; the official models have 3.
-const MAX_CAMERAS: usize = 16;
+pub const MAX_CAMERAS: usize = 16;
 /// Ends of the range of periods of the time embedding, which the network was trained with (spec/PI05.md §6).
 const PERIODS: [(&str, f64); 2] = [("min_period", 4e-3), ("max_period", 4.0)];
 
 /// `pi05_thor.tokenizer` of a procedural checkpoint, whose embedding has more rows than the built-in tokenizer pieces.
 pub(super) const BUILTIN_TOKENIZER: &str = "built-in";
+
+/// Both layouts' key for the size of PaliGemma.
+pub(super) const VARIANT: &str = "paligemma_variant";
+/// The official one.
+pub(super) const GEMMA_2B: &str = "gemma_2b";
 
 /// Camera slots of a checkpoint that does not name its own (spec/PI05.md §2).
 pub const DEFAULT_CAMERAS: [&str; 3] = ["base_0_rgb", "left_wrist_0_rgb", "right_wrist_0_rgb"];
@@ -93,6 +98,8 @@ impl Config {
                 self.hints.builtin_tokenizer = true;
             }
         }
+        let variant = root.get(VARIANT)?;
+        self.hints.gemma_2b = variant.is_some_and(|v| matches!(v.text(), Ok(GEMMA_2B | "gemma_2b_lora")));
         // LeRobot says it at the top, a converted checkpoint under our own key.
         for place in [Some(root), root.get("pi05_thor")?.as_ref()].into_iter().flatten() {
             if let Some(delay) = place.get("rtc_training_max_delay")?

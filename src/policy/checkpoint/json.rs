@@ -11,7 +11,8 @@ use std::{
 
 use serde_json::Value;
 
-use super::error::{CheckpointError, printable};
+use super::error::CheckpointError;
+use crate::printable::printable;
 
 /// Longest side file that is read, in bytes; the largest known one, an index of shards, has 100 kB.
 pub(super) const MAX_SIDE_FILE: u64 = 4 << 20;
@@ -37,7 +38,16 @@ impl SideFile {
         match serde_json::from_slice(&bytes) {
             Ok(root) => Ok(Some(Self { path: path.to_owned(), root })),
             Err(e) => {
-                Err(CheckpointError::file(path, format!("not valid JSON: {}", printable(&e.to_string()))))
+                let problem = match word_of_python(&bytes, &e) {
+                    Some(word) => format!(
+                        "found {word} at line {} column {}, and JSON has no such number: if it is a statistic, \
+                         compute it anew from finite values, else write a number in its place",
+                        e.line(),
+                        e.column()
+                    ),
+                    None => format!("not valid JSON: {}", printable(&e.to_string())),
+                };
+                Err(CheckpointError::file(path, problem))
             }
         }
     }
@@ -141,6 +151,13 @@ impl<'a> Field<'a> {
         let key = if self.key.is_empty() { key.to_owned() } else { format!("{}.{key}", self.key) };
         Field { file: self.file, key, value }
     }
+}
+
+/// What Python writes for a number that is not finite, if that is where the parser stopped.
+fn word_of_python(bytes: &[u8], stopped: &serde_json::Error) -> Option<&'static str> {
+    let line = bytes.split(|&b| b == b'\n').nth(stopped.line().checked_sub(1)?)?;
+    let rest = line.get(stopped.column().checked_sub(1)?..)?;
+    ["NaN", "Infinity"].into_iter().find(|word| rest.starts_with(word.as_bytes()))
 }
 
 /// A whole file of at most [`MAX_SIDE_FILE`] bytes; `None` if there is no such file.

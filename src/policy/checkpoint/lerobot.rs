@@ -32,7 +32,8 @@ const MAX_STATISTICS: u64 = 4 << 20;
 /// What the step lists say.
 #[derive(Debug)]
 pub(super) struct Steps {
-    pub(super) statistics: Option<Statistics>,
+    /// By themselves: what else the lists say holds without them.
+    pub(super) statistics: Result<Option<Statistics>, CheckpointError>,
     pub(super) camera_aliases: Vec<(String, String)>,
     pub(super) relative_actions: Option<RelativeActions>,
     pub(super) state_in_prompt: bool,
@@ -59,7 +60,7 @@ pub(super) fn read(
     let absolute = post("absolute_actions_processor")?;
     let (normalizer, unnormalizer) = (pre("normalizer_processor")?, post("unnormalizer_processor")?);
     Ok(Steps {
-        statistics: statistics(folder, config, state_in_prompt, normalizer, unnormalizer, notes)?,
+        statistics: statistics(folder, config, state_in_prompt, normalizer, unnormalizer, notes),
         camera_aliases: camera_aliases(rename.as_ref())?,
         relative_actions: relative_actions(config, relative.as_ref(), absolute.as_ref())?,
         state_in_prompt,
@@ -119,10 +120,12 @@ fn statistics(
         });
     }
     let sources = [&state, &action].map(|feature| feature.source.display().to_string());
-    let (state_mode, action_mode, eps) = (state.mode, action.mode, state.eps);
+    // Where nobody reads the state, there may be nothing to normalise it with.
+    let state_mode = if state_needed || state.stats.is_some() { state.mode } else { NormMode::Identity };
+    let (action_mode, eps) = (action.mode, state.eps);
     Ok(Some(Statistics {
-        state: state.checked(state_needed, notes)?,
-        action: action.checked(action_needed, notes)?,
+        state: state.checked(notes)?,
+        action: action.checked(notes)?,
         state_mode,
         action_mode,
         eps,
@@ -170,11 +173,10 @@ impl Feature {
         Ok(feature)
     }
 
-    /// The statistics, usable for the mode; empty ones where they are neither there nor needed.
-    fn checked(self, needed: bool, notes: &mut Vec<String>) -> Result<FeatureStats, CheckpointError> {
-        let mode = if needed { self.mode } else { NormMode::Identity };
+    /// The statistics, checked; empty ones where there are none.
+    fn checked(self, notes: &mut Vec<String>) -> Result<FeatureStats, CheckpointError> {
         let stats = self.stats.unwrap_or_default();
-        norm::check(&self.source, self.name, &stats, mode, notes)?;
+        norm::check(&self.source, self.name, &stats, notes)?;
         Ok(stats)
     }
 }

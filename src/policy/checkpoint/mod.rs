@@ -21,7 +21,7 @@ pub mod write;
 use std::path::{Path, PathBuf};
 
 use config::Config;
-pub use config::DEFAULT_CAMERAS;
+pub use config::{DEFAULT_CAMERAS, MAX_CAMERAS};
 pub use error::CheckpointError;
 
 use super::statistics::Statistics;
@@ -49,6 +49,8 @@ pub struct ConfigHints {
     pub action_dim: Option<usize>,
     /// LeRobot's `num_inference_steps`.
     pub num_steps: Option<usize>,
+    /// `paligemma_variant` is Gemma-2B, with or without LoRA.
+    pub gemma_2b: bool,
     /// `"pi05_thor": {"tokenizer": "built-in"}`: a procedural network, for which the 512-piece tokenizer will do.
     pub builtin_tokenizer: bool,
 }
@@ -93,28 +95,62 @@ pub struct Checkpoint {
     pub notes: Vec<String>,
 }
 
+/// What is wrong with each of a folder's side files; the network does without them.
+#[derive(Debug, Default)]
+pub struct Faults {
+    /// LeRobot's step lists: statistics, other names of cameras and relative actions are not known.
+    pub steps: Option<CheckpointError>,
+    /// The statistics.
+    pub statistics: Option<CheckpointError>,
+    /// The search for the tokenizer.
+    pub tokenizer: Option<CheckpointError>,
+}
+
 impl Checkpoint {
     /// Reads everything that a policy needs from `folder`.
     ///
     /// `asset_id` picks one of openpi's statistics (`droid`, `physical-intelligence/libero`); without it there may
     /// be one at most. LeRobot's folders have no asset ids.
     pub fn open(folder: &Path, asset_id: Option<&str>) -> Result<Self, CheckpointError> {
-        let (mut checkpoint, config) = Self::network(folder)?;
-        let notes = &mut checkpoint.notes;
-        match checkpoint.layout {
-            Layout::OpenPi => checkpoint.statistics = openpi::statistics(folder, asset_id, notes)?,
-            Layout::LeRobot => {
-                let steps = lerobot::read(folder, &config, notes)?;
-                checkpoint.statistics = steps.statistics;
-                checkpoint.camera_aliases = steps.camera_aliases;
-                checkpoint.relative_actions = steps.relative_actions;
-                checkpoint.state_in_prompt = steps.state_in_prompt;
-            }
+        let (checkpoint, faults) = Self::survey(folder, asset_id)?;
+        match faults.steps.or(faults.statistics).or(faults.tokenizer) {
+            Some(error) => Err(error),
+            None => Ok(checkpoint),
         }
+    }
+
+    /// The same, each side file by itself: one that is broken is left out, with the reason among the faults.
+    pub fn survey(folder: &Path, asset_id: Option<&str>) -> Result<(Self, Faults), CheckpointError> {
+        let (mut checkpoint, config) = Self::network(folder)?;
+        let mut faults = Faults::default();
+        let notes = &mut checkpoint.notes;
+        let statistics = match checkpoint.layout {
+            Layout::OpenPi => openpi::statistics(folder, asset_id, notes),
+            Layout::LeRobot => match lerobot::read(folder, &config, notes) {
+                Ok(steps) => {
+                    checkpoint.camera_aliases = steps.camera_aliases;
+                    checkpoint.relative_actions = steps.relative_actions;
+                    checkpoint.state_in_prompt = steps.state_in_prompt;
+                    steps.statistics
+                }
+                Err(error) => {
+                    faults.steps = Some(error);
+                    Ok(None)
+                }
+            },
+        };
+        checkpoint.statistics = statistics.unwrap_or_else(|error| {
+            faults.statistics = Some(error);
+            None
+        });
         let embedding = checkpoint.tensors.entries.get(TOKEN_EMBEDDING);
         let rows = embedding.and_then(|entry| entry.shape.first().copied());
-        checkpoint.tokenizer = tokenizer::find(folder, rows, &tokenizer::Caches::from_env())?;
-        Ok(checkpoint)
+        let tokenizer = tokenizer::find(folder, rows, &tokenizer::Caches::from_env());
+        checkpoint.tokenizer = tokenizer.unwrap_or_else(|error| {
+            faults.tokenizer = Some(error);
+            None
+        });
+        Ok((checkpoint, faults))
     }
 
     /// Reads weights and `config.json` only: enough for the network, as `pi05 verify` runs it. Statistics,

@@ -2,10 +2,7 @@
 //!
 //! Promises one canonical name for each tensor, whoever wrote the file. Knows names only, neither shapes nor files.
 
-use crate::model::tensors::TOKEN_EMBEDDING;
-
-/// The output head of Gemma-2B, tied to the token embedding in openpi's files.
-pub(super) const LM_HEAD: &str = "paligemma_with_expert.paligemma.lm_head.weight";
+use crate::model::tensors::{LM_HEAD, TOKEN_EMBEDDING};
 
 const VISION: &str = "paligemma_with_expert.paligemma.model.vision_tower.vision_model.";
 const PROJECTOR: &str = "paligemma_with_expert.paligemma.model.multi_modal_projector.linear.";

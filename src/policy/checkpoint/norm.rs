@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use super::error::CheckpointError;
-use crate::policy::statistics::{FeatureStats, NormMode};
+use crate::policy::statistics::FeatureStats;
 
 /// The names of the statistics, as both layouts write them, with their places.
 pub(super) fn by_name(stats: &FeatureStats) -> [(&'static str, &Option<Vec<f64>>); 8] {
@@ -40,25 +40,13 @@ pub(super) fn lengths(stats: &FeatureStats) -> impl Iterator<Item = (&'static st
     by_name(stats).into_iter().filter_map(|(stat, values)| Some((stat, values.as_ref()?.len())))
 }
 
-/// The two statistics that a mode computes with, lower end (or mean) first.
-fn needed(mode: NormMode) -> Option<[&'static str; 2]> {
-    match mode {
-        NormMode::Quantiles => Some(["q01", "q99"]),
-        NormMode::Quantile10 => Some(["q10", "q90"]),
-        NormMode::MinMax => Some(["min", "max"]),
-        NormMode::MeanStd => Some(["mean", "std"]),
-        NormMode::Identity => None,
-    }
-}
-
-/// Refuses statistics that `mode` cannot compute with: a missing one, none at all in a vector, vectors of
-/// different lengths, numbers that are not finite. A range that runs backwards is computed with as the
-/// references do, and noted.
+/// Refuses statistics that no normalisation can compute with: none at all in a vector, vectors of different lengths,
+/// numbers that are not finite. A range that runs backwards is computed with as the references do, and noted. Which
+/// vectors are needed is for the normalisation to say: the parameters may choose another than the checkpoint's.
 pub(super) fn check(
     file: &Path,
     feature: &str,
     stats: &FeatureStats,
-    mode: NormMode,
     notes: &mut Vec<String>,
 ) -> Result<(), CheckpointError> {
     let wrong = |stat: &str, expected: String, found: String| {
@@ -77,20 +65,15 @@ pub(super) fn check(
             return wrong(stat, expected, values.len().to_string());
         }
     }
-    let Some([low, high]) = needed(mode) else { return Ok(()) };
-    let value =
-        |wanted| by_name(stats).into_iter().find(|(stat, _)| *stat == wanted).and_then(|(_, v)| v.as_ref());
-    for stat in [low, high] {
-        if value(stat).is_none() {
-            let expected = format!("numbers, which {mode:?} normalisation needs");
-            return wrong(stat, expected, "nothing".into());
-        }
-    }
-    if mode != NormMode::MeanStd
-        && let (Some(lows), Some(highs)) = (value(low), value(high))
-        && let Some(i) = lows.iter().zip(highs).position(|(l, h)| l > h)
+    let FeatureStats { min, max, q01, q99, q10, q90, .. } = stats;
+    for (low, lows, high, highs) in
+        [("q01", q01, "q99", q99), ("q10", q10, "q90", q90), ("min", min, "max", max)]
     {
-        notes.push(format!("{feature}: {low}[{i}] = {} lies above {high}[{i}] = {}", lows[i], highs[i]));
+        if let (Some(lows), Some(highs)) = (lows, highs)
+            && let Some(i) = lows.iter().zip(highs).position(|(l, h)| l > h)
+        {
+            notes.push(format!("{feature}: {low}[{i}] = {} lies above {high}[{i}] = {}", lows[i], highs[i]));
+        }
     }
     Ok(())
 }

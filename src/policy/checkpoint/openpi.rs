@@ -3,12 +3,15 @@
 use std::path::{Path, PathBuf};
 
 use super::{
-    error::{CheckpointError, printable},
+    error::CheckpointError,
     folder,
     json::{Field, SideFile},
     norm,
 };
-use crate::policy::statistics::{FeatureStats, NormMode, Statistics};
+use crate::{
+    policy::statistics::{FeatureStats, NormMode, Statistics},
+    printable::printable,
+};
 
 /// Name of the file, in the folder of its asset.
 pub(super) const NORM_STATS: &str = "norm_stats.json";
@@ -28,9 +31,9 @@ pub(super) fn statistics(
     let stats = file.root().require("norm_stats", "an object of features")?;
     let state = feature(&stats.require("state", "an object of statistics")?)?;
     let action = feature(&stats.require("actions", "an object of statistics")?)?;
-    let mode = NormMode::Quantiles; // π0.5 in openpi: always
-    norm::check(&path, "norm_stats.state", &state, mode, notes)?;
-    norm::check(&path, "norm_stats.actions", &action, mode, notes)?;
+    norm::check(&path, "norm_stats.state", &state, notes)?;
+    norm::check(&path, "norm_stats.actions", &action, notes)?;
+    let mode = NormMode::Quantiles; // π0.5 in openpi: always, unless the parameters say otherwise
     Ok(Some(Statistics {
         state,
         action,

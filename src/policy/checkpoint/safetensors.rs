@@ -23,7 +23,8 @@ use serde::{
     de::{self, IgnoredAny, IntoDeserializer, MapAccess, SeqAccess, Visitor},
 };
 
-use super::error::{CheckpointError, printable};
+use super::error::CheckpointError;
+use crate::printable::printable;
 
 /// Longest header that is read; the format's own limit.
 pub const MAX_HEADER: u64 = 100_000_000;

@@ -5,15 +5,17 @@
 
 use std::{
     collections::BTreeMap,
-    fs::{self, File},
     io::{self, BufWriter, Write},
-    path::{Path, PathBuf},
+    path::Path,
 };
 
 use serde_json::{Map, Value, json};
 
 use super::{error::CheckpointError, safetensors::METADATA};
-use crate::model::tensors::Dtype;
+use crate::{
+    model::tensors::Dtype,
+    new_file::{self, NewFile},
+};
 
 /// Bytes that are gathered before they go to disk.
 const BUFFER: usize = 1 << 20;
@@ -103,37 +105,23 @@ pub fn write_safetensors(
 
 /// Writes a small file.
 pub(super) fn write_bytes(path: &Path, bytes: &[u8]) -> Result<(), CheckpointError> {
-    write_whole(path, |file| file.write_all(bytes).map_err(|e| CheckpointError::io(path, e)))
+    new_file::write(path, bytes).map_err(|e| CheckpointError::io(path, e))
 }
 
-/// Writes under a temporary name, waits for the disk, then renames.
+/// Writes through a buffer into a file that has its name only then.
 fn write_whole(
     path: &Path,
-    write: impl FnOnce(&mut BufWriter<File>) -> Result<(), CheckpointError>,
+    write: impl FnOnce(&mut BufWriter<NewFile>) -> Result<(), CheckpointError>,
 ) -> Result<(), CheckpointError> {
-    let name = path.file_name().unwrap_or_default().to_string_lossy();
-    let partial = Partial(path.with_file_name(format!(".{name}.partial")));
     let io = |e| CheckpointError::io(path, e);
-    let mut file = BufWriter::with_capacity(BUFFER, File::create(&partial.0).map_err(io)?);
+    let mut file = BufWriter::with_capacity(BUFFER, NewFile::create(path).map_err(io)?);
     write(&mut file)?;
-    let file = file.into_inner().map_err(|e| io(e.into_error()))?;
-    file.sync_all().map_err(io)?;
-    fs::rename(&partial.0, path).map_err(io)
-}
-
-/// A file that disappears unless it was renamed.
-struct Partial(PathBuf);
-
-impl Drop for Partial {
-    fn drop(&mut self) {
-        // Gone already after the rename; otherwise there is nobody left to tell.
-        let _ = fs::remove_file(&self.0);
-    }
+    file.into_inner().map_err(|e| io(e.into_error()))?.keep().map_err(io)
 }
 
 /// The place of one tensor in the file: takes exactly as many bytes as belong there.
 struct Room<'a> {
-    file: &'a mut BufWriter<File>,
+    file: &'a mut BufWriter<NewFile>,
     left: u64,
     done: u64,
     total: u64,

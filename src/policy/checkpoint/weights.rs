@@ -9,13 +9,16 @@ use std::{
 };
 
 use super::{
-    error::{CheckpointError, printable},
+    error::CheckpointError,
     folder,
     json::SideFile,
-    names::{LM_HEAD, Role, role},
+    names::{Role, role},
     safetensors::{self, Header, HeaderTensor},
 };
-use crate::model::tensors::{Dtype, TOKEN_EMBEDDING, TensorEntry, TensorTable};
+use crate::{
+    model::tensors::{Dtype, LM_HEAD, TOKEN_EMBEDDING, TensorEntry, TensorTable},
+    printable::printable,
+};
 
 /// Name of the weights in one file.
 pub(super) const WEIGHTS: &str = "model.safetensors";
@@ -68,7 +71,7 @@ fn shards(folder: &Path, index: &SideFile) -> Result<Vec<(PathBuf, Header)>, Che
 fn table(headers: Vec<(PathBuf, Header)>) -> Result<(TensorTable, Vec<String>), CheckpointError> {
     let mut files = Vec::new();
     let mut parts: BTreeMap<String, Part> = BTreeMap::new();
-    let mut unknown = Vec::new();
+    let mut foreign = Vec::new();
     let mut notes = Vec::new();
     for (path, header) in headers {
         for (stored, tensor) in header.tensors {
@@ -81,7 +84,7 @@ fn table(headers: Vec<(PathBuf, Header)>) -> Result<(TensorTable, Vec<String>), 
                     continue;
                 }
                 Role::Unknown => {
-                    unknown.push(printable(&stored));
+                    foreign.push(printable(&stored));
                     continue;
                 }
             };
@@ -99,10 +102,10 @@ fn table(headers: Vec<(PathBuf, Header)>) -> Result<(TensorTable, Vec<String>), 
     if let Some(head) = parts.remove(LM_HEAD) {
         parts.entry(TOKEN_EMBEDDING.to_owned()).or_insert(head);
     }
-    if !unknown.is_empty() {
-        let more = if unknown.len() > MAX_LISTED { ", …" } else { "" };
-        let listed = unknown[..unknown.len().min(MAX_LISTED)].join(", ");
-        notes.push(format!("tensors that are no part of π0.5, ignored: {} ({listed}{more})", unknown.len()));
+    if !foreign.is_empty() {
+        let more = if foreign.len() > MAX_LISTED { ", …" } else { "" };
+        let listed = foreign[..foreign.len().min(MAX_LISTED)].join(", ");
+        notes.push(format!("tensors that are no part of π0.5, ignored: {} ({listed}{more})", foreign.len()));
     }
     let mut entries = BTreeMap::new();
     for (name, part) in parts {
@@ -111,9 +114,12 @@ fn table(headers: Vec<(PathBuf, Header)>) -> Result<(TensorTable, Vec<String>), 
             return Err(CheckpointError::tensor(&files[part.file], &part.stored, problem));
         };
         let HeaderTensor { shape, offset, .. } = part.tensor;
-        entries.insert(name, TensorEntry { dtype, shape, file: part.file, offset });
+        entries.insert(
+            name,
+            TensorEntry { stored: printable(&part.stored), dtype, shape, file: part.file, offset },
+        );
     }
-    Ok((TensorTable { files, entries }, notes))
+    Ok((TensorTable { files, entries, foreign }, notes))
 }
 
 /// A tensor of the network, before its type is known to be usable.

@@ -15,17 +15,16 @@ use serde_json::{Map, Value, json};
 pub use super::stream::{NewTensor, write_safetensors};
 use super::{
     ConfigHints, Layout,
-    config::{BUILTIN_TOKENIZER, PREPROCESSOR},
-    error::{CheckpointError, printable},
-    folder, lerobot,
-    names::LM_HEAD,
-    norm, openpi,
+    config::{BUILTIN_TOKENIZER, GEMMA_2B, PREPROCESSOR, VARIANT},
+    error::CheckpointError,
+    folder, lerobot, norm, openpi,
     stream::write_bytes,
     weights::WEIGHTS,
 };
 use crate::{
-    model::tensors::{Dtype, TOKEN_EMBEDDING},
+    model::tensors::{Dtype, LM_HEAD, TOKEN_EMBEDDING},
     policy::statistics::{FeatureStats, NormMode, Statistics},
+    printable::printable,
 };
 
 /// A checkpoint that is to be written: all but the data of its tensors.
@@ -121,6 +120,7 @@ fn write_openpi(new: &NewCheckpoint<'_>, written: &mut NewFolder<'_>) -> Result<
     let mut config = Map::new();
     put(&mut config, "action_dim", hints.action_dim);
     put(&mut config, "action_horizon", hints.action_horizon);
+    put(&mut config, VARIANT, hints.gemma_2b.then_some(GEMMA_2B));
     put(&mut config, "precision", precision(new));
     put(&mut config, "pi05_thor", ours(hints));
     write_json(&written.file("config.json")?, &Value::Object(config))
@@ -147,6 +147,7 @@ fn write_lerobot(new: &NewCheckpoint<'_>, written: &mut NewFolder<'_>) -> Result
     put(&mut config, "n_obs_steps", Some(1));
     put(&mut config, "input_features", Some(inputs.clone()));
     put(&mut config, "output_features", Some(outputs.clone()));
+    put(&mut config, VARIANT, hints.gemma_2b.then_some(GEMMA_2B));
     put(&mut config, "dtype", precision(new));
     put(&mut config, "chunk_size", hints.action_horizon);
     put(&mut config, "n_action_steps", hints.action_horizon);
@@ -216,11 +217,30 @@ fn write_state_file(path: &Path, statistics: &Statistics) -> Result<(), Checkpoi
     write_safetensors(path, &BTreeMap::new(), &tensors, fill, &mut |_, _| {})
 }
 
-/// Refuses statistics that could not be read back.
+/// Refuses statistics that could not be read back, or that lack what their modes compute with.
 fn check(path: &Path, statistics: &Statistics) -> Result<(), CheckpointError> {
     let Statistics { state, action, state_mode, action_mode, .. } = statistics;
-    norm::check(path, "state", state, *state_mode, &mut Vec::new())?;
-    norm::check(path, "action", action, *action_mode, &mut Vec::new())
+    for (feature, stats, mode) in [("state", state, state_mode), ("action", action, action_mode)] {
+        norm::check(path, feature, stats, &mut Vec::new())?;
+        let there: Vec<&str> = norm::lengths(stats).map(|(stat, _)| stat).collect();
+        if let Some(lacking) = needed(*mode).iter().find(|stat| !there.contains(stat)) {
+            let problem =
+                format!("expected {feature}.{lacking}, which {mode:?} normalisation needs, found none");
+            return Err(CheckpointError::file(path, problem));
+        }
+    }
+    Ok(())
+}
+
+/// The statistics that a mode computes with.
+fn needed(mode: NormMode) -> &'static [&'static str] {
+    match mode {
+        NormMode::Quantiles => &["q01", "q99"],
+        NormMode::Quantile10 => &["q10", "q90"],
+        NormMode::MinMax => &["min", "max"],
+        NormMode::MeanStd => &["mean", "std"],
+        NormMode::Identity => &[],
+    }
 }
 
 fn vectors(stats: &FeatureStats) -> Value {

@@ -75,6 +75,16 @@ impl Anatomy {
         {
             return Err("the tokenizer is not a plain BPE model as π0.5's is".to_owned());
         }
+        // It could never be applied: vocabulary and merges are of two tokenizers.
+        for merge in model.merges.iter().flatten() {
+            let (left, right) = merge.pieces().ok_or("a merge is not of two pieces")?;
+            let whole = [left, right].concat();
+            if let Some(piece) = [left, right, &whole].into_iter().find(|&p| !model.vocab.contains_key(p)) {
+                return Err(format!(
+                    "{left:?} and {right:?} are merged, but {piece:?} is not in its vocabulary"
+                ));
+            }
+        }
         let mut ids = HashMap::with_capacity(model.vocab.len());
         let added = file.added_tokens.iter().flatten();
         let vocabulary = model.vocab.iter().map(|(text, &id)| (id, text));
@@ -167,6 +177,23 @@ struct HuggingFace {
     model: BpeModel,
 }
 
+/// Two pieces that become one: `["a", "b"]`, or `"a b"` in older files.
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Merge {
+    Pair(String, String),
+    Text(String),
+}
+
+impl Merge {
+    fn pieces(&self) -> Option<(&str, &str)> {
+        match self {
+            Merge::Pair(left, right) => Some((left, right)),
+            Merge::Text(text) => text.split_once(' '),
+        }
+    }
+}
+
 #[derive(Deserialize)]
 struct AddedToken {
     id: u32,
@@ -180,6 +207,7 @@ struct BpeModel {
     #[serde(rename = "type")]
     kind: Option<String>,
     vocab: HashMap<String, u32>,
+    merges: Option<Vec<Merge>>,
     byte_fallback: Option<bool>,
     end_of_word_suffix: Option<String>,
     continuing_subword_prefix: Option<String>,

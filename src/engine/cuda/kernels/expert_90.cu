@@ -240,7 +240,7 @@ __device__ __forceinline__ void residual_90(const uint4* packed, const u16* in, 
 }
 #endif
 
-// The kernels of `expert.cu`, with the same arguments, and but for the first the same grids.
+// The kernels of `expert.cu`, with the same arguments but for what they ask for, and but for the first the same grids.
 
 // Where queries and the tokens' own keys and values are: 64 rows (queries: all heads of a token, then of the next) as four
 // tiles of 64 columns, 16-byte chunks swizzled within their 128-byte rows, as the matrix instruction takes them.
@@ -252,7 +252,7 @@ __device__ __forceinline__ size_t query(int row, int column) {
 // grid: ((heads + 2) * dim / 128, 4), cluster 4: two tiles.
 extern "C" __global__ __maxnreg__(NT > 7 ? 144 : 136) void expert_qkv_90(const uint4* packed, const u16* xs, const float* squares,
         const float* shift, int clean, int to_clean, u16* q, u16* k, u16* v, int v_token, int v_dim, const float* cos,
-        const float* sin, const int* valid, int heads, int first, int tokens, float scale, const char* next, int kilobytes) {
+        const float* sin, const int* valid, int heads, int first, int tokens, float scale) {
 #if __CUDA_ARCH__ == 900
     const int UNITS = WIDTH / 128, MINE = (HALF + 1) / 2, dim = HEAD_DIM, half = dim / 2;
     __shared__ __align__(128) float sq[SQUARES];
@@ -268,7 +268,6 @@ extern "C" __global__ __maxnreg__(NT > 7 ? 144 : 136) void expert_qkv_90(const u
         for (int n = 0; n < NT; n++) count += n % HALF % 2 == part;
         expect(&together, count * 2048);
     }
-    ask_for(next, kilobytes);
     if (threadIdx.x < 128) copy4(c + threadIdx.x, shift + (threadIdx.x / 64 && clean ? to_clean : 0) + tile * 64 + threadIdx.x % 64);
     for (int i = 0; i < 2 * MINE; i++) {
         int token = start(threadIdx.x, i / 2) + i % 2, at = (*valid + token) * half + column(threadIdx.x) + threadIdx.x % 32 / 4;
@@ -323,7 +322,7 @@ extern "C" __global__ __maxnreg__(NT > 7 ? 144 : 136) void expert_qkv_90(const u
 // tile has one block. Of many, whose activations take long to come, two tiles have two blocks with half of k, a tile per
 // warpgroup; each then finishes every second 8 tokens. grid: (MLP / 64, 2), cluster GATE_UP_BLOCKS.
 extern "C" __global__ __maxnreg__(NT > 7 ? 144 : 136) void expert_gate_up_90(const uint4* packed, const u16* xs, const float* squares,
-        const float* shift, int clean, int to_clean, u16* hidden, int tokens, const char* next, int kilobytes) {
+        const float* shift, int clean, int to_clean, u16* hidden, int tokens) {
 #if __CUDA_ARCH__ == 900
     const int B = GATE_UP_BLOCKS, UNITS = WIDTH / 64;
     __shared__ __align__(128) float sq[SQUARES];
@@ -336,7 +335,6 @@ extern "C" __global__ __maxnreg__(NT > 7 ? 144 : 136) void expert_gate_up_90(con
         __syncwarp();
         cluster_arrive_relaxed(); // the other block has started
     }
-    ask_for(next, kilobytes);
     const int strip = B > 1 ? blockIdx.x * 8 + threadIdx.x / 32 : (blockIdx.x * 2 + part) * 4 + threadIdx.x / 32 % 4; // a warp's 16 rows
     int row = strip * 16 + threadIdx.x % 32 / 4;
     float g[2] = {shift[row], clean ? shift[to_clean + row] : 0.0f}, u[2] = {shift[row + 8], clean ? shift[to_clean + row + 8] : 0.0f};
@@ -379,16 +377,14 @@ extern "C" __global__ __maxnreg__(NT > 7 ? 144 : 136) void expert_gate_up_90(con
 }
 
 extern "C" __global__ __maxnreg__(120) void expert_o_90(const uint4* packed, const u16* in, float* x, const float* gate,
-        const float* scale, int clean, int to_clean, u16* xs, float* squares, int tokens, const char* next, int kilobytes) {
+        const float* scale, int clean, int to_clean, u16* xs, float* squares, int tokens) {
 #if __CUDA_ARCH__ == 900
-    ask_for(next, kilobytes);
     residual_90<QWIDTH / 64 / SHARES, true>(packed, in, x, gate, scale, clean, to_clean, xs, squares, tokens);
 #endif
 }
 extern "C" __global__ __maxnreg__(NT > 7 ? 128 : 120) void expert_down_90(const uint4* packed, const u16* in, float* x, const float* gate,
-        const float* scale, int clean, int to_clean, u16* xs, float* squares, int tokens, const char* next, int kilobytes) {
+        const float* scale, int clean, int to_clean, u16* xs, float* squares, int tokens) {
 #if __CUDA_ARCH__ == 900
-    ask_for(next, kilobytes);
     residual_90<MLP / 64 / SHARES, !MANY>(packed, in, x, gate, scale, clean, to_clean, xs, squares, tokens);
 #endif
 }

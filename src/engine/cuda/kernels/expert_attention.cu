@@ -155,8 +155,7 @@ extern "C" __global__ __launch_bounds__(256) void expert_attention(const u16* q,
 // cluster's last blocks share them out, 8 by 8, since one that had all of them would take in twice as much as the others.
 #define TILE 8192 // bytes of 64 rows x 64 columns
 extern "C" __global__ __launch_bounds__(128) void expert_attention_90(const u16* q, const u16* k, const u16* v, u16* out,
-        const int* valid, int heads, int rows, int prefix, int keys, float scale, const u16* own_k, const u16* own_v,
-        const char* next, int kilobytes) {
+        const int* valid, int heads, int rows, int prefix, int keys, float scale, const u16* own_k, const u16* own_v) {
 #if __CUDA_ARCH__ == 900
     __shared__ __align__(8) float statistics[4][16][2]; // [row][share]: maximum, denominator
     __shared__ __align__(8) u64 together, told, came[4], own_values;
@@ -192,7 +191,6 @@ extern "C" __global__ __launch_bounds__(128) void expert_attention_90(const u16*
         load(ks, k, key_of(rank));
         load(vs, v, key_of(rank));
     }
-    ask_for(next, kilobytes);
     if (!MANY) let_next_start();
     int end = *valid;
     asm volatile("cp.async.wait_all;" ::: "memory");
