@@ -168,7 +168,7 @@ def test_deactivate_brakes_before_the_commands_end(world):
 def test_an_arm_that_takes_long_to_rest_is_waited_for(world):
     # Velocities that end at zero after eleven seconds: nothing may end sooner, or the joints would go on moving.
     slow = {"joints__velocity_max": [0.5] * 3, "joints__acceleration_max": [0.04] * 3, "joints__velocity_controlled": [True] * 3}
-    steady = {"control__policy_rate_hz": 0.05, "control__execution": "open_loop", "control__first_step_max": 1000.0}
+    steady = {"control__policy_rate_hz": 0.1, "control__execution": "open_loop", "control__first_step_max": 1000.0}
     robot, arm = world.robot(), world.arm()
     robot.start(20)
     policy = world.start(robot_parameters(**slow, **steady))
