@@ -197,6 +197,14 @@ impl Engine {
         format!("{} {}", self.backend(), self.precision())
     }
 
+    /// What it takes of the GPU's memory, bytes; `None` without a GPU. Right if nobody else has taken any since it was made.
+    pub fn gpu_memory(&self) -> Result<Option<usize>, EngineError> {
+        match self {
+            Engine::Cpu(_) => Ok(None),
+            Engine::Cuda(engine) => engine.memory_now().map(Some),
+        }
+    }
+
     /// Everything that a chunk of such an observation could need is made now, so that none waits for it later: `images`
     /// as they will come, any prompt.
     pub fn prepare(

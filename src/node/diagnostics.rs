@@ -76,13 +76,17 @@ fn sources(
     let status = |source: &SourceStatistics| {
         let slot = slot_of(&source.name);
         let frozen = slot.and_then(|slot| intake.unchanged_for(slot)).filter(|&ns| ns >= FROZEN_NS);
+        let explained = |what: &str| match source.explanation() {
+            Some(why) => format!("{what}; {why}"),
+            None => what.to_owned(),
+        };
         let (level, message) = match (source.newest, frozen) {
-            (None, _) => (Level::Stale, "nothing received".to_owned()),
+            (None, _) => (Level::Stale, explained("nothing received")),
             (Some(_), Some(ns)) => {
                 (Level::Warn, format!("frozen: the same pixels for {} ms", ns / NS_PER_MS))
             }
             (Some(stamp), None) if now.since(stamp) > OLD_NS => {
-                (Level::Warn, "no longer received".to_owned())
+                (Level::Warn, explained("no longer received"))
             }
             (Some(_), None) => (Level::Ok, "received".to_owned()),
         };
@@ -108,6 +112,7 @@ fn inference(name: String, session: &Session) -> DiagnosticStatus {
         None => (Level::Ok, "running".to_owned()),
     };
     let mut values = vec![value("chunks", statistics.chunks)];
+    values.extend(session.gpu_memory().map(|bytes| value("gpu_memory_mib", bytes >> 20)));
     for (key, percent) in [("p50_ms", 50.0), ("p99_ms", 99.0)] {
         if let Some(ms) = statistics.percentile_ms(percent) {
             values.push(value(key, format!("{ms:.3}")));

@@ -67,7 +67,8 @@ impl FlightLog {
 
     /// Control's state, as it is now; begins and ends what is to be written. To be called often.
     pub fn follow(&mut self, state: State, prompt: &str) {
-        let faulty = state == State::Fault;
+        // A fault outlasts the end of control, and is the same one afterwards.
+        let faulty = state == State::Fault || (self.faulty && state == State::Idle);
         if faulty && !self.faulty {
             self.fault();
         }

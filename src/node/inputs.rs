@@ -8,12 +8,11 @@ use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-use futures::Stream;
 use r2r::{Node, QosProfile};
 
 use super::names::Names;
-use super::service::drain;
 use super::shared::Shared;
+use super::subscriptions::{Subscription, Subscriptions};
 use crate::clock::Stamp;
 use crate::config::Config;
 use crate::messages::{CompressedImageMessage, ImageMessage, JointStateMessage, STRING};
@@ -23,25 +22,26 @@ use crate::observe::latest::Latest;
 /// How long a decode worker sleeps before it looks whether it is still wanted.
 const WORKER_NAP: Duration = Duration::from_millis(50);
 
-/// Serialized messages of one topic.
-type Bytes = Box<dyn Stream<Item = Vec<u8>> + Unpin>;
-
 /// Newest only, and nobody waits for a lost one.
 fn sensor_qos() -> QosProfile {
     QosProfile::sensor_data().keep_last(1)
 }
 
-/// A task that was said before the node listened still counts.
+/// A task that was said before the node listened still counts; one that will be refused must not push it out.
 fn prompt_qos() -> QosProfile {
-    QosProfile::default().keep_last(1).reliable().transient_local()
+    QosProfile::default().keep_last(10).reliable().transient_local()
 }
 
 /// Everything that a configured node listens to.
 pub struct Inputs {
     cameras: Vec<CameraInput>,
-    joints: Bytes,
-    prompt: Bytes,
+    joints_topic: String,
+    joints: Subscription,
+    prompt: Subscription,
 }
+
+/// The types that an image topic may have.
+const IMAGES: [&str; 2] = [ImageMessage::TYPE, CompressedImageMessage::TYPE];
 
 /// The type of an image topic.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -52,9 +52,13 @@ enum Form {
 
 /// One camera's subscription and its worker.
 struct CameraInput {
+    /// Of the model.
+    slot: usize,
     topic: String,
     /// `None` until it is known what the topic carries: the middleware takes one type per topic and process.
-    subscription: Option<(Form, Bytes)>,
+    subscription: Option<(Form, Subscription)>,
+    /// Why it cannot be subscribed to: another type is in the way for as long as this process lives.
+    refused: Option<String>,
     newest: Arc<Latest<Arc<Frame>>>,
     worker: Option<JoinHandle<()>>,
 }
@@ -79,18 +83,24 @@ impl Form {
         topic.ends_with("/compressed").then_some(Self::Compressed)
     }
 
-    /// What the publishers of a topic send.
-    fn published(node: &Node, names: &Names, topic: &str) -> Option<Self> {
-        let publishers = node.get_publishers_info_by_topic(&names.resolve(topic), false).ok()?;
-        let is = |form: Self| publishers.iter().any(|publisher| publisher.topic_type == form.type_name());
-        [Self::Raw, Self::Compressed].into_iter().find(|form| is(*form))
+    /// The one that is among the types of a topic's publishers.
+    fn among(published: &[String]) -> Option<Self> {
+        [Self::Raw, Self::Compressed]
+            .into_iter()
+            .find(|form| published.iter().any(|it| it == form.type_name()))
     }
 }
 
 impl CameraInput {
-    fn subscribe(&mut self, node: &mut Node, form: Form) -> r2r::Result<()> {
-        let messages = node.subscribe_raw(&self.topic, form.type_name(), sensor_qos())?;
-        self.subscription = Some((form, Box::new(messages)));
+    fn subscribe(
+        &mut self,
+        subscriptions: &mut Subscriptions,
+        node: &mut Node,
+        names: &Names,
+        form: Form,
+    ) -> Result<(), String> {
+        let messages = subscriptions.subscribe(node, names, &self.topic, form.type_name(), sensor_qos())?;
+        self.subscription = Some((form, messages));
         Ok(())
     }
 }
@@ -98,12 +108,13 @@ impl CameraInput {
 impl Inputs {
     /// Subscribes, and starts a worker for each camera. `cameras` has the configured camera of each slot of the model.
     pub fn new(
+        subscriptions: &mut Subscriptions,
         node: &mut Node,
         names: &Names,
         config: &Config,
         cameras: &[Option<usize>],
         shared: &Arc<Shared>,
-    ) -> r2r::Result<Self> {
+    ) -> Result<Self, String> {
         let mut inputs = Vec::new();
         for (slot, camera) in cameras.iter().enumerate() {
             let Some(camera) = camera.and_then(|index| config.cameras.get(index)) else { continue };
@@ -114,52 +125,99 @@ impl Inputs {
             });
             let worker = worker.map_err(|error| tracing::error!("decode worker: {error}")).ok();
             let topic = camera.topic.clone();
-            let mut input = CameraInput { topic, subscription: None, newest, worker };
-            if let Some(form) =
-                Form::published(node, names, &input.topic).or(Form::named(&names.resolve(&input.topic)))
-            {
-                input.subscribe(node, form)?;
+            let mut input = CameraInput { slot, topic, subscription: None, refused: None, newest, worker };
+            let form = Form::among(&published(node, &names.resolve(&input.topic)));
+            if let Some(form) = form.or(Form::named(&names.resolve(&input.topic))) {
+                input.subscribe(subscriptions, node, names, form)?;
             }
             inputs.push(input);
         }
-        let joints = node.subscribe_raw(&config.joints.topic, JointStateMessage::TYPE, sensor_qos())?;
-        let prompt = node.subscribe_raw(&config.prompt_topic, STRING, prompt_qos())?;
-        Ok(Self { cameras: inputs, joints: Box::new(joints), prompt: Box::new(prompt) })
+        let mut subscribe =
+            |topic: &str, type_name, qos| subscriptions.subscribe(node, names, topic, type_name, qos);
+        let joints = subscribe(&config.joints.topic, JointStateMessage::TYPE, sensor_qos())?;
+        let prompt = subscribe(&config.prompt_topic, STRING, prompt_qos())?;
+        Ok(Self { cameras: inputs, joints_topic: config.joints.topic.clone(), joints, prompt })
     }
 
     /// Takes what has arrived. The newest image of each camera goes to its worker, the newest joint state to `joints`,
-    /// the newest text to `prompt`.
-    pub fn take(&mut self, now: Stamp, mut joints: impl FnMut(Vec<u8>), prompt: impl FnMut(Vec<u8>)) {
+    /// every text to `prompt`. While there is no time, what would bear a stamp is let go.
+    pub fn take(
+        &mut self,
+        now: Option<Stamp>,
+        mut joints: impl FnMut(Vec<u8>, Stamp),
+        prompt: impl FnMut(Vec<u8>),
+    ) {
         for camera in &mut self.cameras {
             let Some((form, messages)) = &mut camera.subscription else { continue };
             let mut newest = None;
-            drain(messages, |payload| newest = Some(payload));
-            if let Some(payload) = newest {
-                camera.newest.put(Arc::new(Frame { form: *form, payload, arrived: now }));
+            messages.drain(|payload| newest = Some(payload));
+            if let (Some(payload), Some(arrived)) = (newest, now) {
+                camera.newest.put(Arc::new(Frame { form: *form, payload, arrived }));
             }
         }
         let mut newest = None;
-        drain(&mut self.joints, |payload| newest = Some(payload));
-        if let Some(payload) = newest {
-            joints(payload);
+        self.joints.drain(|payload| newest = Some(payload));
+        if let (Some(payload), Some(arrived)) = (newest, now) {
+            joints(payload, arrived);
         }
-        drain(&mut self.prompt, prompt);
+        self.prompt.drain(prompt);
     }
 
-    /// Subscribes to cameras of which it turns out only now what they publish. Called now and then.
-    pub fn follow_types(&mut self, node: &mut Node, names: &Names) {
-        for camera in self.cameras.iter_mut().filter(|camera| camera.subscription.is_none()) {
-            let Some(form) = Form::published(node, names, &camera.topic) else { continue };
-            match camera.subscribe(node, form) {
-                Ok(()) => tracing::info!("{} carries {}", camera.topic, form.type_name()),
-                Err(error) => tracing::warn!("{}: cannot be subscribed to: {error}", camera.topic),
+    /// Subscribes to cameras of which it turns out only now what they publish, and tells `shared` what is the matter with
+    /// topics. Called now and then.
+    pub fn follow_topics(
+        &mut self,
+        subscriptions: &mut Subscriptions,
+        node: &mut Node,
+        names: &Names,
+        shared: &Shared,
+    ) {
+        for camera in &mut self.cameras {
+            let topic = names.resolve(&camera.topic);
+            let published = published(node, &topic);
+            let form = Form::among(&published);
+            if let (None, None, Some(form)) = (&camera.subscription, &camera.refused, form) {
+                match camera.subscribe(subscriptions, node, names, form) {
+                    Ok(()) => tracing::info!("{} carries {}", camera.topic, form.type_name()),
+                    Err(why) => camera.refused = Some(why),
+                }
             }
+            let trouble = match (&camera.subscription, form) {
+                (Some((taken, _)), Some(form)) if form != *taken => Some(format!(
+                    "{topic} carries {} now, this node listens to {}; start the node anew",
+                    form.type_name(),
+                    taken.type_name()
+                )),
+                (Some(_), Some(_)) => None,
+                _ => camera.refused.clone().or_else(|| trouble(&topic, &published, &IMAGES)),
+            };
+            shared.look(|intake| intake.set_trouble(Some(camera.slot), trouble));
         }
+        let topic = names.resolve(&self.joints_topic);
+        let trouble = trouble(&topic, &published(node, &topic), &[JointStateMessage::TYPE]);
+        shared.look(|intake| intake.set_trouble(None, trouble));
     }
 
     /// The workers, to wait for once the session has closed.
     pub fn into_workers(self) -> impl Iterator<Item = JoinHandle<()>> {
         self.cameras.into_iter().filter_map(|camera| camera.worker)
+    }
+}
+
+/// The types that a topic's publishers send.
+fn published(node: &Node, topic: &str) -> Vec<String> {
+    let publishers = node.get_publishers_info_by_topic(topic, false).unwrap_or_default();
+    publishers.into_iter().map(|publisher| publisher.topic_type).collect()
+}
+
+/// Why nothing can be heard on a topic: nobody publishes it, or as something else.
+fn trouble(topic: &str, published: &[String], expected: &[&str]) -> Option<String> {
+    match published.first() {
+        None => Some(format!("nobody publishes {topic}")),
+        Some(_) if published.iter().any(|it| expected.contains(&it.as_str())) => None,
+        Some(found) => {
+            Some(format!("{topic} has another type: expected {}, found {found}", expected.join(" or ")))
+        }
     }
 }
 

@@ -1,14 +1,14 @@
 //! The ROS 2 node: `ros2 launch pi05_thor policy.launch.py`. The only place that knows r2r.
 //!
 //! Promises: it spins, whatever messages, parameters and requests say; nothing that takes long happens on the spin
-//! thread; commands flow in the state `active` alone, and SIGINT and SIGTERM brake before the process ends.
+//! thread; commands flow in the state `active` alone, and SIGINT, SIGTERM and SIGHUP brake before the process ends.
 //! What it receives and publishes on data topics are bytes: [`crate::messages`] decodes and encodes them, as for bags.
 //!
 //! | file | holds |
 //! |---|---|
-//! | `policy_node` | the spin thread: parameters, lifecycle, services, status |
+//! | `policy_node` | the spin thread: parameters, services, status; `transitions` its lifecycle |
 //! | `session` | what exists while configured; `shared` what its threads share |
-//! | `inputs` | subscriptions and decode workers |
+//! | `inputs` | what is heard, and its decode workers; `subscriptions` outlast it |
 //! | `inference` | the inference thread |
 //! | `commands` | from the control thread's hand-over to the commands' topic |
 //! | `flight` | when the flight recorder's memory becomes a file |
@@ -33,7 +33,9 @@ mod service;
 mod session;
 mod shared;
 mod statistics;
+mod subscriptions;
 
+use std::fs;
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
@@ -41,7 +43,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use r2r::{Context, Node};
-use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use thiserror::Error;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
@@ -80,8 +82,11 @@ pub enum NodeError {
 pub fn run() -> Result<(), NodeError> {
     let arguments = arguments()?;
     let ending = Arc::new(AtomicBool::new(false));
-    for signal in [SIGINT, SIGTERM] {
-        signal_hook::flag::register(signal, Arc::clone(&ending))?;
+    for signal in [SIGINT, SIGTERM, SIGHUP] {
+        // Who starts it with nohup wants it to go on without the terminal.
+        if signal != SIGHUP || !is_ignored(SIGHUP) {
+            signal_hook::flag::register(signal, Arc::clone(&ending))?;
+        }
     }
     let engine = rayon::ThreadPoolBuilder::new().start_handler(|_| inference::step_back());
     if let Err(error) = engine.build_global() {
@@ -116,6 +121,14 @@ pub fn run() -> Result<(), NodeError> {
             Err(_) => return Err(NodeError::Broken("the spin thread panics again and again".to_owned())),
         }
     }
+}
+
+/// Whether the process was started with this signal ignored, as Linux shows it.
+fn is_ignored(signal: i32) -> bool {
+    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    let mask = mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok());
+    mask.is_some_and(|mask| mask >> (signal - 1) & 1 == 1)
 }
 
 /// r2r panics where rcl refuses the arguments.

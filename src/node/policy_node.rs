@@ -3,36 +3,33 @@
 //! Everything that takes long (loading, braking, ending threads) goes on beside the spinning: a transition is under way
 //! until [`PolicyNode::turn`] finds it finished.
 
+mod transitions;
+
 use std::sync::Arc;
-use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use futures::Stream;
 use r2r::std_srvs::srv::{SetBool, Trigger};
 use r2r::{Node, PublisherUntyped, QosProfile};
 
+use self::transitions::{Autostart, Underway};
 use super::clock::RosClock;
 use super::diagnostics::{self, Rates};
-use super::lifecycle::{self, ACTIVATE, CONFIGURE, Request, State, Transition};
-use super::lifecycle_services::{ChangeRequest, LifecycleServices, reply};
+use super::lifecycle::State;
+use super::lifecycle_services::LifecycleServices;
 use super::names::Names;
 use super::parameters::{ParameterServices, overrides};
-use super::service::{Service, answer, drain};
-use super::session::{Loaded, Session, load};
+use super::service::{Service, answer};
+use super::session::{Session, stop};
+use super::subscriptions::{Subscription, Subscriptions};
 use crate::clock::Stamp;
 use crate::config::Execution;
 use crate::config::live::{Given, Parameters};
 use crate::config::parameters::Value;
+use crate::control::thread::Request;
 use crate::messages::{CLOCK, DiagnosticArrayMessage, PolicyStatusMessage, decode_clock};
 
 /// Longest sleep of the spin thread: what it does beside messages waits for it at most so long.
 const SPIN: Duration = Duration::from_millis(10);
-/// How long `activate` waits for fresh inputs and for somebody who hears the commands, before it refuses.
-const ACTIVATE_PATIENCE: Duration = Duration::from_secs(2);
-/// Between two attempts to activate a node that starts by itself.
-const AUTOSTART_PAUSE: Duration = Duration::from_secs(1);
-/// The slowest arm is at rest by then; a control thread that is not is given up.
-const BRAKE_PATIENCE: Duration = Duration::from_secs(10);
 /// How often the graph is asked who publishes and who listens.
 const GRAPH_PERIOD: Duration = Duration::from_millis(100);
 /// How often `/diagnostics` is published.
@@ -50,15 +47,14 @@ pub enum End {
     Broken(String),
 }
 
-/// Serialized messages of `/clock`.
-type ClockMessages = Box<dyn Stream<Item = Vec<u8>> + Unpin>;
-
 /// The node.
 pub struct PolicyNode {
     ros: Node,
     names: Names,
+    subscriptions: Subscriptions,
     clock: Arc<RosClock>,
-    clock_messages: Option<ClockMessages>,
+    /// Of `/clock`.
+    clock_messages: Option<Subscription>,
     parameters: Parameters,
     parameter_services: ParameterServices,
     lifecycle_services: LifecycleServices,
@@ -71,6 +67,8 @@ pub struct PolicyNode {
     state: State,
     underway: Option<Underway>,
     session: Option<Session>,
+    /// The pause, stop or fault in which control was deactivated: the next one begins in it.
+    latched: Option<Request>,
     autostart: Autostart,
     /// Why the last transition was refused, or why the node rests.
     reason: String,
@@ -80,34 +78,6 @@ pub struct PolicyNode {
     graph_asked: Instant,
     diagnosed: Instant,
     rates: Rates,
-}
-
-/// A transition that has begun.
-struct Underway {
-    request: Request,
-    client: Option<ChangeRequest>,
-    work: Work,
-}
-
-/// What a transition waits for.
-enum Work {
-    /// The checkpoint.
-    Loading(JoinHandle<Result<Loaded, String>>),
-    /// Inputs and listeners, until then.
-    Waiting(Instant),
-    /// The arm's rest, until then; then, for a shutdown, the session's end.
-    Braking(Instant),
-    /// The session's threads.
-    Closing(Option<JoinHandle<()>>),
-}
-
-/// Whether the node still has to start by itself.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Autostart {
-    /// No: not asked for, done, or somebody else has taken over.
-    Off,
-    /// Yes, from then on.
-    At(Instant),
 }
 
 /// What `~/status` last said.
@@ -129,11 +99,13 @@ impl PolicyNode {
         let parameters = Parameters::new(overrides(&ros), &origin).map_err(|error| error.to_string())?;
         let config = parameters.config();
         let names = Names::new(&ros.namespace().map_err(said)?, &ros.name().map_err(said)?, arguments);
-        let (clock, clock_messages) = clock(&mut ros, config.use_sim_time).map_err(said)?;
+        let mut subscriptions = Subscriptions::default();
+        let (clock, clock_messages) = clock(&mut subscriptions, &mut ros, &names, config.use_sim_time)?;
         let latched = QosProfile::default().keep_last(1).reliable().transient_local();
         let autostart = if config.autostart { Autostart::At(Instant::now()) } else { Autostart::Off };
         Ok(Self {
             names,
+            subscriptions,
             clock,
             clock_messages,
             parameter_services: ParameterServices::new(&mut ros).map_err(said)?,
@@ -151,6 +123,7 @@ impl PolicyNode {
             state: State::Unconfigured,
             underway: None,
             session: None,
+            latched: None,
             autostart,
             reason: String::new(),
             told: None,
@@ -189,6 +162,7 @@ impl PolicyNode {
     /// One turn: waits a moment for messages, then does everything that there is to do.
     pub fn turn(&mut self) -> Option<End> {
         self.ros.spin_once(SPIN);
+        self.subscriptions.sweep();
         self.follow_clock();
         self.serve_parameters();
         self.serve_lifecycle();
@@ -204,7 +178,7 @@ impl PolicyNode {
     fn follow_clock(&mut self) {
         let mut jumped = self.clock.update();
         if let Some(messages) = &mut self.clock_messages {
-            drain(messages, |payload| {
+            messages.drain(|payload| {
                 if let Ok(now) = decode_clock(&payload) {
                     jumped |= self.clock.simulate(now);
                 }
@@ -258,25 +232,9 @@ impl PolicyNode {
     fn set_clock(&mut self) {
         let simulated = self.parameters.config().use_sim_time;
         if simulated != self.clock.is_simulated() {
-            match clock(&mut self.ros, simulated) {
+            match clock(&mut self.subscriptions, &mut self.ros, &self.names, simulated) {
                 Ok((clock, messages)) => (self.clock, self.clock_messages) = (clock, messages),
-                Err(error) => tracing::error!("/clock cannot be subscribed to: {error}"),
-            }
-        }
-    }
-
-    fn serve_lifecycle(&mut self) {
-        for wish in self.lifecycle_services.serve(self.state) {
-            let asked = &wish.message.transition;
-            let (id, label) = (asked.id, asked.label.clone());
-            self.autostart = Autostart::Off;
-            match lifecycle::find(self.state, id, &label) {
-                Ok(request) => self.begin(request, Some(wish)),
-                Err(why) => {
-                    tracing::warn!("refused: {why}");
-                    self.reason = why;
-                    reply(wish, false);
-                }
+                Err(why) => tracing::error!("{why}"),
             }
         }
     }
@@ -294,7 +252,11 @@ impl PolicyNode {
             let (success, message) = told(ask("pause", &|session| session.pause(pause)));
             answer(request, SetBool::Response { success, message });
         });
+        let (deactivates, latched) = (self.state == State::Deactivating, &mut self.latched);
         self.stop.drain(|request| {
+            if deactivates && !matches!(latched, Some(Request::Fault(_))) {
+                *latched = Some(stop()); // control, which ends, hears no more
+            }
             let (success, message) = told(ask("stop", &Session::stop));
             answer(request, Trigger::Response { success, message });
         });
@@ -319,14 +281,23 @@ impl PolicyNode {
 
     fn take_inputs(&mut self) {
         let Some(session) = &mut self.session else { return };
-        let Some(prompt) = session.take().pop() else { return };
-        if prompt == self.parameters.config().prompt {
-            return;
+        // The newest that the model can read: one that is refused changes nothing.
+        for prompt in session.take().into_iter().rev() {
+            match session.check_prompt(&prompt) {
+                Ok(()) => return self.take_prompt(prompt),
+                Err(why) => session.count("prompt_dropped", &why),
+            }
         }
-        // What is said on the topic is the parameter's new value, so that there is but one task.
-        let change = [("prompt".to_owned(), Given::Value(Value::String(prompt.clone())))];
-        let outcome = session.check_prompt(&prompt).and_then(|()| self.parameters.set(&change, true));
-        match outcome {
+    }
+
+    /// What is said on the topic is the parameter's new value, so that there is but one task.
+    fn take_prompt(&mut self, prompt: String) {
+        let Some(session) = self.session.as_ref().filter(|_| prompt != self.parameters.config().prompt)
+        else {
+            return;
+        };
+        match self.parameters.set(&[("prompt".to_owned(), Given::Value(Value::String(prompt.clone())))], true)
+        {
             Ok(changed) => {
                 session.set_config(self.parameters.config());
                 let now = self.clock.now().unwrap_or_default();
@@ -337,180 +308,22 @@ impl PolicyNode {
         }
     }
 
-    /// A transition begins; its work goes on beside the spinning.
-    fn begin(&mut self, request: Request, client: Option<ChangeRequest>) {
-        self.reason.clear();
-        let now = Instant::now();
-        let work = match request.transition.goal {
-            State::Configuring => {
-                let config = self.parameters.config().clone();
-                tracing::info!("loading {}", config.checkpoint);
-                match thread::Builder::new().name("load".to_owned()).spawn(move || load(&config)) {
-                    Ok(loading) => Work::Loading(loading),
-                    Err(error) => {
-                        tracing::error!("cannot start a thread: {error}");
-                        if let Some(client) = client {
-                            reply(client, false);
-                        }
-                        return;
-                    }
-                }
-            }
-            State::Activating => Work::Waiting(now + ACTIVATE_PATIENCE),
-            _ => {
-                if let Some(session) = &mut self.session {
-                    session.deactivate();
-                }
-                Work::Braking(now + BRAKE_PATIENCE)
-            }
-        };
-        self.enter(request.transition);
-        self.underway = Some(Underway { request, client, work });
-    }
-
-    /// Looks whether the transition under way has finished.
-    fn progress(&mut self) {
-        let Some(mut underway) = self.underway.take() else { return };
-        let outcome = match &mut underway.work {
-            Work::Loading(loading) if !loading.is_finished() => None,
-            Work::Loading(_) => None, // taken below
-            Work::Waiting(until) => self.try_to_activate(*until),
-            Work::Braking(until) => {
-                let deactivates = underway.request.transition.goal == State::Deactivating;
-                if let Some(session) = self.session.as_ref().filter(|_| !deactivates && self.clock.stands()) {
-                    session.give_up();
-                }
-                let resting = self.session.as_mut().is_none_or(Session::is_resting);
-                if !resting && Instant::now() < *until {
-                    None
-                } else if deactivates {
-                    Some(Ok(()))
-                } else {
-                    let closing = self.session.take().map(|session| session.close(&mut self.ros));
-                    underway.work = Work::Closing(closing);
-                    None
-                }
-            }
-            Work::Closing(closing) => closing.as_ref().is_none_or(JoinHandle::is_finished).then_some(Ok(())),
-        };
-        match (outcome, underway) {
-            (Some(outcome), underway) => self.finish(underway, outcome),
-            (None, Underway { request, client, work: Work::Loading(loading) }) if loading.is_finished() => {
-                let outcome = match loading.join() {
-                    Ok(loaded) => loaded.and_then(|loaded| self.configure(loaded)),
-                    Err(_) => Err("loading panicked".to_owned()),
-                };
-                let work = Work::Closing(None);
-                self.finish(Underway { request, client, work }, outcome);
-            }
-            (None, underway) => self.underway = Some(underway),
-        }
-    }
-
-    fn configure(&mut self, loaded: Loaded) -> Result<(), String> {
-        let config = self.parameters.config();
-        let session = Session::new(&mut self.ros, &self.names, &self.clock, config, loaded)?;
-        tracing::info!("{} on {}", config.checkpoint, session.engine());
-        self.session = Some(session);
-        Ok(())
-    }
-
-    fn try_to_activate(&mut self, until: Instant) -> Option<Result<(), String>> {
-        let Some(session) = &mut self.session else {
-            return Some(Err("there is no configured policy".to_owned()));
-        };
-        match session.ready() {
-            Ok(()) => Some(session.activate()),
-            Err(why) if Instant::now() >= until => Some(Err(why)),
-            Err(_) => None,
-        }
-    }
-
-    /// The transition has come to its end.
-    fn finish(&mut self, underway: Underway, outcome: Result<(), String>) {
-        let Underway { request, client, .. } = underway;
-        let via = request.transition.goal;
-        let (ok, goal) = match &outcome {
-            Ok(()) => (true, request.success),
-            Err(_) => (false, request.failure),
-        };
-        let id = request.transition.id.min(5) * 10 + u8::from(!ok);
-        let label = if ok { "transition_success" } else { "transition_failure" };
-        self.enter(Transition { id, label, start: via, goal });
-        let by_itself = client.is_none();
-        if let Some(client) = client {
-            reply(client, ok);
-        }
-        if let Err(why) = outcome {
-            let what = request.transition.label;
-            // One that starts by itself tries again and again: once is enough to say so.
-            if !by_itself {
-                tracing::error!("{what} refused: {why}");
-            } else if self.reason != why {
-                tracing::warn!("{what}: {why}");
-            }
-            self.reason = why;
-            if self.autostart != Autostart::Off {
-                let again = goal == State::Inactive;
-                self.autostart =
-                    if again { Autostart::At(Instant::now() + AUTOSTART_PAUSE) } else { Autostart::Off };
-            }
-        } else {
-            tracing::info!("{}", goal.label());
-            if goal == State::Active {
-                self.autostart = Autostart::Off;
-            }
-        }
-    }
-
-    fn enter(&mut self, way: Transition) {
-        self.state = way.goal;
-        self.lifecycle_services.announce(self.now(), way);
-    }
-
-    fn start_by_itself(&mut self) {
-        let Autostart::At(when) = self.autostart else { return };
-        if self.underway.is_none() && Instant::now() >= when {
-            match self.state {
-                State::Unconfigured => self.begin(CONFIGURE, None),
-                State::Inactive => self.begin(ACTIVATE, None),
-                _ => {}
-            }
-        }
-    }
-
     /// Looks after what can go wrong while nobody asks.
     fn watch(&mut self) {
         if self.graph_asked.elapsed() >= GRAPH_PERIOD {
             self.graph_asked = Instant::now();
             if let Some(session) = &mut self.session {
-                session.follow_graph(&mut self.ros, &self.names);
+                session.follow_graph(&mut self.subscriptions, &mut self.ros, &self.names);
             }
         }
         if let Some(session) = &mut self.session {
+            session.follow_control();
             session.follow_flights();
         }
         let failure = self.session.as_ref().and_then(Session::failure);
         if let Some(why) = failure {
             self.break_down(&why);
         }
-    }
-
-    /// Whether everything is at rest and cleaned up, after [`Self::end`].
-    fn ended(&mut self) -> Option<End> {
-        if !self.ending {
-            return None;
-        }
-        let loading = matches!(&self.underway, Some(Underway { work: Work::Loading(_), .. }));
-        if self.state == State::Finalized || loading {
-            return Some(self.broken.take().map_or(End::Asked, End::Broken));
-        }
-        if self.underway.is_none()
-            && let Ok(request) = lifecycle::find(self.state, 0, "shutdown")
-        {
-            self.begin(request, None);
-        }
-        None
     }
 
     /// `~/status` on every change, `/diagnostics` every second.
@@ -559,12 +372,18 @@ impl PolicyNode {
 }
 
 /// The clock of the parameter `use_sim_time`.
-fn clock(ros: &mut Node, simulated: bool) -> r2r::Result<(Arc<RosClock>, Option<ClockMessages>)> {
+fn clock(
+    subscriptions: &mut Subscriptions,
+    ros: &mut Node,
+    names: &Names,
+    simulated: bool,
+) -> Result<(Arc<RosClock>, Option<Subscription>), String> {
     if !simulated {
         return Ok((Arc::new(RosClock::system()), None));
     }
-    let messages = ros.subscribe_raw("/clock", CLOCK, QosProfile::sensor_data().keep_last(1))?;
-    Ok((Arc::new(RosClock::simulated()), Some(Box::new(messages))))
+    let qos = QosProfile::sensor_data().keep_last(1);
+    let messages = subscriptions.subscribe(ros, names, "/clock", CLOCK, qos)?;
+    Ok((Arc::new(RosClock::simulated()), Some(messages)))
 }
 
 /// A transition state shows as the primary state that it left.

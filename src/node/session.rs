@@ -14,6 +14,7 @@ use super::inputs::Inputs;
 use super::names::Names;
 use super::shared::Shared;
 use super::statistics::InferenceStatistics;
+use super::subscriptions::Subscriptions;
 use crate::clock::{NS_PER_MS, Stamp};
 use crate::config::{CommandType, Config, Execution};
 use crate::control::thread::{Form, Options, RealTime, Request};
@@ -41,6 +42,7 @@ pub struct Loaded {
     inference: Inference,
     /// Such as: cpu f32.
     engine: String,
+    gpu_memory: Option<usize>,
     cameras: Vec<Option<usize>>,
 }
 
@@ -49,6 +51,7 @@ pub struct Session {
     shared: Arc<Shared>,
     setup: Setup,
     engine: String,
+    gpu_memory: Option<usize>,
     inputs: Inputs,
     inference: Option<JoinHandle<()>>,
     commands: PublisherUntyped,
@@ -65,31 +68,41 @@ struct Active {
     leaving: bool,
     /// Somebody subscribes to the commands.
     heard: bool,
+    /// What the log has: how often joint states went stale, and whether it is a fault.
+    logged: (u64, bool),
 }
 
 /// Checkpoint, weights, everything that an inference could need, one inference to warm up. Every misfit is said in one line.
 pub fn load(config: &Config) -> Result<Loaded, String> {
     let setup = Setup::open(config).map_err(|error| error.to_string())?;
     let cameras = setup.cameras.assign(&config.cameras).map_err(|error| error.to_string())?;
-    config.control_config(setup.policy.shape().horizon).map_err(|error| error.to_string())?;
-    setup.policy.check_prompt(&config.prompt).map_err(|error| error.to_string())?;
+    check_fit(&setup, config)?;
     let mut inference = setup.load(config, |_, _| ()).map_err(|error| error.to_string())?;
     warm_up(&mut inference, &cameras, config.joints.names.len()).map_err(|error| error.to_string())?;
     let engine = inference.engine.name();
-    Ok(Loaded { setup, inference, engine, cameras })
+    let gpu_memory = inference.engine.gpu_memory().map_err(|error| error.to_string())?;
+    Ok(Loaded { setup, inference, engine, gpu_memory, cameras })
+}
+
+/// Whether the parameters that may change at any time fit the checkpoint.
+fn check_fit(setup: &Setup, config: &Config) -> Result<(), String> {
+    config.control_config(setup.policy.shape().horizon).map_err(|error| error.to_string())?;
+    setup.policy.check_execution(config.control.execution).map_err(|error| error.to_string())?;
+    setup.policy.check_prompt(&config.prompt).map(|_| ()).map_err(|error| error.to_string())
 }
 
 impl Session {
-    /// Subscribes, offers, starts the threads.
+    /// Subscribes, offers, starts the threads. `config` may have changed while the policy was being loaded.
     pub fn new(
+        subscriptions: &mut Subscriptions,
         node: &mut Node,
         names: &Names,
         clock: &Arc<RosClock>,
         config: &Config,
         loaded: Loaded,
     ) -> Result<Self, String> {
-        let Loaded { setup, inference, engine, cameras } = loaded;
-        let ros = |error: r2r::Error| format!("ROS 2: {error}");
+        let Loaded { setup, inference, engine, gpu_memory, cameras } = loaded;
+        check_fit(&setup, config)?;
         let intake =
             Intake::new(config, &setup.cameras.names, &cameras).map_err(|error| error.to_string())?;
         let shared = Arc::new(Shared::new(
@@ -104,27 +117,18 @@ impl Session {
             CommandType::JointState => JointStateMessage::TYPE,
             CommandType::JointTrajectory => JointTrajectoryMessage::TYPE,
         };
-        let reliable = QosProfile::default().keep_last(1).reliable().volatile();
-        let commands = node
-            .create_publisher_untyped(&config.control.command_topic, command_type, reliable.clone())
-            .map_err(ros)?;
-        let chunks = node
-            .create_publisher_untyped("~/chunks", ActionChunkMessage::TYPE, reliable.keep_last(10))
-            .map_err(ros)?;
-        let form = ChunkForm {
-            joint_names: config.joints.action_names.clone(),
-            policy_rate_hz: config.control.policy_rate_hz,
-        };
-        let thread = thread::Builder::new().name("inference".to_owned()).spawn({
-            let (shared, chunks) = (Arc::clone(&shared), chunks.clone());
-            move || infer_until_closed(inference, &shared, &form, &chunks)
+        let inputs = Inputs::new(subscriptions, node, names, config, &cameras, &shared);
+        let inputs = inputs.inspect_err(|_| shared.close())?;
+        let offered = offer(node, &config.control.command_topic, command_type, 1).and_then(|commands| {
+            match offer(node, "~/chunks", ActionChunkMessage::TYPE, 10) {
+                Ok(chunks) => Ok((commands, chunks)),
+                Err(why) => {
+                    node.destroy_publisher_untyped(commands);
+                    Err(why)
+                }
+            }
         });
-        let inference = thread.map_err(|error| format!("the inference thread: {error}"))?;
-        let inputs = Inputs::new(node, names, config, &cameras, &shared);
-        let inputs = inputs.map_err(|error| {
-            shared.close();
-            ros(error)
-        })?;
+        let (commands, chunks) = offered.inspect_err(|_| shared.close())?;
         let labels = Labels {
             node: names.node().to_owned(),
             command_topic: names.resolve(&config.control.command_topic),
@@ -139,20 +143,35 @@ impl Session {
         let flights = shared.recorder.clone().map(|recorder| {
             FlightLog::new(recorder, labels, config.recorder.folder.as_deref(), Arc::clone(&shared))
         });
-        let (inference, active) = (Some(inference), None);
-        Ok(Self { shared, setup, engine, inputs, inference, commands, chunks, active, flights })
+        let form = ChunkForm {
+            joint_names: config.joints.action_names.clone(),
+            policy_rate_hz: config.control.policy_rate_hz,
+        };
+        let thread = thread::Builder::new().name("inference".to_owned()).spawn({
+            let (shared, chunks) = (Arc::clone(&shared), chunks.clone());
+            move || infer_until_closed(inference, &shared, &form, &chunks)
+        });
+        let (inference, active) = (None, None);
+        let session =
+            Self { shared, setup, engine, gpu_memory, inputs, inference, commands, chunks, active, flights };
+        match thread {
+            Ok(thread) => Ok(Self { inference: Some(thread), ..session }),
+            Err(error) => {
+                session.close(node);
+                Err(format!("the inference thread: {error}"))
+            }
+        }
     }
 }
 
 impl Session {
     /// Takes what has arrived; gives the tasks that were said, newest last.
     pub fn take(&mut self) -> Vec<String> {
-        let Some(now) = self.shared.clock.now() else { return Vec::new() };
         let (shared, active) = (&self.shared, &self.active);
         let mut prompts = Vec::new();
         self.inputs.take(
-            now,
-            |payload| take_joints(&payload, now, shared, active.as_ref()),
+            shared.clock.now(),
+            |payload, now| take_joints(&payload, now, shared, active.as_ref()),
             |payload| match decode_string(&payload) {
                 Ok(prompt) => prompts.push(prompt.to_owned()),
                 Err(error) => shared.count("prompt_dropped", &error.to_string()),
@@ -162,8 +181,8 @@ impl Session {
     }
 
     /// Looks who publishes and who listens. Called now and then.
-    pub fn follow_graph(&mut self, node: &mut Node, names: &Names) {
-        self.inputs.follow_types(node, names);
+    pub fn follow_graph(&mut self, subscriptions: &mut Subscriptions, node: &mut Node, names: &Names) {
+        self.inputs.follow_topics(subscriptions, node, names, &self.shared);
         let heard = self.is_heard();
         let Some(active) = self.active.as_mut().filter(|active| active.heard != heard) else { return };
         active.heard = heard;
@@ -175,6 +194,20 @@ impl Session {
             tracing::warn!("{UNHEARD}; braking");
             let _ = active.control.request(Request::Brake(Reason::new(UNHEARD)));
         }
+    }
+
+    /// Says in the log what nobody should have to ask for: stale joint states, and a fault. To be called often.
+    pub fn follow_control(&mut self) {
+        let Some(active) = self.active.as_mut().filter(|active| !active.leaving) else { return };
+        let status = active.control.status();
+        let (stale, fault) = (status.counters.joints_stale, status.state == State::Fault);
+        if stale > active.logged.0 {
+            tracing::warn!("joint states are stale: braking until they are fresh");
+        }
+        if fault && !active.logged.1 {
+            tracing::error!("fault: {}; the arm rests until ~/reset", status.reason);
+        }
+        active.logged = (stale, fault);
     }
 
     /// The parameters have changed to these.
@@ -214,8 +247,11 @@ impl Session {
         self.commands.get_inter_process_subscription_count().is_ok_and(|count| count > 0)
     }
 
-    /// Starts control: from now on the arm may move.
-    pub fn activate(&mut self) -> Result<(), String> {
+    /// Starts control: from now on the arm may move, unless `latched` (see [`Self::latched`]) keeps it from that.
+    pub fn activate(&mut self, latched: Option<Request>) -> Result<(), String> {
+        if !self.is_resting() {
+            return Err("the control before still brakes: expected an arm at rest; try again".to_owned()); // never two
+        }
         let config = self.shared.config();
         let horizon = self.setup.policy.shape().horizon;
         let control = config.control_config(horizon).map_err(|error| error.to_string())?;
@@ -251,9 +287,23 @@ impl Session {
         if let Some(measured) = self.shared.look(|intake| intake.last_measured().cloned()) {
             control.put_joints(self.shared.clock.steady(measured.stamp), &measured.positions);
         }
+        if let Some(latched) = latched {
+            control.ask(latched, ASK_PATIENCE).map_err(|error| error.to_string())?; // before any chunk
+        }
         self.shared.run(Arc::clone(&control));
-        self.active = Some(Active { control, publisher, leaving: false, heard: true });
+        self.active = Some(Active { control, publisher, leaving: false, heard: true, logged: (0, false) });
         Ok(())
+    }
+
+    /// The pause, stop or fault that control is in: only a person's word ends it, not the end of control.
+    pub fn latched(&self) -> Option<Request> {
+        let status = self.active.as_ref()?.control.status();
+        match status.state {
+            State::Paused => Some(Request::Pause),
+            State::Stopped => Some(Request::Stop(status.reason)),
+            State::Fault => Some(Request::Fault(status.reason)),
+            _ => None,
+        }
     }
 
     /// Brakes, then ends control; [`Self::is_resting`] tells when it has.
@@ -290,17 +340,21 @@ impl Session {
 
     /// `~/pause`.
     pub fn pause(&self, pause: bool) -> Result<String, String> {
-        self.ask("pause", if pause { Request::Pause } else { Request::Resume })
+        self.ask(
+            "pause",
+            if pause { Request::Pause } else { Request::Resume },
+            &[State::Stopped, State::Fault],
+        )
     }
 
     /// `~/stop`.
     pub fn stop(&self) -> Result<String, String> {
-        self.ask("stop", Request::Stop(Reason::new("stopped by ~/stop; ~/reset lets it go on")))
+        self.ask("stop", stop(), &[])
     }
 
     /// `~/reset`.
     pub fn reset(&self) -> Result<String, String> {
-        self.ask("reset", Request::Reset)
+        self.ask("reset", Request::Reset, &[State::Paused, State::Stopped, State::Fault])
     }
 
     /// What control is doing, and why it rests.
@@ -308,7 +362,7 @@ impl Session {
         match &self.active {
             Some(active) => {
                 let status = active.control.status();
-                let missing = self.shared.look(|intake| intake.waiting_for().map(str::to_owned));
+                let missing = self.shared.look(|intake| intake.waiting_because());
                 let reason = match (status.reason.as_str(), missing) {
                     ("", _) => String::new(),
                     (reason, Some(missing)) => format!("{reason}; {missing}"),
@@ -356,11 +410,21 @@ impl Session {
         }
     }
 
-    fn ask(&self, what: &str, request: Request) -> Result<String, String> {
+    /// Asks control, which changes nothing in the states `unmoved`.
+    fn ask(&self, what: &str, request: Request, unmoved: &[State]) -> Result<String, String> {
         let Some(active) = &self.active else {
             return Err(format!("{what}: expected an active node, found an inactive one; activate it"));
         };
+        if active.leaving && !unmoved.is_empty() {
+            return Err(format!(
+                "{what}: expected an active node, found one that deactivates; activate it then"
+            ));
+        }
         match active.control.ask(request, ASK_PATIENCE) {
+            Ok(status) if unmoved.contains(&status.state) => {
+                let word = if status.state == State::Paused { "~/pause with false" } else { "~/reset" };
+                Err(format!("{what}: changes nothing in the state {}; {word} ends it", status.state))
+            }
             Ok(status) => Ok(status.state.name().to_owned()),
             Err(error) => Err(format!("{what}: {error}")),
         }
@@ -381,6 +445,11 @@ impl Session {
     /// Such as: cpu f32.
     pub fn engine(&self) -> &str {
         &self.engine
+    }
+
+    /// Bytes of the GPU's memory that the engine has taken, all that it will need; `None` without a GPU.
+    pub fn gpu_memory(&self) -> Option<usize> {
+        self.gpu_memory
     }
 
     /// The model's cameras.
@@ -418,6 +487,19 @@ impl Session {
             }
         })
     }
+}
+
+/// What `~/stop` asks of control.
+pub fn stop() -> Request {
+    Request::Stop(Reason::new("stopped by ~/stop; ~/reset lets it go on"))
+}
+
+/// A topic that only who listens now hears.
+fn offer(node: &mut Node, topic: &str, type_name: &str, depth: usize) -> Result<PublisherUntyped, String> {
+    let qos = QosProfile::default().keep_last(depth).reliable().volatile();
+    node.create_publisher_untyped(topic, type_name, qos).map_err(|error| {
+        format!("{topic}: cannot be offered as {type_name}: {error}; check the topic's name and what else this node does with it")
+    })
 }
 
 fn take_joints(payload: &[u8], now: Stamp, shared: &Shared, active: Option<&Active>) {

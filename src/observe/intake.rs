@@ -47,8 +47,10 @@ pub struct SourceStatistics {
     pub taken: u64,
     /// Messages refused; why is in [`Intake::counters`].
     pub refused: u64,
-    /// Why the last one was.
+    /// Why the last one was, if none was taken since.
     pub last_refusal: Option<String>,
+    /// What is the matter with its topic, as far as somebody has looked.
+    pub trouble: Option<String>,
     /// Stamp of the newest one taken; `None` before the first, and after [`Intake::clear`].
     pub newest: Option<Stamp>,
 }
@@ -66,8 +68,8 @@ pub struct Intake {
     joints: SourceStatistics,
     counters: Counters,
     last: Option<Last>,
-    /// Why there is no observation, while there is none.
-    waiting_for: Option<String>,
+    /// Why there is no observation, while there is none: the source to blame, and the reason.
+    waiting_for: Option<(String, String)>,
     /// An inference has begun, ever.
     started: bool,
     ended: bool,
@@ -91,6 +93,7 @@ impl Intake {
             taken: 0,
             refused: 0,
             last_refusal: None,
+            trouble: None,
             newest: None,
         };
         let camera = |(slot, index): (&String, &Option<usize>)| {
@@ -224,11 +227,7 @@ impl Intake {
     /// instead.
     pub fn ready(&mut self, now: Stamp) -> Result<(), String> {
         let Err(not_ready) = self.snapshots.snapshot(now) else { return Ok(()) };
-        let refusal = self.sources().find(|source| source.name == not_ready.part());
-        Err(match refusal.and_then(|source| source.last_refusal.as_ref()) {
-            Some(why) => format!("{not_ready}; the last message refused: {why}"),
-            None => not_ready.to_string(),
-        })
+        Err(self.explained(not_ready.part(), not_ready.to_string()))
     }
 
     /// The newest joint positions, unless they are too old (or from the future) at `now`.
@@ -245,7 +244,24 @@ impl Intake {
 
     /// What inferences wait for, without numbers; `None` while they begin.
     pub fn waiting_for(&self) -> Option<&str> {
-        self.waiting_for.as_deref()
+        self.waiting_for.as_ref().map(|(_, reason)| reason.as_str())
+    }
+
+    /// The same, with what the source sent instead, or what is the matter with its topic.
+    pub fn waiting_because(&self) -> Option<String> {
+        self.waiting_for.as_ref().map(|(part, reason)| self.explained(part, reason.clone()))
+    }
+
+    /// Somebody has looked at the topic of a camera (by slot) or of the joints (`None`): what is the matter with it.
+    pub fn set_trouble(&mut self, slot: Option<usize>, trouble: Option<String>) {
+        match slot {
+            Some(slot) => {
+                if let Some(Some(camera)) = self.cameras.get_mut(slot) {
+                    camera.trouble = trouble;
+                }
+            }
+            None => self.joints.trouble = trouble,
+        }
     }
 
     /// See [`Snapshots::unchanged_for`].
@@ -290,11 +306,18 @@ impl Intake {
     /// Counts each time that observations stop, not each time somebody asks in vain.
     fn wait_for(&mut self, not_ready: &NotReady) {
         let reason = not_ready.reason();
-        if self.waiting_for.as_ref() != Some(&reason) && !self.ended {
+        if self.waiting_for() != Some(&reason) && !self.ended {
             if self.started {
                 self.counters.count("no_observation", &reason);
             }
-            self.waiting_for = Some(reason);
+            self.waiting_for = Some((not_ready.part().to_owned(), reason));
+        }
+    }
+
+    fn explained(&self, part: &str, what: String) -> String {
+        match self.sources().find(|source| source.name == part).and_then(SourceStatistics::explanation) {
+            Some(why) => format!("{what}; {why}"),
+            None => what,
         }
     }
 
@@ -309,6 +332,12 @@ const IMAGE_DROPPED: &str = "image_dropped";
 const JOINTS_DROPPED: &str = "joints_dropped";
 
 impl SourceStatistics {
+    /// Why nothing is taken of it, as far as that is known.
+    pub fn explanation(&self) -> Option<String> {
+        let refusal = self.last_refusal.as_ref().map(|why| format!("the last message refused: {why}"));
+        refusal.or_else(|| self.trouble.clone())
+    }
+
     fn refuse(&mut self, why: String) {
         self.refused += 1;
         self.last_refusal = Some(why);
@@ -317,6 +346,7 @@ impl SourceStatistics {
     fn take(&mut self, stamp: Stamp) {
         self.taken += 1;
         self.newest = Some(stamp);
+        self.last_refusal = None;
     }
 }
 
@@ -473,6 +503,27 @@ mod tests {
             sources,
             [("base_0_rgb", 1, 3, newest), ("right_wrist_0_rgb", 1, 1, newest), ("joints", 1, 3, newest)]
         );
+    }
+
+    #[test]
+    fn what_is_waited_for_comes_with_what_its_source_sent_instead() {
+        let mut intake = started();
+        intake.set_trouble(Some(0), Some("nobody publishes base".to_owned()));
+        image(&mut intake, 2, 190);
+        joints(&mut intake, 290);
+        assert!(matches!(intake.next_observation(at(300)), Next::NotReady(NotReady::TooOld { .. })));
+        assert_eq!(intake.waiting_because().unwrap(), "base_0_rgb: too old; nobody publishes base");
+        intake.refuse_image(0, &"no image");
+        let why = "base_0_rgb: too old; the last message refused: no image";
+        assert_eq!(intake.waiting_because().unwrap(), why);
+        assert!(intake.ready(at(300)).unwrap_err().ends_with("allowed); the last message refused: no image"));
+        assert_eq!(
+            intake.waiting_for(),
+            Some("base_0_rgb: too old"),
+            "without what differs from one to the next"
+        );
+        image(&mut intake, 0, 310);
+        assert_eq!(intake.sources().next().unwrap().last_refusal, None, "it sends well again");
     }
 
     #[test]

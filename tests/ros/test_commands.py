@@ -1,5 +1,7 @@
 """What the arm hears: commands of each type within limits, and the services pause, stop and reset."""
 
+import threading
+
 import pytest
 
 from peers import ACCELERATION, JOINTS, VELOCITY, robot_parameters, to_ns
@@ -110,6 +112,38 @@ def test_stop_brakes_then_is_silent_until_reset(world):
     assert_within_limits(arm.messages[resumed:])
 
 
+def test_a_word_that_changes_nothing_is_answered_with_the_reason(world):
+    _robot, _arm, policy = world.running()
+    assert policy.trigger("stop")[0]
+    for success, message in (policy.pause(), policy.pause(False)):
+        assert not success and "stopped" in message and "~/reset" in message
+    assert policy.trigger("reset")[0] and policy.pause()[0]
+    success, message = policy.trigger("reset")
+    assert not success and "~/pause" in message
+    assert policy.pause(False)[0]
+    policy.wait_for_control("running")
+
+
+@pytest.mark.parametrize("word", ["stop", "pause"])
+def test_what_a_person_has_stopped_is_still_stopped_after_another_activation(world, word):
+    _robot, arm, policy = world.running()
+    arm.wait_for_motion()
+    assert (policy.pause() if word == "pause" else policy.trigger("stop"))[0]
+    state = "paused" if word == "pause" else "stopped"
+    status = policy.wait_for_control(state)
+    assert policy.change("deactivate") and policy.change("activate"), policy.reason()
+    policy.status.wait_until(lambda again: (again.lifecycle, again.control, again.reason) == ("active", state, status.reason))
+    assert policy.change("deactivate") and policy.change("cleanup") and policy.change("configure"), policy.reason()
+    wait_for(lambda: policy.change("activate"), policy.reason)
+    policy.wait_for_control(state)
+    commands = len(arm.received)
+    wait_for(lambda: arm.silent_for(1.0), "silence")
+    assert len(arm.received) == commands
+    assert (policy.pause(False) if word == "pause" else policy.trigger("reset"))[0]
+    policy.wait_for_control("running")
+    arm.wait_for_motion()
+
+
 def test_pause_stop_and_reset_are_refused_by_a_node_that_is_not_active(world):
     policy = world.start()
     for _ in range(2):
@@ -129,6 +163,29 @@ def test_deactivate_brakes_before_the_commands_end(world):
     assert policy.state() == "inactive"
     assert policy.change("activate"), policy.reason()
     arm.wait_for_motion()
+
+
+def test_an_arm_that_takes_long_to_rest_is_waited_for(world):
+    # Velocities that end at zero after eleven seconds: nothing may end sooner, or the joints would go on moving.
+    slow = {"joints__velocity_max": [0.5] * 3, "joints__acceleration_max": [0.04] * 3, "joints__velocity_controlled": [True] * 3}
+    steady = {"control__policy_rate_hz": 0.1, "control__execution": "open_loop", "control__first_step_max": 1000.0}
+    robot, arm = world.robot(), world.arm()
+    robot.start(20)
+    policy = world.start(robot_parameters(**slow, **steady))
+    assert policy.change("configure"), policy.reason()
+    assert policy.change("activate"), policy.reason()
+    wait_for(lambda: arm.received and max(map(abs, arm.positions()[-1])) > 0.44, "full speed")
+    deactivated = []
+    braking = threading.Thread(target=lambda: deactivated.append(policy.change("deactivate")))
+    braking.start()
+    wait_for(lambda: "still braking" in policy.process.log, "a person sees why it takes long")
+    assert policy.trigger("stop")[0] and not policy.change("activate"), "one control at a time"
+    braking.join()
+    assert deactivated == [True]
+    wait_for(lambda: arm.silent_for(0.5), "silence")
+    assert arm.positions()[-1] == [0.0] * 3, "at rest"
+    assert policy.change("activate"), policy.reason()
+    policy.wait_for_control("stopped")  # as a person said while it was on its way
 
 
 @pytest.mark.parametrize("rate", [20.0, 250.0])

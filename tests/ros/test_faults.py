@@ -36,7 +36,7 @@ def test_after_kill_minus_9_it_starts_unconfigured_and_replays_nothing(world):
     assert again.chunks.messages[0].id == 0
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_signal_in_mid_motion_brakes_and_ends_with_exit_code_0(world, number):
     _robot, arm, policy = world.running()
     arm.wait_for_motion()
@@ -47,6 +47,17 @@ def test_a_signal_in_mid_motion_brakes_and_ends_with_exit_code_0(world, number):
     assert len(arm.received) > before
     assert_ends_at_rest(arm.messages[before:])
     assert "panicked" not in policy.process.log
+
+
+def test_under_nohup_a_terminal_that_closes_changes_nothing(world):
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does; a child inherits it
+    try:
+        _robot, arm, policy = world.running()
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    policy.process.signal(signal.SIGHUP)
+    arm.wait_for_more(50)
+    assert policy.state() == "active"
 
 
 @pytest.mark.parametrize("how, why", [("error", "GPU: cuStreamSynchronize: "), ("panic", "the engine panicked")])
@@ -88,6 +99,39 @@ def test_a_camera_that_shows_the_same_pixels_brakes_and_resumes_when_it_moves(wo
     arm.wait_for_motion()
 
 
+def test_a_camera_that_sends_what_cannot_be_read_is_named_with_the_cause(world):
+    robot, arm, policy = world.running(robot_parameters(cameras__left_wrist_0_rgb__max_age_ms=500))
+    policy.wait_for_control("running")
+    picture = robot.image
+
+    def depth(index, ns, grey=None):
+        message = picture(index, ns, grey)
+        message.encoding = "16UC1" if index == 1 else message.encoding
+        return message
+
+    robot.image = depth
+    words = ("left_wrist_0_rgb: too old", "16UC1")
+    policy.status.wait_until(lambda status: all(word in status.reason for word in words), words)
+    arm.wait_for_rest()
+    robot.image = picture
+    policy.status.wait_until(lambda status: (status.control, status.reason) == ("running", ""))
+
+
+def test_a_camera_that_changes_its_type_is_named_with_what_to_do(world):
+    robot, _arm, policy = world.running()
+    policy.wait_for_control("running")
+    robot.stop()
+    while robot.cameras:
+        world.node.destroy_publisher(robot.cameras.pop())
+    time.sleep(1)  # rclpy's executor lets go of them, and with them of the type
+    world.robot(compressed=[0, 1, 2]).start(20)
+    words = ("cam_0 carries sensor_msgs/msg/CompressedImage now", "listens to sensor_msgs/msg/Image", "start the node anew")
+    policy.status.wait_until(lambda status: all(word in status.reason for word in words), words)
+    assert policy.change("deactivate") and policy.change("cleanup")
+    assert not policy.change("configure")
+    policy.status.wait_until(lambda status: "CompressedImage" in status.reason and "start the node anew" in status.reason)
+
+
 @pytest.mark.parametrize("elbows", [0, 2], ids=["missing", "twice"])
 def test_a_joint_that_is_missing_or_there_twice_mid_run_brakes_and_its_return_resumes(world, elbows):
     robot, arm, policy = world.running(robot_parameters(**SLOW, joints__max_age_ms=1000, joints__fault_after_ms=60000))
@@ -116,6 +160,7 @@ def test_joints_that_stop_brake_at_once_and_resume_when_they_return(world):
     arm.wait_for_motion()
     robot.silent = {"joints"}
     policy.status.wait_until(lambda status: status.control in ("braking", "holding", "fault") and "joint" in status.reason, "why")
+    wait_for(lambda: any("WARN" in line and "joint states are stale" in line for line in policy.process.lines), "a line in the log")
     arm.wait_for_rest()
     robot.silent = set()
 

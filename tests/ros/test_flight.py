@@ -75,6 +75,7 @@ def test_after_a_fault_the_brake_is_in_the_file(world, tmp_path):
     arm.wait_for_motion()
     robot.silent = {"joints"}
     policy.wait_for_control("fault")
+    wait_for(lambda: any("ERROR" in line and "fault: joint states were stale" in line for line in policy.process.lines), "a line in the log")
     path = wait_for(lambda: next(tmp_path.glob("flights/*_fault.mcap"), None), "a file")
     bag = messages(path)
     states = [(message.control, message.reason) for _, message in bag[f"{policy.name}/status"]]
@@ -85,6 +86,16 @@ def test_after_a_fault_the_brake_is_in_the_file(world, tmp_path):
     assert positions[-1] == positions[-2] and positions[0] != positions[-1], "it came to rest"
     time.sleep(2)
     assert len(list(tmp_path.glob("flights/*"))) == 1, "one file for one fault"
+
+    # It outlasts deactivation, and is still the same one.
+    robot.silent = set()
+    assert policy.change("deactivate")
+    wait_for(lambda: policy.change("activate"), policy.reason)
+    policy.status.wait_until(lambda status: status.control == "fault" and "joint states were stale" in status.reason)
+    time.sleep(2)
+    assert policy.status.last.control == "fault" and len(list(tmp_path.glob("flights/*"))) == 1
+    assert policy.trigger("reset")[0]
+    policy.wait_for_control("running")
 
 
 @pytest.fixture

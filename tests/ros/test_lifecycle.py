@@ -5,8 +5,10 @@ import signal
 import pytest
 
 from lifecycle_msgs.msg import State
-from peers import robot_parameters
+from peers import SENSOR, robot_parameters
 from process import wait_for
+from sensor_msgs.msg import Image
+from std_msgs.msg import String
 
 STATES = {
     0: "unknown",
@@ -111,6 +113,17 @@ def test_what_is_not_allowed_is_refused_and_changes_nothing(world):
     policy.status.wait_until(lambda status: "expected configure or shutdown" in status.reason)
 
 
+def test_an_active_node_that_refuses_a_transition_is_as_healthy_as_before(world):
+    _robot, _arm, policy = world.running()
+    policy.wait_for_control("running")
+    for transition in ("activate", "nonsense", 99):
+        assert not policy.change(transition)
+    wait_for(lambda: "nonsense" in policy.process.log, "the refusal is in the log")
+    policy.diagnostics.wait_for_more(2)
+    assert policy.health()["policy"][:2] == (0, "active")
+    policy.status.wait_until(lambda status: (status.control, status.reason) == ("running", ""))
+
+
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [
@@ -158,6 +171,55 @@ def test_activate_is_refused_without_fresh_inputs_and_names_the_first(world):
     assert policy.change("activate"), policy.reason()
 
 
+def test_activate_is_refused_where_a_camera_has_another_type_and_names_topic_and_types(world):
+    robot, _arm = world.robot(cameras=2), world.arm()
+    robot.start(20)
+    _text = world.node.create_publisher(String, "cam_2", SENSOR)
+    policy = world.start()
+    assert policy.change("configure")
+    assert not policy.change("activate")
+    words = ("right_wrist_0_rgb", f"{world.namespace}/cam_2", "sensor_msgs/msg/Image", "std_msgs/msg/String")
+    policy.status.wait_until(lambda status: all(word in status.reason for word in words), words)
+
+
+def listeners(world, topic):
+    infos = world.node.get_subscriptions_info_by_topic(f"{world.namespace}/{topic}")
+    return sum(info.node_name == "policy" for info in infos)
+
+
+def test_however_often_it_is_configured_it_listens_once_to_topics_that_are_silent(world):
+    _cameras = [world.node.create_publisher(Image, f"cam_{index}", SENSOR) for index in range(3)]
+    policy = world.start()
+    for _ in range(3):
+        assert policy.change("configure"), policy.reason()
+        assert policy.change("cleanup")
+    assert policy.change("configure"), policy.reason()
+    topics = ("joint_states", "prompt", "cam_0", "cam_1", "cam_2")
+    wait_for(lambda: [listeners(world, topic) for topic in topics] == [1] * 5, "one subscription each")
+
+
+def test_after_cleanup_it_listens_no_more_to_a_topic_that_is_heard(world):
+    robot = world.robot()
+    robot.start(20)
+    policy = world.start()
+    assert policy.change("configure"), policy.reason()
+    wait_for(lambda: listeners(world, "joint_states") == listeners(world, "cam_0") == 1, "it listens")
+    assert policy.change("cleanup")
+    wait_for(lambda: not listeners(world, "joint_states") and not listeners(world, "cam_0"), "no subscription")
+
+
+def test_a_configure_that_fails_leaves_nothing_and_names_topic_and_types(world):
+    policy = world.start(robot_parameters(prompt_topic="joint_states"))
+    for _ in range(3):
+        assert not policy.change("configure")
+    words = (f"{world.namespace}/joint_states", "std_msgs/msg/String", "sensor_msgs/msg/JointState")
+    policy.status.wait_until(lambda status: all(word in status.reason for word in words), words)
+    wait_for(lambda: not world.node.count_publishers(f"{world.namespace}/commands"), "no publisher")
+    assert listeners(world, "joint_states") <= 1
+    assert policy.set_list([("prompt_topic", "prompt")])[0]
+    assert policy.change("configure"), policy.reason()
+
+
 @pytest.mark.parametrize("names", [["shoulder", "gripper", "wheel"], ["shoulder", "elbow", "gripper", "elbow"]], ids=["missing", "twice"])
 def test_activate_is_refused_while_a_joint_is_missing_or_there_twice_and_names_it(world, names):
     robot, _arm = world.robot(names=names), world.arm()
@@ -175,6 +237,10 @@ def test_autostart_configures_and_activates_once_everything_is_there(world):
     policy = world.start(robot_parameters(autostart=True))
     policy.wait_for_state("inactive")
     policy.status.wait_until(lambda status: status.reason != "", "why it is not active yet")
+    said = len(policy.status.received)
+    again = policy.event_labels().count(("transition_failure", "activating", "inactive")) + 2
+    wait_for(lambda: policy.event_labels().count(("transition_failure", "activating", "inactive")) >= again, "other attempts")
+    assert len(policy.status.received) == said and policy.process.log.count("nobody subscribes") == 1, "said once"
     arm, robot = world.arm(), world.robot()
     robot.start(20)
     policy.wait_for_state("active")

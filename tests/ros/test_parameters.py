@@ -1,5 +1,7 @@
 """Parameters through ROS 2's standard services, as `ros2 param` and rqt set them."""
 
+import threading
+
 import pytest
 
 from peers import JOINTS, robot_parameters, value
@@ -150,6 +152,24 @@ def test_structural_parameters_change_while_unconfigured(policy):
     assert not successful and "joints." in reason, reason
     assert policy.change("configure"), policy.reason()
     assert policy.get("control.rate_hz") == 50.0
+
+
+@pytest.mark.parametrize(
+    ("name", "found", "word"), [("prompt", "word " * 500, "tokens"), ("control.execution", "rtc_trained", "rtc_trained")]
+)
+def test_what_does_not_fit_the_checkpoint_is_refused_while_it_is_loaded_too(world, name, found, word):
+    policy = world.start()
+    policy.set(prompt="fold the towel")
+    configured = []
+    loading = threading.Thread(target=lambda: configured.append(policy.change("configure")))
+    loading.start()
+    wait_for(lambda: ("configure", "unconfigured", "configuring") in policy.event_labels(), "loading has begun")
+    successful, reason = policy.set_list([(name, found)])
+    loading.join()
+    # Nobody knows what fits before the checkpoint is there: then the configuration is what is refused.
+    assert configured == [not successful]
+    reason = policy.status.wait_until(lambda status: status.reason).reason if successful else reason
+    assert word in reason, reason
 
 
 def test_a_whole_number_in_a_file_is_taken_where_a_number_is_meant(world):

@@ -7,6 +7,7 @@ import pytest
 from peers import LATCHED, Recorder, robot_parameters
 from process import wait_for
 from pi05_thor.msg import PolicyStatus
+from std_msgs.msg import String
 
 
 def test_a_late_joiner_hears_the_status(world):
@@ -62,6 +63,18 @@ def test_a_prompt_that_is_too_long_is_rejected_with_its_token_count(world):
     del said
 
 
+def test_a_prompt_counts_though_one_that_is_refused_follows_at_once(world):
+    policy = world.start()
+    assert policy.change("configure"), policy.reason()
+    said = world.node.create_publisher(String, "prompt", LATCHED)
+    wait_for(said.get_subscription_count, "a subscription to the prompt")
+    for number in range(10):
+        said.publish(String(data=f"task {number}"))
+        said.publish(String(data="word " * 500))
+        policy.status.wait_until(lambda status: status.prompt == f"task {number}")
+    policy.wait_for_count("prompt_dropped", "tokens", at_least=10)
+
+
 def test_diagnostics_come_every_second_and_name_every_source(world):
     _robot, _arm, policy = world.running(rate_hz=20)
     start = time.monotonic()
@@ -78,6 +91,7 @@ def test_diagnostics_come_every_second_and_name_every_source(world):
     assert values["state"] == "active" and "cpu" in values["engine"]
     _, _, values = parts["inference"]
     assert int(values["chunks"]) > 0 and 0 < float(values["p50_ms"]) <= float(values["p99_ms"])
+    assert "gpu_memory_mib" not in values, "there is none"
     everything = " ".join(name for _, _, found in parts.values() for name in found)
     assert "skipped_ticks" in everything, "deadline misses"
 

@@ -4,8 +4,9 @@ import signal
 import time
 
 from clock import SimulatedClock
-from peers import robot_parameters, to_ns
+from peers import LATCHED, robot_parameters, to_ns
 from process import wait_for
+from std_msgs.msg import String
 
 START = 1_000 * 10**9
 TICK = 10_000_000
@@ -51,6 +52,19 @@ def test_without_a_clock_there_is_no_time_and_no_activation(world):
     assert not policy.change("activate")
     assert "/clock" in policy.status.wait_until(lambda status: status.reason).reason
     assert not arm.received
+
+
+def test_before_there_is_a_time_the_newest_prompt_counts(world):
+    _robot, _arm, clock, policy = simulated(world)
+    said = world.node.create_publisher(String, "prompt", LATCHED)
+    wait_for(said.get_subscription_count, "a subscription to the prompt")
+    for number in range(15):
+        said.publish(String(data=f"task {number}"))
+        time.sleep(0.02)
+    policy.status.wait_until(lambda status: status.prompt == "task 14")
+    clock.set(START)
+    clock.settle(policy)
+    assert policy.get("prompt") == "task 14"
 
 
 def test_commands_are_stamped_with_simulated_time_one_per_clock_message_at_most(world):
@@ -108,3 +122,20 @@ def test_a_signal_ends_it_while_simulated_time_stands(world):
     policy.process.signal(signal.SIGTERM)  # as when the simulator was ended first
     assert policy.process.wait(4) == 0
     assert "panicked" not in policy.process.log
+
+
+def test_a_deactivation_ends_while_simulated_time_stands_and_nothing_is_left_of_it(world):
+    robot, arm, clock, policy = simulated(world)
+    active(robot, arm, clock, policy)
+    run(robot, clock, policy, arm, lambda: policy.status.last.control == "running" and arm.moves(), "it runs")
+    began = time.monotonic()
+    assert policy.change("deactivate")
+    assert time.monotonic() - began < 5 and policy.state() == "inactive"
+    clock.settle(policy)
+    commands = len(arm.received)
+    for _ in range(50):
+        clock.set(clock.now + TICK)
+        robot.publish(clock.now)
+        time.sleep(0.005)
+    assert len(arm.received) == commands, "an inactive node is silent when time goes on"
+    assert policy.change("activate"), policy.reason()
