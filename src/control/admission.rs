@@ -106,6 +106,25 @@ pub enum Rejected {
     },
 }
 
+impl Rejected {
+    /// Why, without the numbers of the one chunk, so that equal reasons can be counted together.
+    pub fn in_general(&self) -> String {
+        match self {
+            Self::Malformed(malformed) => malformed.to_string(),
+            Self::Late { .. } => "all its steps had passed".to_owned(),
+            Self::Superseded { .. } => "its observation was older than the running one's".to_owned(),
+            Self::FromFuture { .. } => "its observation lay ahead of now".to_owned(),
+            Self::OldEpoch { .. } => "the motion was interrupted since it was begun".to_owned(),
+            Self::TooFar { joint, .. } => {
+                format!("joint {joint} was to begin too far from its measured position")
+            }
+            Self::NotYet { .. } => "another one was executed open loop".to_owned(),
+            Self::JointsStale { .. } => "joint states were stale".to_owned(),
+            Self::NotWanted { state, .. } => format!("control was {state}"),
+        }
+    }
+}
+
 /// What a chunk is judged against.
 pub(super) struct Gate {
     pub state: State,

@@ -25,7 +25,7 @@ use crate::clock::{FUTURE_TOLERANCE_NS, NS_PER_MS, NS_PER_S, Stamp, Steady};
 use crate::config::{CommandType, Config, Execution};
 use crate::control::limits::LimitsError;
 use crate::control::scheduler::ControlError;
-use crate::control::{Chunk, Reason, Rejected, Scheduler};
+use crate::control::{Chunk, Reason, Scheduler};
 use crate::messages::{CdrError, CompressedImageMessage, ImageMessage, JointStateMessage};
 use crate::model::Pixels;
 use crate::observe::RgbImage;
@@ -498,7 +498,7 @@ impl<'a> Player<'a> {
             }
             Err(rejected) => {
                 self.chunking.refused(chunk.id);
-                self.intake.count("chunk_rejected", &reason(&rejected));
+                self.intake.count("chunk_rejected", &rejected.in_general());
             }
         }
     }
@@ -532,6 +532,13 @@ impl<'a> Player<'a> {
         if self.recording.chunks.is_empty() {
             let note = self.why_no_chunk();
             self.recording.notes.push(note);
+        }
+        for (name, count) in self.intake.counters().iter() {
+            if let Some(why) = name.strip_prefix("prompt_truncated: ") {
+                self.recording
+                    .notes
+                    .push(format!("{why}, in {count} inferences; its end was cut off: shorten it"));
+            }
         }
         for (name, count) in self.scheduler.counters().entries() {
             self.recording.counters.insert(name.to_owned(), count);
@@ -575,23 +582,6 @@ impl<'a> Player<'a> {
             [] => self.scheduler.is_silent() || self.at_end.is_none(),
         };
         self.pending.is_none() && self.arrived.is_empty() && still
-    }
-}
-
-/// Without the numbers of the one chunk, so that equal reasons are counted together.
-fn reason(rejected: &Rejected) -> String {
-    match rejected {
-        Rejected::Malformed(malformed) => malformed.to_string(),
-        Rejected::Late { .. } => "all its steps had passed".to_owned(),
-        Rejected::Superseded { .. } => "its observation was older than the running one's".to_owned(),
-        Rejected::FromFuture { .. } => "its observation lay ahead of now".to_owned(),
-        Rejected::OldEpoch { .. } => "the motion was interrupted since it was begun".to_owned(),
-        Rejected::TooFar { joint, .. } => {
-            format!("joint {joint} was to begin too far from its measured position")
-        }
-        Rejected::NotYet { .. } => "another one was executed open loop".to_owned(),
-        Rejected::JointsStale { .. } => "joint states were stale".to_owned(),
-        Rejected::NotWanted { state, .. } => format!("control was {state}"),
     }
 }
 

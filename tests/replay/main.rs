@@ -492,6 +492,10 @@ fn a_new_prompt_counts_from_the_next_chunk_and_one_that_does_not_fit_changes_not
     let run = replay(&too_long, &parameters("")).ok();
     assert_eq!(run.counted(&["prompt_dropped", "tokens"]), 1);
     assert_eq!(run.commands(), plain.commands());
+
+    // Of the parameters it is cut off, as the references do, and that is said.
+    let run = replay(&healthy(0, S), &parameters(&format!("    prompt: \"{}\"", "zebra ".repeat(150)))).ok();
+    assert!(run.stdout.contains("its end was cut off: shorten it"), "{}", run.stdout);
 }
 
 #[test]
