@@ -204,7 +204,7 @@ pub static TABLE: &[Parameter] = &[
         "Path of the tokenizer (SentencePiece .model or tokenizer.json); empty: look beside the checkpoint."),
     parameter("policy.asset_id", text(""), "", Structural,
         "openpi: folder under assets/ with the statistics; empty: the only one there."),
-    parameter("control.policy_rate_hz", number(50.0, 0.1, 1000.0), "Hz", Structural,
+    parameter("control.policy_rate_hz", number(50.0, 0.01, 1000.0), "Hz", Structural,
         "Steps per second of a chunk."),
     parameter("control.rate_hz", number(100.0, 1.0, 1000.0), "Hz", Structural,
         "Control ticks, and so commands, per second."),

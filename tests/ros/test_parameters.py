@@ -44,7 +44,7 @@ def test_descriptors_have_ranges_and_say_what_is_read_only(policy):
     rate, blend, backend, age, seed = policy.describe(
         "control.rate_hz", "control.blend_steps", "backend", "joints.max_age_ms", "sampler.seed"
     )
-    assert (rate.floating_point_range[0].from_value, rate.floating_point_range[0].to_value) == (0.0, 1000.0)
+    assert (rate.floating_point_range[0].from_value, rate.floating_point_range[0].to_value) == (1.0, 1000.0)
     assert (blend.integer_range[0].from_value, blend.integer_range[0].to_value) == (0, 50)
     assert (age.integer_range[0].from_value, age.integer_range[0].to_value) == (1, 60_000)
     assert "cpu" in backend.additional_constraints and "tensorrt" in backend.additional_constraints
