@@ -56,6 +56,9 @@ fn run(
             Received::Nothing => continue,
             Received::Ended => return,
         }
+        if !shared.may_publish() {
+            continue;
+        }
         if let Err(error) = publisher.publish_raw(&payload) {
             shared.count("command_unpublished", &error.to_string());
         }

@@ -186,11 +186,13 @@ impl Session {
         let heard = self.is_heard();
         let Some(active) = self.active.as_mut().filter(|active| active.heard != heard) else { return };
         active.heard = heard;
-        self.shared.set_heard(heard);
         if heard {
             tracing::info!("{HEARD_AGAIN}");
-            let _ = active.control.request(Request::BeginAnew(Reason::new(HEARD_AGAIN)));
+            // Who listens now has not done what was sent before: it hears nothing of that.
+            let _ = active.control.ask(Request::BeginAnew(Reason::new(HEARD_AGAIN)), ASK_PATIENCE);
+            self.shared.set_heard(true);
         } else {
+            self.shared.set_heard(false);
             tracing::warn!("{UNHEARD}; braking");
             let _ = active.control.request(Request::Brake(Reason::new(UNHEARD)));
         }

@@ -176,12 +176,17 @@ impl Shared {
         self.changed.notify_all();
     }
 
-    /// Whether somebody hears the commands; while nobody does, no inference begins.
+    /// Whether somebody hears the commands; while nobody does, no inference begins and nothing is published.
     pub fn set_heard(&self, heard: bool) {
         if let Some(run) = self.running.lock().as_mut() {
             run.heard = heard;
         }
         self.changed.notify_all();
+    }
+
+    /// Not while it runs unheard.
+    pub fn may_publish(&self) -> bool {
+        self.running.lock().as_ref().is_none_or(|run| run.heard)
     }
 
     /// No inference begins any more.

@@ -180,7 +180,11 @@ def test_when_nobody_hears_the_commands_any_more_it_brakes_and_says_why(world):
     status = policy.wait_for_control("braking", "holding")
     policy.status.wait_until(lambda status: "commands" in status.reason and ("nobody" in status.reason or "subscri" in status.reason), "why")
     assert status.lifecycle == "active" and policy.process.is_alive()
+    robot.positions = [position - 0.3 for position in robot.positions]  # somebody has moved it meanwhile
     arm = world.arm()
+    arm.wait_for_more(1)
+    first = arm.positions()[0]
+    assert all(abs(a - b) < 0.05 for a, b in zip(first, robot.positions)), "sets out from where it is"
     robot.follow = arm
     policy.wait_for_control("running")
     arm.wait_for_motion()
