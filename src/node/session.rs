@@ -184,7 +184,12 @@ impl Session {
     pub fn follow_graph(&mut self, subscriptions: &mut Subscriptions, node: &mut Node, names: &Names) {
         self.inputs.follow_topics(subscriptions, node, names, &self.shared);
         let heard = self.is_heard();
-        let Some(active) = self.active.as_mut().filter(|active| active.heard != heard) else { return };
+        let Some(active) = self.active.as_mut() else { return };
+        // Who comes while it still brakes counts once it rests.
+        let heard = heard && (active.heard || active.control.status().state != State::Braking);
+        if active.heard == heard {
+            return;
+        }
         active.heard = heard;
         if heard {
             tracing::info!("{HEARD_AGAIN}");
