@@ -11,9 +11,12 @@ use std::{
     sync::LazyLock,
 };
 
-use pi05_thor::policy::checkpoint::{
-    Checkpoint,
-    safetensors::{MAX_HEADER, read_case, read_header},
+use pi05_thor::policy::{
+    checkpoint::{
+        Checkpoint,
+        safetensors::{MAX_HEADER, read_case, read_header},
+    },
+    statistics::{FeatureStats, Statistics},
 };
 use proptest::prelude::*;
 use tempfile::TempDir;
@@ -310,10 +313,13 @@ proptest! {
     fn a_state_file_with_changes(changes in changes()) {
         let file = "lerobot/policy_preprocessor_step_3_normalizer_processor.safetensors";
         if let Ok(checkpoint) = open_with(file, &changed(&STATISTICS, &changes)).0 {
-            let statistics = checkpoint.statistics.unwrap();
-            let q01 = statistics.state.q01.unwrap();
-            prop_assert!(q01.iter().all(|x| x.is_finite()));
-            prop_assert_eq!(q01.len(), statistics.state.q99.unwrap().len());
+            let Statistics { state, action, .. } = checkpoint.statistics.unwrap();
+            for FeatureStats { mean, std, min, max, q01, q99, q10, q90 } in [state, action] {
+                // A name may have been changed: which statistics are needed is for the normalisation to say.
+                let given: Vec<_> = [mean, std, min, max, q01, q99, q10, q90].into_iter().flatten().collect();
+                prop_assert!(given.iter().flatten().all(|x| x.is_finite()));
+                prop_assert!(given.iter().all(|values| !values.is_empty() && values.len() == given[0].len()));
+            }
         }
     }
 }
