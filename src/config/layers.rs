@@ -4,7 +4,8 @@
 //! build does not have is refused.
 
 use std::collections::{BTreeMap, HashSet};
-use std::path::Path;
+use std::env;
+use std::path::{Path, PathBuf};
 
 use super::choices::*;
 use super::error::{ConfigError, LISTED_MAX, Violation, shortened};
@@ -212,6 +213,14 @@ fn table_default(name: &str) -> Option<Value> {
     }
 }
 
+/// `~/` in front is the home folder: no shell has seen what stands in a parameter file or behind `checkpoint:=`.
+fn from_home(path: String, home: Option<PathBuf>) -> String {
+    match (path.strip_prefix("~/"), home.as_deref().and_then(Path::to_str)) {
+        (Some(rest), Some(home)) if !home.is_empty() => format!("{}/{rest}", home.trim_end_matches('/')),
+        _ => path,
+    }
+}
+
 /// The three layers, and what was found wrong while reading them. A missing value is a violation and reads as empty.
 struct Layers<'a> {
     origin: &'a str,
@@ -244,13 +253,18 @@ impl Layers<'_> {
     getter!(doubles, DoubleArray, Vec<f64>);
     getter!(texts, StringArray, Vec<String>);
 
+    /// A text that may be a path.
+    fn path(&mut self, name: &str) -> String {
+        from_home(self.text(name), env::home_dir())
+    }
+
     fn config(&mut self) -> Config {
         let joints = self.joints();
         Config {
-            checkpoint: self.text("checkpoint"),
+            checkpoint: self.path("checkpoint"),
             backend: self.choice("backend", |text| text.parse().ok(), Backend::Auto),
             dtype: self.choice("dtype", DtypeChoice::from_name, DtypeChoice::Auto),
-            recipe: self.text("recipe"),
+            recipe: self.path("recipe"),
             robot: self.choice("robot", RobotKind::from_name, RobotKind::Aloha),
             prompt: self.text("prompt"),
             prompt_topic: self.text("prompt_topic"),
@@ -280,7 +294,7 @@ impl Layers<'_> {
             },
             recorder: Recorder {
                 seconds: Some(self.double("recorder.seconds")).filter(|&seconds| seconds > 0.0),
-                folder: Some(self.text("recorder.folder")).filter(|folder| !folder.is_empty()),
+                folder: Some(self.path("recorder.folder")).filter(|folder| !folder.is_empty()),
             },
             rtc: Rtc {
                 schedule: self.choice("rtc.schedule", PrefixSchedule::from_name, PrefixSchedule::Linear),
@@ -370,7 +384,7 @@ impl Layers<'_> {
         }
         let lengths_fit = lengths.iter().all(|&length| length == actions);
         let limits_fit = self.check_position_limits(&joints);
-        let urdf = self.text("joints.urdf");
+        let urdf = self.path("joints.urdf");
         if lengths_fit && limits_fit && !urdf.is_empty() {
             self.tighten(&mut joints, &urdf);
         }
@@ -486,7 +500,7 @@ impl Layers<'_> {
                 NormalizationChoice::from_name,
                 NormalizationChoice::Auto,
             ),
-            tokenizer: Some(self.text("policy.tokenizer")).filter(|path| !path.is_empty()),
+            tokenizer: Some(self.path("policy.tokenizer")).filter(|path| !path.is_empty()),
             asset_id: Some(self.text("policy.asset_id")).filter(|id| !id.is_empty()),
         }
     }
@@ -542,5 +556,26 @@ impl Layers<'_> {
             found,
             advice: advice.to_owned(),
         });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_tilde_in_front_is_the_home_folder() {
+        for (path, home, expected) in [
+            ("~/pi05", Some("/home/ada"), "/home/ada/pi05"),
+            ("~/pi05", Some("/home/ada/"), "/home/ada/pi05"),
+            ("~/pi05", Some("/"), "/pi05"),
+            ("~/pi05", Some(""), "~/pi05"),
+            ("~/pi05", None, "~/pi05"),
+            ("~ada/pi05", Some("/home/ada"), "~ada/pi05"),
+            ("a/~/pi05", Some("/home/ada"), "a/~/pi05"),
+            ("synth:tiny", Some("/home/ada"), "synth:tiny"),
+        ] {
+            assert_eq!(from_home(path.to_owned(), home.map(PathBuf::from)), expected, "{path}, {home:?}");
+        }
     }
 }
