@@ -93,14 +93,17 @@ fn print_latency(out: &mut impl Write, results: &Latency) -> io::Result<()> {
     if lost * 20 > results.observations {
         writeln!(
             out,
-            "{lost} observations came incomplete: the middleware lost images. With Fast DDS, set \
-             FASTRTPS_DEFAULT_PROFILES_FILE to config/fastdds.xml"
+            "{lost} observations came incomplete: the middleware lost images; see Large images in docs/ros.md"
         )?;
+    }
+    if results.chunks == 0 {
+        return Ok(());
     }
     head(out)?;
     row(out, "latency", &results.latency_ms)?;
     row(out, "of that, engine", &results.engine_ms)?;
-    row(out, "around the engine", &results.around_ms)
+    row(out, "around the engine", &results.around_ms)?;
+    row(out, "of that, encoding, decoding", &results.policy_ms)
 }
 
 fn print_robot(out: &mut impl Write, robot: &Robot) -> io::Result<()> {

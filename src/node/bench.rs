@@ -75,6 +75,9 @@ pub struct Latency {
     pub engine_ms: Percentiles,
     /// The rest, ms.
     pub around_ms: Percentiles,
+    /// Of the rest, encoding and decoding, ms: what remains are the middleware, threads that wake and, if they were not
+    /// ready before the joint state came, images.
+    pub policy_ms: Percentiles,
 }
 
 /// How evenly commands came at one rate.
@@ -163,6 +166,7 @@ fn of_ros(error: r2r::Error) -> String {
 struct Round {
     latency_ms: f64,
     engine_ms: f64,
+    policy_ms: f64,
 }
 
 fn latency(peer: &mut Peer, plan: &Plan, mut progress: impl FnMut(f64)) -> Result<Latency, String> {
@@ -186,6 +190,7 @@ fn latency(peer: &mut Peer, plan: &Plan, mut progress: impl FnMut(f64)) -> Resul
         latency_ms: column(|round| round.latency_ms),
         engine_ms: column(|round| round.engine_ms),
         around_ms: column(|round| round.latency_ms - round.engine_ms),
+        policy_ms: column(|round| round.policy_ms),
     })
 }
 
@@ -246,8 +251,8 @@ fn wait_for_chunk(peer: &mut Peer, stamp: Stamp, sent: Instant, deadline: Instan
     while Instant::now() < deadline {
         peer.turn();
         if let Some(chunk) = mem::take(&mut peer.chunks).into_iter().find(|chunk| chunk.stamp == stamp) {
-            let latency = chunk.at.duration_since(sent);
-            return Some(Round { latency_ms: latency.as_secs_f64() * 1e3, engine_ms: chunk.engine_ms });
+            let latency_ms = chunk.at.duration_since(sent).as_secs_f64() * 1e3;
+            return Some(Round { latency_ms, engine_ms: chunk.engine_ms, policy_ms: chunk.policy_ms });
         }
     }
     None

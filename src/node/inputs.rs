@@ -17,6 +17,7 @@ use crate::clock::Stamp;
 use crate::config::Config;
 use crate::messages::{CompressedImageMessage, ImageMessage, JointStateMessage, STRING};
 use crate::observe::image::{RawImage, decode_compressed, decode_raw};
+use crate::observe::intake::Intake;
 use crate::observe::latest::Latest;
 
 /// How long a decode worker sleeps before it looks whether it is still wanted.
@@ -191,11 +192,18 @@ impl Inputs {
                 (Some(_), Some(_)) => None,
                 _ => camera.refused.clone().or_else(|| trouble(&topic, &published, &IMAGES)),
             };
-            shared.look(|intake| intake.set_trouble(Some(camera.slot), trouble));
+            let lost = "raw images may be lost on their way (docs/ros.md, Large images)";
+            shared.look(|intake| {
+                let trouble = trouble.or_else(|| silent(intake, Some(camera.slot), &topic, lost));
+                intake.set_trouble(Some(camera.slot), trouble);
+            });
         }
         let topic = names.resolve(&self.joints_topic);
         let trouble = trouble(&topic, &published(node, &topic), &[JointStateMessage::TYPE]);
-        shared.look(|intake| intake.set_trouble(None, trouble));
+        shared.look(|intake| {
+            let trouble = trouble.or_else(|| silent(intake, None, &topic, "does its source run?"));
+            intake.set_trouble(None, trouble);
+        });
     }
 
     /// The workers, to wait for once the session has closed.
@@ -219,6 +227,11 @@ fn trouble(topic: &str, published: &[String], expected: &[&str]) -> Option<Strin
             Some(format!("{topic} has another type: expected {}, found {found}", expected.join(" or ")))
         }
     }
+}
+
+/// What to say of a topic that has publishers but of which no message has come yet.
+fn silent(intake: &Intake, slot: Option<usize>, topic: &str, advice: &str) -> Option<String> {
+    (!intake.has_heard(slot)).then(|| format!("{topic} has a publisher, but nothing of it arrives; {advice}"))
 }
 
 /// A camera's worker: decodes the newest message, and the newest after that, until the session closes.

@@ -252,6 +252,12 @@ impl Intake {
         self.waiting_for.as_ref().map(|(part, reason)| self.explained(part, reason.clone()))
     }
 
+    /// Whether any message of a camera (by slot) or of the joints (`None`) has come, taken or refused.
+    pub fn has_heard(&self, slot: Option<usize>) -> bool {
+        let source = slot.map_or(Some(&self.joints), |slot| self.cameras.get(slot)?.as_ref());
+        source.is_some_and(|source| source.taken + source.refused > 0)
+    }
+
     /// Somebody has looked at the topic of a camera (by slot) or of the joints (`None`): what is the matter with it.
     pub fn set_trouble(&mut self, slot: Option<usize>, trouble: Option<String>) {
         match slot {

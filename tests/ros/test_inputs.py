@@ -67,6 +67,23 @@ def test_every_raw_encoding_shows_the_same_picture_whatever_its_padding(world):
     assert difference(grey, eye.actions(image("mono8", (90, 90, 90), padding=1))) == 0
 
 
+def test_a_camera_that_is_there_but_silent_is_called_so(world):
+    robot = world.robot(cameras=1)
+    world.arm()
+    policy = world.start(robot_parameters(cameras=1))
+    assert policy.change("configure"), policy.reason()
+
+    def activated():
+        robot.publish()
+        return policy.change("activate")
+
+    robot.silent = {0}
+    wait_for(lambda: not activated() and "cam_0 has a publisher, but nothing of it arrives" in policy.reason(), policy.reason)
+    robot.silent = set()
+    wait_for(activated, policy.reason)
+    policy.status.wait_until(lambda status: status.reason == "")
+
+
 def test_compressed_pictures_show_what_raw_ones_do(world):
     raw = Eye(world, Image)
     expected = raw.actions(image("rgb8", RED))

@@ -54,6 +54,8 @@ pub struct ChunkArrival {
     pub tokens: u32,
     /// The engine's three stages.
     pub engine_ms: f64,
+    /// Encoding and decoding.
+    pub policy_ms: f64,
 }
 
 /// What `~/status` said.
@@ -254,6 +256,7 @@ impl Peer {
                     oldest_image: chunk.image_stamps.iter().flatten().min().copied().unwrap_or(chunk.stamp),
                     tokens: chunk.tokens,
                     engine_ms: chunk.vision_ms + chunk.prefix_ms + chunk.denoise_ms,
+                    policy_ms: chunk.encode_ms + chunk.decode_ms,
                 });
             }
         });
