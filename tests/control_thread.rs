@@ -13,7 +13,7 @@ use pi05_thor::control::thread::{
 };
 use pi05_thor::control::{
     Chunk, ControlConfig, ControlMode, Guards, JointLimit, JointLimits, Reason, Rejected, Scheduler, Splice,
-    State, Trajectory,
+    State, Trajectory, Wants,
 };
 
 const MS: i64 = 1_000_000;
@@ -187,11 +187,11 @@ fn each_chunk_comes_back_with_what_became_of_it() {
 #[test]
 fn stop_is_a_brake_and_silence_and_an_older_chunk_is_never_executed() {
     let mut arm = Arm::running(Form::PerTick);
-    let epoch = arm.handle.wants_chunks().unwrap();
+    let epoch = arm.handle.wants().1;
     arm.command();
     let status = arm.handle.ask(Request::Stop(Reason::new("stop service")), SOON).unwrap();
     assert_eq!((status.state, status.reason.as_str()), (State::Stopped, "stop service"), "without a tick");
-    assert_eq!(arm.handle.wants_chunks(), None);
+    assert_eq!(arm.handle.wants().0, Wants::Nothing);
     arm.handle.send_chunk(&ramp(1, epoch, Steady(arm.now))).unwrap();
     let mut commands = 0;
     for _ in 0..100 {
@@ -203,7 +203,7 @@ fn stop_is_a_brake_and_silence_and_an_older_chunk_is_never_executed() {
     arm.handle.send_chunk(&ramp(2, epoch, Steady(arm.now))).unwrap();
     arm.tick();
     assert!(arm.command().is_none(), "begun before the stop");
-    let epoch = arm.handle.wants_chunks().unwrap();
+    let epoch = arm.handle.wants().1;
     arm.handle.send_chunk(&ramp(3, epoch, Steady(arm.now))).unwrap();
     arm.tick();
     assert_eq!(arm.command().unwrap().2, State::Running);
@@ -224,7 +224,7 @@ fn anew_is_from_the_measured_positions_whatever_was_sent_before() {
         let status = arm.handle.status();
         assert_eq!((status.state, status.reason.as_str()), (State::Armed, why.as_str()));
         while arm.command().is_some() {}
-        arm.handle.send_chunk(&ramp(1, arm.handle.wants_chunks().unwrap(), Steady(arm.now))).unwrap();
+        arm.handle.send_chunk(&ramp(1, arm.handle.wants().1, Steady(arm.now))).unwrap();
         arm.handle.put_joints(Steady(arm.now + TICK), &[0.7, 0.8]); // moved by somebody else
         arm.tick_without_joints();
         let (_, first, state) = arm.command().unwrap();
@@ -249,7 +249,7 @@ fn a_pause_goes_on_sending_and_ends_with_a_fresh_chunk() {
     assert_eq!(arm.handle.ask(Request::Resume, SOON).unwrap().state, State::Holding);
     arm.tick();
     assert_eq!(arm.command().unwrap().1, last.unwrap().1);
-    arm.handle.send_chunk(&ramp(1, arm.handle.wants_chunks().unwrap(), Steady(arm.now))).unwrap();
+    arm.handle.send_chunk(&ramp(1, arm.handle.wants().1, Steady(arm.now))).unwrap();
     arm.tick();
     assert_eq!(arm.command().unwrap().2, State::Running);
 }

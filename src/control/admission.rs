@@ -94,6 +94,14 @@ pub enum Rejected {
         /// The running chunk.
         running: u64,
     },
+    /// Executing open loop, it was computed from what was seen before the arm came to rest.
+    #[error(
+        "chunk {id}: expected an observation of the arm at rest, found an earlier one; discarded, chunks are executed open loop"
+    )]
+    SeenInMotion {
+        /// The chunk.
+        id: u64,
+    },
     /// Its observation is more than one policy step ahead of now.
     #[error(
         "chunk {id}: expected an observation from before now, found one {ahead_ms} ms ahead; discarded, check the clocks"
@@ -119,8 +127,31 @@ impl Rejected {
                 format!("joint {joint} was to begin too far from its measured position")
             }
             Self::NotYet { .. } => "another one was executed open loop".to_owned(),
+            Self::SeenInMotion { .. } => "it was observed before the arm came to rest".to_owned(),
             Self::JointsStale { .. } => "joint states were stale".to_owned(),
             Self::NotWanted { state, .. } => format!("control was {state}"),
+        }
+    }
+}
+
+/// From which observations an inference may begin now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Wants {
+    /// From none: its chunk would not be followed.
+    Nothing,
+    /// From any that is newer than the last.
+    Any,
+    /// From one of the arm at rest, which it has been since after then: chunks are executed open loop, one by one.
+    After(Steady),
+}
+
+impl Wants {
+    /// Whether it may begin from what was observed then.
+    pub fn includes(self, observed: Steady) -> bool {
+        match self {
+            Self::Nothing => false,
+            Self::Any => true,
+            Self::After(moved) => observed > moved,
         }
     }
 }
@@ -128,6 +159,10 @@ impl Rejected {
 /// What a chunk is judged against.
 pub(super) struct Gate {
     pub state: State,
+    /// The last command is where it rests, or there is none.
+    pub at_rest: bool,
+    /// The last time it was not.
+    pub moved_at: Steady,
     pub epoch: u64,
     /// Measured positions are fresh, or the robot measures none.
     pub joints_fresh: bool,
@@ -137,6 +172,16 @@ pub(super) struct Gate {
 }
 
 impl Gate {
+    /// What [`Self::admit`] would take.
+    pub fn wants(&self) -> Wants {
+        match self.execution {
+            _ if !self.state.takes_chunks() => Wants::Nothing,
+            Execution::OpenLoop if self.at_rest => Wants::After(self.moved_at),
+            Execution::OpenLoop => Wants::Nothing,
+            _ => Wants::Any,
+        }
+    }
+
     /// Judges the plan of a chunk with this number and epoch, computed from what was observed then.
     pub fn admit(
         &self,
@@ -170,8 +215,9 @@ impl Gate {
             return Err(Rejected::Superseded { id, running });
         }
         if open_loop {
-            return match (self.state, self.running) {
-                (State::Running, Some((running, _))) => Err(Rejected::NotYet { id, running }),
+            return match self.running {
+                Some((running, _)) if !self.at_rest => Err(Rejected::NotYet { id, running }),
+                _ if observed <= self.moved_at => Err(Rejected::SeenInMotion { id }),
                 _ => Ok(Accepted { dropped_steps: 0 }),
             };
         }

@@ -86,9 +86,10 @@ impl Counters {
             Rejected::FromFuture { .. } => &mut self.chunks_from_future,
             Rejected::OldEpoch { .. } => &mut self.chunks_of_old_epoch,
             Rejected::TooFar { .. } => &mut self.chunks_too_far,
-            Rejected::NotWanted { .. } | Rejected::JointsStale { .. } | Rejected::NotYet { .. } => {
-                &mut self.chunks_not_wanted
-            }
+            Rejected::NotWanted { .. }
+            | Rejected::JointsStale { .. }
+            | Rejected::NotYet { .. }
+            | Rejected::SeenInMotion { .. } => &mut self.chunks_not_wanted,
         } += 1;
     }
 }

@@ -45,7 +45,7 @@ mod stop;
 pub mod thread;
 pub mod workload;
 
-pub use admission::{Accepted, Rejected};
+pub use admission::{Accepted, Rejected, Wants};
 pub use counters::Counters;
 pub use limits::{ControlMode, JointLimit, JointLimits};
 pub use plan::{Chunk, Proposal};

@@ -1,17 +1,19 @@
 //! The way from now to rest, as the points of one trajectory: what a controller that plays trajectories is sent.
 //!
-//! Promises: the points are the commands that the ticks will give if nothing new comes, one tick apart, the first one
-//! the command that was given last; the last one is at rest. A trajectory therefore joins the one before it where that
-//! one is by now. Allocates: it is made for a chunk or a brake, and not by the thread that ticks.
+//! Promises: the points are the commands that the ticks will give if nothing new comes, one tick apart (in one of more
+//! than [`POINTS_MAX`] ticks, a few), the first one the command that was given last; the last one is at rest. A trajectory
+//! therefore joins the one before it where that one is by now. Allocates: it is made for a chunk or a brake, and not by the thread that ticks.
 
 use crate::clock::Steady;
 
 use super::counters::Counters;
 use super::motion::Motion;
 
-/// Most points of a trajectory: 20 s at 1 kHz, far above any chunk. What would take longer goes straight to its rest
-/// from there, which is slower than the limits permit.
+/// Most points of a trajectory: 20 s at 1 kHz, far above most chunks. What takes longer has them further apart.
 const POINTS_MAX: usize = 20_000;
+/// Most ticks that are looked ahead: three hours at 1 kHz, a few seconds of computing. What would take longer goes
+/// straight to its rest from there, which is slower than the limits permit.
+const TICKS_MAX: usize = 10_000_000;
 
 /// The motion as it was at a tick, on its own.
 #[derive(Clone, Debug)]
@@ -45,6 +47,17 @@ impl Trajectory {
         self.times_ns.push(after_ns);
         self.values.extend_from_slice(values);
     }
+
+    /// Lets every other point go, from the second one on.
+    fn thin_out(&mut self) {
+        let (joints, kept) = (self.joints, self.times_ns.len().div_ceil(2));
+        for point in 1..kept {
+            self.times_ns[point] = self.times_ns[2 * point];
+            self.values.copy_within(2 * point * joints..(2 * point + 1) * joints, point * joints);
+        }
+        self.times_ns.truncate(kept);
+        self.values.truncate(kept * joints);
+    }
 }
 
 impl Preview {
@@ -63,11 +76,12 @@ impl Preview {
         };
         trajectory.push(0, self.motion.command());
         let mut counters = Counters::default(); // of what never happens
-        let mut after_ns = 0;
+        let (mut tick, mut apart, mut after_ns) = (0, 1, 0);
         while !self.motion.is_at_rest() {
+            tick += 1;
             after_ns += self.period_ns;
             let now = Steady(self.at.0.saturating_add(after_ns));
-            if trajectory.times_ns.len() >= POINTS_MAX {
+            if tick > TICKS_MAX {
                 let (end, rest) = self.motion.rest(now);
                 trajectory.push(after_ns.max(end.0.saturating_sub(self.at.0)), &rest);
                 break;
@@ -75,7 +89,13 @@ impl Preview {
             if self.motion.step(now, None, f64::INFINITY, &mut counters).is_none() {
                 break;
             }
-            trajectory.push(after_ns, self.motion.command());
+            if tick % apart == 0 || self.motion.is_at_rest() {
+                trajectory.push(after_ns, self.motion.command());
+            }
+            if trajectory.times_ns.len() > POINTS_MAX {
+                trajectory.thin_out();
+                apart *= 2;
+            }
         }
         trajectory
     }

@@ -9,14 +9,14 @@
 
 use crate::clock::{NS_PER_S, Steady};
 
-use super::admission::{Accepted, Gate, Rejected};
+use super::admission::{Accepted, Gate, Rejected, Wants};
 use super::counters::Counters;
 use super::limits::JointLimits;
 use super::motion::{Motion, Moved};
 use super::plan::{Chunk, Malformed, Proposal, Shape};
 use super::preview::Preview;
 use super::reason::Reason;
-use super::splice::{Execution, Splice};
+use super::splice::Splice;
 use super::state::{Event, State};
 
 /// Most steps that a chunk may have: what a plan allocates is bounded by it.
@@ -108,6 +108,8 @@ pub struct Scheduler {
     period_ns: i64,
     max_steps: usize,
     last_tick: Option<Steady>,
+    /// Of the last tick that did not end at rest.
+    moved_at: Steady,
     state: State,
     reason: Reason,
     epoch: u64,
@@ -143,6 +145,7 @@ impl Scheduler {
             period_ns,
             max_steps,
             last_tick: None,
+            moved_at: Steady(i64::MIN),
             state: State::Idle.after(Event::Arm),
             reason: Reason::new(NO_CHUNK_YET),
             epoch: 0,
@@ -196,8 +199,8 @@ impl Scheduler {
     }
 
     /// Whether an inference may begin now. Executing open loop, none does before the chunk is executed and the arm rests.
-    pub fn wants_chunk(&self) -> bool {
-        wants_chunk(self.motion.splice().execution, self.state)
+    pub fn wants(&self) -> Wants {
+        self.gate().wants()
     }
 
     /// What a chunk must be like.
@@ -253,9 +256,29 @@ impl Scheduler {
 
     /// [`Scheduler::tick`], and the state after it.
     pub fn tick_with_state(&mut self, now: Steady, measured: Option<&[f64]>) -> Option<(Command<'_>, State)> {
+        self.watch_joints(measured, now);
+        let moved = self.advance(now, measured)?;
+        Some(self.told(moved))
+    }
+
+    /// The same for an arm that plays what [`Scheduler::preview`] showed, and has gone on where ticks before this one
+    /// were skipped: so does the motion. The command is a point of the way that was shown; where joint states are stale
+    /// from this tick on, the brake begins after it.
+    pub fn tick_as_shown(&mut self, now: Steady, measured: Option<&[f64]>) -> Option<(Command<'_>, State)> {
+        self.catch_up(now);
+        let moved = self.advance(now, measured);
+        self.watch_joints(measured, now);
+        Some(self.told(moved?))
+    }
+
+    fn told(&self, moved: Moved) -> (Command<'_>, State) {
+        let Moved { chunk, resting, limited, .. } = moved;
+        (Command { values: self.motion.command(), chunk, resting, limited }, self.state)
+    }
+
+    fn advance(&mut self, now: Steady, measured: Option<&[f64]>) -> Option<Moved> {
         let is_due = self.is_due(now);
         self.counters.ticks += 1;
-        self.watch_joints(measured, now);
         let moved = match is_due {
             true => self.motion.step(now, measured, self.guards.first_step_max, &mut self.counters),
             false => self.motion.stay(),
@@ -275,14 +298,14 @@ impl Scheduler {
         } else if self.state == State::Running {
             self.happened(Event::Exhausted, Reason::new(EXHAUSTED));
         }
+        if !self.motion.is_at_rest() {
+            self.moved_at = now;
+        }
         self.settle();
-        let Moved { chunk, resting, limited, .. } = moved;
-        Some((Command { values: self.motion.command(), chunk, resting, limited }, self.state))
+        Some(moved)
     }
 
-    /// For an arm that plays what [`Scheduler::preview`] showed, to be called before the tick at `now`: where ticks
-    /// before it were skipped, that arm has gone on, and so does the motion.
-    pub fn catch_up(&mut self, now: Steady) {
+    fn catch_up(&mut self, now: Steady) {
         let Some(last) = self.last_tick.filter(|_| self.motion.is_sending()) else { return };
         let mut at = last.0.saturating_add(self.period_ns);
         while at < now.0 && !self.motion.is_at_rest() {
@@ -327,9 +350,11 @@ impl Scheduler {
         self.interrupt(Event::Fault, why);
     }
 
-    /// Ends a stop or a fault; of no effect otherwise. The next chunk that is begun from now on takes over.
+    /// Ends a stop or a fault. The next chunk that is begun from now on takes over. Joint states that are stale count as
+    /// stale from now on, whatever the state.
     pub fn reset(&mut self) {
         let before = self.state;
+        self.joints_stale_since = None;
         self.happened(Event::Reset, Reason::new("reset; no chunk yet"));
         if self.state != before {
             self.motion.be_silent_at_rest(false);
@@ -364,17 +389,22 @@ impl Scheduler {
         self.motion.revision()
     }
 
-    fn admit(&mut self, proposal: &mut Proposal, now: Steady) -> Result<Accepted, Rejected> {
-        let Proposal { id, epoch, observed, ref mut plan } = *proposal;
-        let plan = plan.as_mut().map_err(|malformed| malformed.clone())?;
-        let gate = Gate {
+    fn gate(&self) -> Gate {
+        Gate {
             state: self.state,
+            at_rest: self.is_at_rest(),
+            moved_at: self.moved_at,
             epoch: self.epoch,
             joints_fresh: self.joints_fresh,
             running: self.motion.source(),
             execution: self.motion.splice().execution,
-        };
-        let accepted = gate.admit(id, epoch, observed, plan, now)?;
+        }
+    }
+
+    fn admit(&mut self, proposal: &mut Proposal, now: Steady) -> Result<Accepted, Rejected> {
+        let Proposal { id, epoch, observed, ref mut plan } = *proposal;
+        let plan = plan.as_mut().map_err(|malformed| malformed.clone())?;
+        let accepted = self.gate().admit(id, epoch, observed, plan, now)?;
         if accepted.dropped_steps < plan.steps() {
             let first = plan.row(accepted.dropped_steps);
             self.motion.check_first(id, first, &self.measured, self.guards.first_step_max)?;
@@ -390,16 +420,15 @@ impl Scheduler {
         self.motion.locate(measured.filter(|_| fresh), &mut self.measured);
         if self.joints_fresh && !fresh && self.motion.is_sending() {
             self.counters.joints_stale += 1;
-            self.joints_stale_since = Some(now);
             self.interrupt(Event::Brake, Reason::new(JOINTS_STALE));
         }
         self.joints_fresh = fresh;
         if fresh || !self.motion.is_sending() {
             self.joints_stale_since = None;
+            return;
         }
-        let stale_ns = self.joints_stale_since.map_or(0, |since| now.0.saturating_sub(since.0));
-        if stale_ns > self.guards.joints_fault_after_ns && !self.state.is_latched() {
-            self.joints_stale_since = None;
+        let since = *self.joints_stale_since.get_or_insert(now);
+        if now.0.saturating_sub(since.0) > self.guards.joints_fault_after_ns && !self.state.is_latched() {
             self.fault(Reason::new(JOINTS_GONE));
         }
     }
@@ -453,11 +482,4 @@ impl Scheduler {
         self.counters.skipped_ticks += periods.unsigned_abs() - 1;
         true
     }
-}
-
-/// Whether an inference may begin in this state. Executing open loop, none does before the chunk is executed and the arm
-/// rests.
-pub fn wants_chunk(execution: Execution, state: State) -> bool {
-    let moves = matches!(state, State::Running | State::Braking);
-    state.takes_chunks() && !(execution == Execution::OpenLoop && moves)
 }

@@ -39,7 +39,9 @@ pub fn infer_until_closed(
     form: &ChunkForm,
     chunks: &PublisherUntyped,
 ) {
-    step_back();
+    if inference.is_on_cpu() {
+        step_back();
+    }
     let mut thread = Thread {
         inference,
         shared,
@@ -121,9 +123,11 @@ impl Thread<'_> {
     /// While actions are being computed: begins the inference after them, just in time, if there is anything new to see.
     fn begin_next(&mut self) -> Result<Option<(Job, Begun)>, InferenceError> {
         let acting_since = Instant::now();
-        let is_steered =
-            matches!(self.shared.config().control.execution, Execution::Rtc | Execution::RtcTrained);
-        if is_steered || !self.inference.overlaps() {
+        let needs_this_chunk = matches!(
+            self.shared.config().control.execution,
+            Execution::Rtc | Execution::RtcTrained | Execution::OpenLoop
+        );
+        if needs_this_chunk || !self.inference.overlaps() {
             return Ok(None);
         }
         let Some((begin, done)) = self.times.next() else { return Ok(None) };
@@ -199,7 +203,7 @@ impl Sabotage {
     }
 }
 
-/// Lets this thread step back behind those that receive and control, where the engine computes on the same cores.
+/// Lets this thread step back behind those that receive and control, for one that keeps a core busy.
 /// Needs no permission.
 pub fn step_back() {
     if let Err(error) = rustix::process::nice(STEP_BACK) {

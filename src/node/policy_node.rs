@@ -25,7 +25,8 @@ use crate::clock::Stamp;
 use crate::config::Execution;
 use crate::config::live::{Given, Parameters};
 use crate::config::parameters::Value;
-use crate::control::thread::Request;
+use crate::control;
+use crate::control::thread::{Request, stronger};
 use crate::messages::{CLOCK, DiagnosticArrayMessage, PolicyStatusMessage, decode_clock};
 
 /// Longest sleep of the spin thread: what it does beside messages waits for it at most so long.
@@ -247,21 +248,27 @@ impl PolicyNode {
                 "{what}: expected an active node, found an unconfigured one; configure and activate it"
             )),
         };
+        // A stop that came with a reset or a resume has the last word.
+        self.reset.drain(|request| {
+            let (success, message) = told(ask("reset", &Session::reset));
+            answer(request, Trigger::Response { success, message });
+        });
         self.pause.drain(|request| {
             let pause = request.message.data;
             let (success, message) = told(ask("pause", &|session| session.pause(pause)));
             answer(request, SetBool::Response { success, message });
         });
-        let (deactivates, latched) = (self.state == State::Deactivating, &mut self.latched);
+        // Where control is not there yet, or ends, the next one begins stopped.
+        let changes = matches!(self.state, State::Activating | State::Deactivating);
+        let is_between = self.state != State::Active && (changes || self.autostart != Autostart::Off);
+        let latched = &mut self.latched;
         self.stop.drain(|request| {
-            if deactivates && !matches!(latched, Some(Request::Fault(_))) {
-                *latched = Some(stop()); // control, which ends, hears no more
-            }
-            let (success, message) = told(ask("stop", &Session::stop));
-            answer(request, Trigger::Response { success, message });
-        });
-        self.reset.drain(|request| {
-            let (success, message) = told(ask("reset", &Session::reset));
+            let (success, message) = told(if is_between {
+                *latched = stronger(*latched, Some(stop()));
+                Ok(control::State::Stopped.name().to_owned())
+            } else {
+                ask("stop", &Session::stop)
+            });
             answer(request, Trigger::Response { success, message });
         });
         let session = &mut self.session;

@@ -44,7 +44,11 @@ pub struct Loaded {
     engine: String,
     gpu_memory: Option<usize>,
     cameras: Vec<Option<usize>>,
+    takes_clean: TakesClean,
 }
+
+/// Whether the engine computes what `rtc_trained` needs, else why not.
+type TakesClean = Result<(), String>;
 
 /// A configured node's parts.
 pub struct Session {
@@ -52,11 +56,14 @@ pub struct Session {
     setup: Setup,
     engine: String,
     gpu_memory: Option<usize>,
+    takes_clean: TakesClean,
     inputs: Inputs,
     inference: Option<JoinHandle<()>>,
     commands: PublisherUntyped,
     chunks: PublisherUntyped,
     active: Option<Active>,
+    /// Of the control that ended last.
+    latch: Option<Request>,
     flights: Option<FlightLog>,
 }
 
@@ -76,19 +83,26 @@ struct Active {
 pub fn load(config: &Config) -> Result<Loaded, String> {
     let setup = Setup::open(config).map_err(|error| error.to_string())?;
     let cameras = setup.cameras.assign(&config.cameras).map_err(|error| error.to_string())?;
-    check_fit(&setup, config)?;
+    check_fit(&setup, &Ok(()), config)?; // before it takes long
     let mut inference = setup.load(config, |_, _| ()).map_err(|error| error.to_string())?;
     warm_up(&mut inference, &cameras, config.joints.names.len()).map_err(|error| error.to_string())?;
     let engine = inference.engine.name();
     let gpu_memory = inference.engine.gpu_memory().map_err(|error| error.to_string())?;
-    Ok(Loaded { setup, inference, engine, gpu_memory, cameras })
+    let takes_clean = inference.engine.check_takes_clean().map_err(|error| error.to_string());
+    Ok(Loaded { setup, inference, engine, gpu_memory, cameras, takes_clean })
 }
 
 /// Whether the parameters that may change at any time fit the checkpoint.
-fn check_fit(setup: &Setup, config: &Config) -> Result<(), String> {
+fn check_fit(setup: &Setup, takes_clean: &TakesClean, config: &Config) -> Result<(), String> {
     config.control_config(setup.policy.shape().horizon).map_err(|error| error.to_string())?;
-    setup.policy.check_execution(config.control.execution).map_err(|error| error.to_string())?;
+    check_execution(setup, takes_clean, config.control.execution)?;
     setup.policy.check_prompt(&config.prompt).map(|_| ()).map_err(|error| error.to_string())
+}
+
+/// Whether chunks can follow each other so with this checkpoint and engine.
+fn check_execution(setup: &Setup, takes_clean: &TakesClean, execution: Execution) -> Result<(), String> {
+    setup.policy.check_execution(execution).map_err(|error| error.to_string())?;
+    if execution == Execution::RtcTrained { takes_clean.clone() } else { Ok(()) }
 }
 
 impl Session {
@@ -101,8 +115,8 @@ impl Session {
         config: &Config,
         loaded: Loaded,
     ) -> Result<Self, String> {
-        let Loaded { setup, inference, engine, gpu_memory, cameras } = loaded;
-        check_fit(&setup, config)?;
+        let Loaded { setup, inference, engine, gpu_memory, cameras, takes_clean } = loaded;
+        check_fit(&setup, &takes_clean, config)?;
         let intake =
             Intake::new(config, &setup.cameras.names, &cameras).map_err(|error| error.to_string())?;
         let shared = Arc::new(Shared::new(
@@ -151,9 +165,20 @@ impl Session {
             let (shared, chunks) = (Arc::clone(&shared), chunks.clone());
             move || infer_until_closed(inference, &shared, &form, &chunks)
         });
-        let (inference, active) = (None, None);
-        let session =
-            Self { shared, setup, engine, gpu_memory, inputs, inference, commands, chunks, active, flights };
+        let session = Self {
+            shared,
+            setup,
+            engine,
+            gpu_memory,
+            takes_clean,
+            inputs,
+            inference: None,
+            commands,
+            chunks,
+            active: None,
+            latch: None,
+            flights,
+        };
         match thread {
             Ok(thread) => Ok(Self { inference: Some(thread), ..session }),
             Err(error) => {
@@ -186,7 +211,7 @@ impl Session {
         let heard = self.is_heard();
         let Some(active) = self.active.as_mut() else { return };
         // Who comes while it still brakes counts once it rests.
-        let heard = heard && (active.heard || active.control.status().state != State::Braking);
+        let heard = heard && (active.heard || active.control.status().at_rest);
         if active.heard == heard {
             return;
         }
@@ -226,9 +251,9 @@ impl Session {
         }
     }
 
-    /// Whether chunks can follow each other so with this checkpoint.
+    /// See [`check_execution`].
     pub fn check_execution(&self, execution: Execution) -> Result<(), String> {
-        self.setup.policy.check_execution(execution).map_err(|error| error.to_string())
+        check_execution(&self.setup, &self.takes_clean, execution)
     }
 
     /// Whether the model reads such a task.
@@ -302,15 +327,9 @@ impl Session {
         Ok(())
     }
 
-    /// The pause, stop or fault that control is in: only a person's word ends it, not the end of control.
+    /// The pause, stop or fault in which control has ended: only a person's word ends it, not the end of control.
     pub fn latched(&self) -> Option<Request> {
-        let status = self.active.as_ref()?.control.status();
-        match status.state {
-            State::Paused => Some(Request::Pause),
-            State::Stopped => Some(Request::Stop(status.reason)),
-            State::Fault => Some(Request::Fault(status.reason)),
-            _ => None,
-        }
+        self.latch
     }
 
     /// Brakes, then ends control; [`Self::is_resting`] tells when it has.
@@ -333,7 +352,9 @@ impl Session {
     /// Whether control has ended, or never begun.
     pub fn is_resting(&mut self) -> bool {
         let ended = |active: &mut Active| !active.control.is_alive() && active.publisher.is_finished();
-        self.active.take_if(ended);
+        if let Some(active) = self.active.take_if(ended) {
+            self.latch = active.control.status().latch;
+        }
         self.active.is_none()
     }
 
@@ -422,7 +443,7 @@ impl Session {
         let Some(active) = &self.active else {
             return Err(format!("{what}: expected an active node, found an inactive one; activate it"));
         };
-        if active.leaving && !unmoved.is_empty() {
+        if active.leaving {
             return Err(format!(
                 "{what}: expected an active node, found one that deactivates; activate it then"
             ));

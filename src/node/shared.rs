@@ -12,9 +12,8 @@ use super::clock::RosClock;
 use super::statistics::InferenceStatistics;
 use crate::clock::{NS_PER_MS, Stamp};
 use crate::config::Config;
-use crate::control::ControlHandle;
 use crate::control::recorder::{Capacity, Recorder};
-use crate::control::scheduler::wants_chunk;
+use crate::control::{ControlHandle, Wants};
 use crate::model::Pixels;
 use crate::observe::intake::{Intake, Next};
 use crate::observe::snapshot::NotReady;
@@ -36,6 +35,8 @@ pub struct Shared {
     /// Something arrived in `intake`, or `running` or `closed` changed.
     changed: Condvar,
     running: Mutex<Option<Run>>,
+    /// Somebody hears the commands.
+    heard: AtomicBool,
     config: Mutex<Arc<Config>>,
     prompt: Mutex<Arc<str>>,
     closed: AtomicBool,
@@ -58,8 +59,6 @@ struct Resized {
 struct Run {
     control: Arc<ControlHandle>,
     next_id: u64,
-    /// Somebody must be there to hear the commands.
-    heard: bool,
 }
 
 /// What the inference thread is to do next.
@@ -98,6 +97,7 @@ impl Shared {
             intake: Mutex::new(intake),
             changed: Condvar::new(),
             running: Mutex::new(None),
+            heard: AtomicBool::new(false),
             prompt: Mutex::new(config.prompt.as_str().into()),
             config: Mutex::new(Arc::new(config)),
             closed: AtomicBool::new(false),
@@ -172,21 +172,19 @@ impl Shared {
 
     /// From now on inferences run, numbered from 0, and `control` gets their chunks.
     pub fn run(&self, control: Arc<ControlHandle>) {
-        *self.running.lock() = Some(Run { control, next_id: 0, heard: true });
-        self.changed.notify_all();
+        *self.running.lock() = Some(Run { control, next_id: 0 });
+        self.set_heard(true);
     }
 
     /// Whether somebody hears the commands; while nobody does, no inference begins and nothing is published.
     pub fn set_heard(&self, heard: bool) {
-        if let Some(run) = self.running.lock().as_mut() {
-            run.heard = heard;
-        }
+        self.heard.store(heard, Ordering::Release);
         self.changed.notify_all();
     }
 
-    /// Not while it runs unheard.
+    /// Whether commands may be published: not while nobody hears them, nor what is left of a brake to who comes then.
     pub fn may_publish(&self) -> bool {
-        self.running.lock().as_ref().is_none_or(|run| run.heard)
+        self.heard.load(Ordering::Acquire)
     }
 
     /// No inference begins any more.
@@ -224,10 +222,11 @@ impl Shared {
                 return None;
             }
             let mut nap = left.unwrap_or(NAP).min(NAP);
-            if let (Some(now), Some((control, epoch))) = (self.clock.now(), self.accepting()) {
+            if let (Some(now), Some((control, wants, epoch))) = (self.clock.now(), self.accepting()) {
                 match intake.next_observation(now) {
                     Next::Ready(observation) => {
-                        if let Some(id) = self.take_id() {
+                        let wanted = wants.includes(self.clock.steady(observation.stamp));
+                        if let Some(id) = wanted.then(|| self.take_id()).flatten() {
                             drop(intake);
                             let prompt = Arc::clone(&self.prompt.lock());
                             return Some(Job { id, observation, prompt, control, epoch });
@@ -245,12 +244,12 @@ impl Shared {
         }
     }
 
-    /// Control and its epoch, if it would follow a chunk.
-    fn accepting(&self) -> Option<(Arc<ControlHandle>, u64)> {
+    /// Control, what it wants chunks of, and its epoch; `None` if it would follow none.
+    fn accepting(&self) -> Option<(Arc<ControlHandle>, Wants, u64)> {
         let running = self.running.lock();
-        let run = running.as_ref().filter(|run| run.heard)?;
-        let (status, execution) = (run.control.status(), self.config.lock().control.execution);
-        wants_chunk(execution, status.state).then(|| (Arc::clone(&run.control), status.epoch))
+        let run = running.as_ref().filter(|_| self.may_publish())?;
+        let (wants, epoch) = run.control.wants();
+        (wants != Wants::Nothing).then(|| (Arc::clone(&run.control), wants, epoch))
     }
 
     fn take_id(&self) -> Option<u64> {

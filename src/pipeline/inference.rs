@@ -156,6 +156,11 @@ impl Inference {
         matches!(self.engine, Engine::Cuda(_))
     }
 
+    /// Whether the CPU computes the model, all of its cores for as long as an inference takes.
+    pub fn is_on_cpu(&self) -> bool {
+        matches!(self.engine, Engine::Cpu(_))
+    }
+
     /// Encodes, and starts vision where the engine has a stream for that; the inference before may still be acting.
     /// A steered one must have it finished: it takes the engine for itself.
     pub fn begin(&mut self, request: Request) -> Result<Begun, InferenceError> {

@@ -25,7 +25,7 @@ use crate::clock::{FUTURE_TOLERANCE_NS, NS_PER_MS, NS_PER_S, Stamp, Steady};
 use crate::config::{CommandType, Config, Execution};
 use crate::control::limits::LimitsError;
 use crate::control::scheduler::ControlError;
-use crate::control::{Chunk, Reason, Scheduler};
+use crate::control::{Chunk, Reason, Scheduler, Wants};
 use crate::messages::{CdrError, CompressedImageMessage, ImageMessage, JointStateMessage};
 use crate::model::Pixels;
 use crate::observe::RgbImage;
@@ -350,8 +350,12 @@ impl<'a> Player<'a> {
     fn tick(&mut self, now: Stamp) {
         let measured = self.intake.measured(now).or(self.at_end.as_ref());
         let measured = measured.map(|measured| measured.positions.as_slice());
-        let wanted_chunk = self.scheduler.wants_chunk();
-        if let Some(command) = self.scheduler.tick(Steady(now.0), measured) {
+        let wanted = self.wants();
+        let given = match self.is_sending_trajectories() {
+            true => self.scheduler.tick_as_shown(Steady(now.0), measured),
+            false => self.scheduler.tick_with_state(Steady(now.0), measured),
+        };
+        if let Some((command, _)) = given {
             self.recording.commands.push(CommandSample {
                 stamp: now,
                 values: command.values.to_vec(),
@@ -364,7 +368,7 @@ impl<'a> Player<'a> {
             self.accept(arrived, now);
         }
         self.send_trajectory();
-        if self.scheduler.wants_chunk() && !wanted_chunk {
+        if self.wants() != Wants::Nothing && wanted == Wants::Nothing {
             self.ask_at = Some(now);
         }
     }
@@ -410,16 +414,25 @@ impl<'a> Player<'a> {
         }
         if self.pending.is_none()
             && self.ask_at.take_if(|at| *at <= now).is_some()
-            && self.scheduler.wants_chunk()
+            && self.wants() != Wants::Nothing
         {
             self.begin_inference(now)?;
         }
         Ok(())
     }
 
+    /// From which observations an inference may begin. Executing open loop, from none while a chunk waits for its tick.
+    fn wants(&self) -> Wants {
+        match self.scheduler.wants() {
+            Wants::After(_) if !self.arrived.is_empty() => Wants::Nothing,
+            wants => wants,
+        }
+    }
+
     fn begin_inference(&mut self, now: Stamp) -> Result<(), ReplayError> {
         let observation = match self.intake.next_observation(now) {
-            Next::Ready(observation) => observation,
+            Next::Ready(observation) if self.wants().includes(Steady(observation.stamp.0)) => observation,
+            Next::Ready(_) => return Ok(()), // of before the arm came to rest; the next one is newer
             Next::NotYet { ask_again } => {
                 self.ask_at = ask_again;
                 return Ok(());

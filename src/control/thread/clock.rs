@@ -43,6 +43,8 @@ impl Default for SimulatedTime {
 
 /// Before the first time is known.
 const NO_TIME: i64 = i64::MIN;
+/// How long a thread that ticks by the monotonic clock sleeps at most: nobody waits for a slow tick to be heard.
+const LONGEST_SLEEP_NS: i64 = NS_PER_S / 10;
 
 impl SimulatedTime {
     /// No time yet: a thread that ticks by it begins with the first.
@@ -64,7 +66,7 @@ impl SimulatedTime {
 
 impl TickClock {
     /// Makes a thread look whether there is something to do although no tick is due. One that ticks by the monotonic
-    /// clock looks at its next tick.
+    /// clock looks by itself: at its next tick, or after [`LONGEST_SLEEP_NS`].
     pub(super) fn wake(&self) {
         if let Self::Simulated(time) = self {
             time.bell.ring();
@@ -119,7 +121,10 @@ impl Grid {
     /// Waits until a tick may be due, or something else is to be looked after.
     pub fn wait(&self, rung: u32) {
         match &self.clock {
-            TickClock::Monotonic => sleep_until(self.point(self.start.unwrap_or_default(), self.next)),
+            TickClock::Monotonic => {
+                let next = self.point(self.start.unwrap_or_default(), self.next);
+                sleep_until(next.min(Steady(monotonic().0.saturating_add(LONGEST_SLEEP_NS))));
+            }
             TickClock::Simulated(time) => time.bell.wait(rung, Duration::MAX),
         }
     }

@@ -26,7 +26,7 @@ mod ticker;
 
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -41,10 +41,10 @@ use self::histogram::Histogram;
 pub use self::outlet::{Outlet, Received, Sent};
 pub use self::real_time::{Grant, Granted, RealTime};
 pub use self::status::{Status, Timing};
-pub use self::ticker::Ticker;
+pub use self::ticker::{Ticker, stronger};
 use super::plan::{Proposal, Shape};
 use super::recorder::Recorder;
-use super::{Accepted, Chunk, Guards, Reason, Rejected, Scheduler, Splice, State};
+use super::{Accepted, Chunk, Guards, Reason, Rejected, Scheduler, Splice, State, Wants};
 use crate::clock::Steady;
 
 /// Chunks that may wait for a tick. One inference runs at a time: a second one waits only while ticks do not come.
@@ -146,6 +146,7 @@ pub struct ControlHandle {
     /// The locks are among the callers; the tick knows none of them.
     joints: Mutex<Input<Joints>>,
     chunks: Sender<Box<Proposal>>,
+    chunks_sent: AtomicU64,
     outcomes: Receiver<Outcome>,
     requests: Sender<Request>,
     requests_made: Mutex<u64>,
@@ -209,15 +210,7 @@ impl ControlHandle {
             sent: Bell::default(),
             changed: Bell::default(),
         });
-        let told = Status {
-            state: scheduler.state(),
-            reason: *scheduler.reason(),
-            epoch: scheduler.epoch(),
-            tick: None,
-            counters: *scheduler.counters(),
-            timing: Timing::default(),
-            requests_taken: 0,
-        };
+        let told = Status::of(&scheduler);
         let (joints_in, joints) = triple_buffer(&Joints { at: Steady(i64::MIN), positions: Vec::new() });
         let (chunks_in, chunks) = bounded(CHUNKS_MAX);
         let (outcomes, outcomes_out) = bounded(OUTCOMES_MAX);
@@ -234,6 +227,7 @@ impl ControlHandle {
             outcomes,
             requests,
             requests_taken: 0,
+            chunks_taken: 0,
             inlet,
             status,
             told,
@@ -243,6 +237,7 @@ impl ControlHandle {
             recorder,
             recorded_joints: Steady(i64::MIN),
             leaving: false,
+            latch: None,
         };
         let handle = Self {
             shared,
@@ -250,6 +245,7 @@ impl ControlHandle {
             shape,
             joints: Mutex::new(joints_in),
             chunks: chunks_in,
+            chunks_sent: AtomicU64::new(0),
             outcomes: outcomes_out,
             requests: requests_in,
             requests_made: Mutex::new(0),
@@ -282,7 +278,9 @@ impl ControlHandle {
             return Err(NotCarriedOut::Ended);
         }
         let proposal = Box::new(Proposal::new(chunk, self.shape));
-        self.chunks.try_send(proposal).map_err(|_| NotCarriedOut::NoTick)
+        self.chunks.try_send(proposal).map_err(|_| NotCarriedOut::NoTick)?;
+        self.chunks_sent.fetch_add(1, Ordering::Release);
+        Ok(())
     }
 
     /// What became of the chunks since the last time it was asked, oldest first.
@@ -367,10 +365,15 @@ impl ControlHandle {
         }
     }
 
-    /// Whether an inference may begin, and the epoch that its chunk must bear.
-    pub fn wants_chunks(&self) -> Option<u64> {
+    /// From which observations an inference may begin, and the epoch that its chunk must bear. Executing open loop, from
+    /// none while a chunk is on its way.
+    pub fn wants(&self) -> (Wants, u64) {
+        let sent = self.chunks_sent.load(Ordering::Acquire); // before looking
         let status = self.status();
-        status.state.takes_chunks().then_some(status.epoch)
+        match status.wants {
+            Wants::After(_) if status.chunks_taken < sent => (Wants::Nothing, status.epoch),
+            wants => (wants, status.epoch),
+        }
     }
 
     /// Whether the thread runs.

@@ -1,7 +1,8 @@
 //! What the control thread tells about itself, as one value that is copied.
 
+use super::Request;
 use crate::clock::Steady;
-use crate::control::{Counters, Reason, State};
+use crate::control::{Counters, Reason, Scheduler, State, Wants};
 
 /// The control thread as it was after its last tick or request.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -20,6 +21,33 @@ pub struct Status {
     pub timing: Timing,
     /// Requests that were carried out, in the order in which they were made.
     pub requests_taken: u64,
+    /// Chunks that were looked at, in the order in which they were sent.
+    pub chunks_taken: u64,
+    /// From which observations an inference may begin.
+    pub wants: Wants,
+    /// The last command is where the arm rests, or there is none.
+    pub at_rest: bool,
+    /// The pause, stop or fault that outlasts control's end.
+    pub latch: Option<Request>,
+}
+
+impl Status {
+    /// Of a control that has not ticked yet.
+    pub(super) fn of(scheduler: &Scheduler) -> Self {
+        Self {
+            state: scheduler.state(),
+            reason: *scheduler.reason(),
+            epoch: scheduler.epoch(),
+            tick: None,
+            counters: *scheduler.counters(),
+            timing: Timing::default(),
+            requests_taken: 0,
+            chunks_taken: 0,
+            wants: scheduler.wants(),
+            at_rest: scheduler.is_at_rest(),
+            latch: None,
+        }
+    }
 }
 
 /// How punctual the ticks are, and what became of what they gave.

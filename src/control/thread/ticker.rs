@@ -16,7 +16,7 @@ use super::{Form, Joints, Outcome, Request, Shared};
 use crate::clock::{FUTURE_TOLERANCE_NS, Steady};
 use crate::control::plan::Proposal;
 use crate::control::recorder::{Recorder, TickCommand, TickRecord};
-use crate::control::{Command, Reason, Scheduler};
+use crate::control::{Command, Reason, Scheduler, State};
 
 /// Owns the scheduler and ticks.
 #[derive(Debug)]
@@ -28,6 +28,7 @@ pub struct Ticker {
     pub(super) outcomes: Sender<Outcome>,
     pub(super) requests: Receiver<Request>,
     pub(super) requests_taken: u64,
+    pub(super) chunks_taken: u64,
     pub(super) inlet: Inlet,
     pub(super) status: Input<Status>,
     /// The last one that was told.
@@ -41,6 +42,8 @@ pub struct Ticker {
     /// Time of the measured positions that were recorded last.
     pub(super) recorded_joints: Steady,
     pub(super) leaving: bool,
+    /// What outlasts its end, once it is leaving.
+    pub(super) latch: Option<Request>,
 }
 
 impl Drop for Ticker {
@@ -85,7 +88,6 @@ impl Ticker {
             }
             // The command at this tick is a point of the trajectory that was sent before: what is new begins there.
             Form::Trajectory => {
-                self.scheduler.catch_up(due.at);
                 self.tick(&due, begin);
                 self.take_requests();
                 self.take_chunks(due.at);
@@ -129,7 +131,10 @@ impl Ticker {
             self.recorded_joints = *at;
         }
         let (before, epoch) = (self.scheduler.state(), self.scheduler.epoch());
-        let given = self.scheduler.tick_with_state(now, measured);
+        let given = match self.form {
+            Form::PerTick => self.scheduler.tick_with_state(now, measured),
+            Form::Trajectory => self.scheduler.tick_as_shown(now, measured),
+        };
         if let (Form::PerTick, Some((command, state))) = (self.form, &given) {
             let lost = self.inlet.put_command(now, command, *state);
             self.timing.sent += 1;
@@ -164,6 +169,7 @@ impl Ticker {
         // What is taken must go back to where it came from, to be freed there.
         while !self.outcomes.is_full() {
             let Ok(mut proposal) = self.chunks.try_recv() else { return };
+            self.chunks_taken += 1;
             let result = self.scheduler.take(&mut proposal, now);
             let _ = self.outcomes.try_send(Outcome { chunk: proposal.id, at: now, result, _spent: proposal }); // there is room: nobody else sends
         }
@@ -172,10 +178,14 @@ impl Ticker {
     fn take_requests(&mut self) {
         while let Ok(request) = self.requests.try_recv() {
             self.requests_taken += 1;
-            if self.leaving {
-                continue; // its end is all that is left to it
-            }
             let scheduler = &mut self.scheduler;
+            if self.leaving {
+                // Its end is all that is left to it; what must outlast that does.
+                if let Request::Stop(_) | Request::Fault(_) = request {
+                    self.latch = stronger(self.latch, Some(request));
+                }
+                continue;
+            }
             match request {
                 Request::Pause => scheduler.pause(),
                 Request::Resume => scheduler.resume(),
@@ -189,6 +199,7 @@ impl Ticker {
                     scheduler.set_guards(guards);
                 }
                 Request::Deactivate => {
+                    self.latch = latch(scheduler);
                     scheduler.stop(Reason::new("deactivated"));
                     self.leaving = true;
                 }
@@ -200,16 +211,18 @@ impl Ticker {
     fn finish(&mut self) -> bool {
         let ends = self.leaving && self.scheduler.is_silent();
         if ends {
+            if self.scheduler.state() == State::Fault {
+                self.latch = stronger(self.latch, latch(&self.scheduler));
+            }
             self.scheduler.disarm();
         }
         let status = Status {
-            state: self.scheduler.state(),
-            reason: *self.scheduler.reason(),
-            epoch: self.scheduler.epoch(),
             tick: self.last_tick,
-            counters: *self.scheduler.counters(),
             timing: self.timing,
             requests_taken: self.requests_taken,
+            chunks_taken: self.chunks_taken,
+            latch: self.latch,
+            ..Status::of(&self.scheduler)
         };
         self.status.write(status);
         let state = |status: &Status| (status.state, status.reason);
@@ -225,6 +238,27 @@ impl Ticker {
         }
         !ends
     }
+}
+
+/// The pause, stop or fault that it is in: only a person's word ends it.
+fn latch(scheduler: &Scheduler) -> Option<Request> {
+    match scheduler.state() {
+        State::Paused => Some(Request::Pause),
+        State::Stopped => Some(Request::Stop(*scheduler.reason())),
+        State::Fault => Some(Request::Fault(*scheduler.reason())),
+        _ => None,
+    }
+}
+
+/// Which of two latches holds: a fault rather than a stop, a stop rather than a pause; of equals the first.
+pub fn stronger(one: Option<Request>, other: Option<Request>) -> Option<Request> {
+    let strength = |latch: &Option<Request>| match latch {
+        Some(Request::Fault(_)) => 3,
+        Some(Request::Stop(_)) => 2,
+        Some(_) => 1,
+        None => 0,
+    };
+    if strength(&other) > strength(&one) { other } else { one }
 }
 
 fn recorded<'a>(command: &Command<'a>) -> TickCommand<'a> {

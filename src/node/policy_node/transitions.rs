@@ -4,6 +4,7 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use super::{End, PolicyNode};
+use crate::control::thread::stronger;
 use crate::node::lifecycle::{self, ACTIVATE, CONFIGURE, Request, State, Transition};
 use crate::node::lifecycle_services::{ChangeRequest, reply};
 use crate::node::session::{Loaded, Session, load};
@@ -87,7 +88,7 @@ impl PolicyNode {
             goal => {
                 if let Some(session) = &mut self.session {
                     if goal == State::Deactivating {
-                        self.latched = session.latched();
+                        self.latched = None; // control has it
                     }
                     session.deactivate();
                 }
@@ -116,6 +117,8 @@ impl PolicyNode {
                     }
                     None
                 } else if underway.request.transition.goal == State::Deactivating {
+                    let latch = self.session.as_ref().and_then(Session::latched);
+                    self.latched = stronger(self.latched, latch);
                     Some(Ok(()))
                 } else {
                     let closing = self.session.take().map(|session| session.close(&mut self.ros));
