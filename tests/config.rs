@@ -293,6 +293,13 @@ fn what_this_version_does_not_have_is_known_and_refused_in_one_line() {
 }
 
 #[test]
+fn a_trajectory_of_velocities_is_refused() {
+    let text = refusal("robot: droid\ncontrol.command: joint_trajectory");
+    assert!(text.contains("control.command: expected float64_multi_array or joint_state"), "{text}");
+    assert!(text.contains("panda_joint1") && text.lines().count() == 1, "{text}");
+}
+
+#[test]
 fn a_backend_that_is_not_understood_is_refused_with_what_it_lacks() {
     for (backend, says) in [
         ("vision=tensorrt,prefix=tensorrt", "found no denoise; add denoise=cuda or denoise=tensorrt"),

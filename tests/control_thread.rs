@@ -12,8 +12,8 @@ use pi05_thor::control::thread::{
     monotonic,
 };
 use pi05_thor::control::{
-    Chunk, ControlConfig, ControlMode, Guards, JointLimit, JointLimits, Reason, Rejected, Scheduler, Splice,
-    State, Trajectory, Wants,
+    Chunk, ControlConfig, ControlMode, Execution, Guards, JointLimit, JointLimits, Reason, Rejected,
+    Scheduler, Splice, State, Trajectory, Wants,
 };
 
 const MS: i64 = 1_000_000;
@@ -21,16 +21,17 @@ const TICK: i64 = 10 * MS;
 const START: i64 = 5_000 * MS;
 const SOON: Duration = Duration::from_secs(10);
 
+const LIMIT: JointLimit = JointLimit {
+    mode: ControlMode::Position,
+    position_min: -1.0,
+    position_max: 1.0,
+    velocity_max: 1.0,
+    acceleration_max: 5.0,
+    jerk_max: f64::INFINITY,
+};
+
 fn scheduler() -> Scheduler {
-    let limit = JointLimit {
-        mode: ControlMode::Position,
-        position_min: -1.0,
-        position_max: 1.0,
-        velocity_max: 1.0,
-        acceleration_max: 5.0,
-        jerk_max: f64::INFINITY,
-    };
-    let limits = JointLimits::new(vec![limit; 2]).unwrap();
+    let limits = JointLimits::new(vec![LIMIT; 2]).unwrap();
     let measured_index = vec![Some(0), Some(1)];
     Scheduler::new(ControlConfig {
         rate_hz: 100.0,
@@ -39,6 +40,7 @@ fn scheduler() -> Scheduler {
         max_steps: 50,
         limits,
         measured_index,
+        measured: 2,
     })
     .unwrap()
 }
@@ -383,6 +385,67 @@ fn deactivated_it_brakes_and_ends_at_rest() {
     assert_eq!((status.state, status.counters.chunks_accepted), (State::Idle, 1));
     assert_eq!(arm.handle.ask(Request::Reset, SOON), Err(NotCarriedOut::Ended));
     assert!(arm.handle.send_chunk(&ramp(1, 0, Steady(arm.now))).is_err());
+}
+
+#[test]
+fn a_latch_outlasts_the_end_whenever_it_was_asked_for() {
+    let (stop, fault) = (Request::Stop(Reason::new("a stop")), Request::Fault(Reason::new("a fault")));
+    for (before, after, latch) in [
+        (None, None, None),
+        (Some(Request::Pause), None, Some(Request::Pause)),
+        (Some(stop), None, Some(stop)),
+        (Some(stop), Some(fault), Some(fault)),
+        (None, Some(stop), Some(stop)),
+        (Some(fault), Some(stop), Some(fault)),
+    ] {
+        let mut arm = Arm::running(Form::PerTick);
+        // All in the same tick, or while it brakes.
+        for request in before.into_iter().chain([Request::Deactivate]).chain(after) {
+            arm.handle.request(request).unwrap();
+        }
+        for _ in 0..100 {
+            arm.tick();
+        }
+        assert!(arm.handle.wait_for_end(SOON));
+        assert_eq!(arm.handle.status().latch, latch, "{before:?}, {after:?}");
+    }
+}
+
+#[test]
+fn open_loop_wants_no_second_chunk_while_the_first_is_on_its_way() {
+    let (mut ticker, handle, _outlet) =
+        ControlHandle::without_thread(scheduler(), options(TickClock::Monotonic, Form::PerTick));
+    let splice = Splice { execution: Execution::OpenLoop, ..Splice::default() };
+    handle.request(Request::Splice(splice, Guards::default())).unwrap();
+    let mut tick = |at: i64| {
+        handle.put_joints(Steady(at), &[0.0, 0.1]);
+        ticker.step(Due { at: Steady(at), late_ns: 0, skipped: 0 })
+    };
+    assert!(tick(START));
+    assert_eq!(handle.wants(), (Wants::After(Steady(i64::MIN)), 0));
+    handle.send_chunk(&ramp(0, 0, Steady(START))).unwrap();
+    assert_eq!(handle.wants().0, Wants::Nothing);
+    assert!(tick(START + TICK));
+    assert_eq!((handle.wants().0, handle.status().state), (Wants::Nothing, State::Running));
+}
+
+#[test]
+fn a_slow_tick_keeps_nobody_waiting() {
+    let slow = Scheduler::new(ControlConfig {
+        rate_hz: 0.1,
+        splice: Splice::default(),
+        guards: Guards::default(),
+        max_steps: 50,
+        limits: JointLimits::new(vec![LIMIT]).unwrap(),
+        measured_index: vec![None],
+        measured: 0,
+    });
+    let (handle, _outlet) =
+        ControlHandle::start(slow.unwrap(), options(TickClock::Monotonic, Form::PerTick)).unwrap();
+    assert!(handle.wait_until(SOON, |status| status.tick.is_some()).is_some());
+    let begin = Instant::now();
+    assert_eq!(handle.ask(Request::Pause, SOON).map(|status| status.state), Ok(State::Paused));
+    assert!(begin.elapsed() < Duration::from_secs(2), "{:?}", begin.elapsed());
 }
 
 #[test]

@@ -5,8 +5,8 @@
 
 use pi05_thor::clock::Steady;
 use pi05_thor::control::{
-    Chunk, ControlConfig, ControlMode, Guards, JointLimit, JointLimits, Reason, Rejected, Scheduler, Splice,
-    State,
+    Chunk, ControlConfig, ControlMode, Execution, Guards, JointLimit, JointLimits, Reason, Rejected,
+    Scheduler, Splice, State, Wants,
 };
 use proptest::prelude::*;
 
@@ -29,7 +29,7 @@ fn limit(mode: ControlMode) -> JointLimit {
 }
 
 fn scheduler(limits: &[JointLimit], blend_steps: usize) -> Scheduler {
-    let measured_index = (0..limits.len()).map(Some).collect();
+    let (measured_index, measured) = ((0..limits.len()).map(Some).collect(), limits.len());
     let limits = JointLimits::new(limits.to_vec()).unwrap();
     Scheduler::new(ControlConfig {
         rate_hz: 100.0,
@@ -38,6 +38,7 @@ fn scheduler(limits: &[JointLimit], blend_steps: usize) -> Scheduler {
         max_steps: 50,
         limits,
         measured_index,
+        measured,
     })
     .unwrap()
 }
@@ -272,6 +273,121 @@ proptest! {
     }
 }
 
+/// Whatever takes place at a tick, the arm plays what it was sent before: the brake for stale joints begins after it.
+#[test]
+fn a_brake_for_stale_joints_begins_on_the_trajectory_that_is_being_played() {
+    let (mut scheduler, now) = moving();
+    let shown = scheduler.preview().unwrap().trajectory();
+    assert_eq!(shown.start, Steady(now - TICK));
+    let (command, state) = scheduler.tick_as_shown(Steady(now), None).unwrap();
+    let point = shown.points().nth(1).unwrap();
+    assert_eq!((point.1, state), (command.values, State::Braking));
+    let brake = scheduler.preview().unwrap().trajectory();
+    assert_eq!(brake.start, Steady(now));
+    assert_eq!(brake.points().next().unwrap().1, point.1);
+}
+
+/// However long it is, the next one begins on it.
+#[test]
+fn a_trajectory_of_more_ticks_than_points_is_whole() {
+    let mut config = ControlConfig {
+        rate_hz: 1000.0,
+        splice: Splice::default(),
+        guards: Guards::default(),
+        max_steps: 50,
+        limits: JointLimits::new(vec![limit(ControlMode::Position); 2]).unwrap(),
+        measured_index: vec![Some(0), Some(1)],
+        measured: 2,
+    };
+    config.splice.blend_steps = 0;
+    let mut scheduler = Scheduler::new(config).unwrap();
+    let actions: Vec<Vec<f64>> = (0..50).map(|k| vec![f64::from(k % 7) * 0.1, f64::from(k) * 0.02]).collect();
+    // 1.7 s from step to step: 83 s in all, four times as many ticks as points.
+    let chunk = Chunk { id: 0, epoch: 0, observed: Steady(0), period_ns: 1_700_000_000, actions };
+    scheduler.accept(&chunk, Steady(0)).unwrap();
+    scheduler.tick(Steady(0), Some(&[0.0, 0.0])).unwrap();
+    let trajectory = scheduler.preview().unwrap().trajectory();
+    let points: Vec<(i64, Vec<f64>)> =
+        trajectory.points().map(|(at, values)| (at, values.to_vec())).collect();
+    assert!((10_000..=20_000).contains(&points.len()), "{}", points.len());
+    let mut points = points.into_iter().skip(1).peekable();
+    for tick in 1..90_000 {
+        let now = tick * 1_000_000;
+        let command = scheduler.tick(Steady(now), Some(&[0.0, 0.0])).unwrap();
+        if let Some((_, values)) = points.next_if(|(at, _)| *at == now) {
+            assert_eq!(command.values, values);
+        }
+    }
+    assert!(
+        points.next().is_none() && scheduler.state() == State::Holding,
+        "all were met, the last one is at rest"
+    );
+}
+
+/// What LIBERO measures are not the joints that it commands.
+#[test]
+fn joint_states_that_stay_away_brake_whichever_joints_they_are_of() {
+    let mut scheduler = Scheduler::new(ControlConfig {
+        rate_hz: 100.0,
+        splice: Splice { blend_steps: 0, ..Splice::default() },
+        guards: Guards { joints_fault_after_ns: 50 * TICK, ..Guards::default() },
+        max_steps: 50,
+        limits: JointLimits::new(vec![limit(ControlMode::Velocity)]).unwrap(),
+        measured_index: vec![None],
+        measured: 8,
+    })
+    .unwrap();
+    scheduler.accept(&chunk(0, 0, 0, vec![vec![0.5]; 50]), Steady(0)).unwrap();
+    let mut now = 0;
+    assert_eq!(ticks(&mut scheduler, &mut now, 3, None), 0, "nor does it set out without");
+    ticks(&mut scheduler, &mut now, 10, Some(&[0.0; 8]));
+    assert_eq!(scheduler.state(), State::Running);
+    ticks(&mut scheduler, &mut now, 1, None);
+    assert_eq!((scheduler.state(), scheduler.reason().as_str()), (State::Braking, "joint states are stale"));
+    ticks(&mut scheduler, &mut now, 51, None);
+    assert_eq!(scheduler.state(), State::Fault);
+}
+
+#[test]
+fn a_reset_counts_stale_joints_from_then_on_whatever_the_state() {
+    let (mut scheduler, mut now) = moving();
+    scheduler.set_guards(Guards { joints_fault_after_ns: 100 * TICK, ..Guards::default() });
+    ticks(&mut scheduler, &mut now, 60, None);
+    assert_eq!(scheduler.state(), State::Holding);
+    now += 6_000 * TICK; // nobody ticked for a minute
+    scheduler.reset();
+    ticks(&mut scheduler, &mut now, 100, None);
+    assert_eq!(scheduler.state(), State::Holding);
+    ticks(&mut scheduler, &mut now, 2, None);
+    assert_eq!(scheduler.state(), State::Fault);
+    scheduler.reset();
+    ticks(&mut scheduler, &mut now, 102, None);
+    assert_eq!(scheduler.state(), State::Fault, "again, if they stay away again");
+}
+
+#[test]
+fn open_loop_computes_from_what_is_seen_at_rest_and_one_chunk_at_a_time() {
+    let (mut scheduler, mut now) = moving();
+    let splice =
+        Splice { execution: Execution::OpenLoop, open_loop_steps: 5, blend_steps: 0, ..Splice::default() };
+    scheduler.set_splice(splice);
+    assert_eq!(scheduler.wants(), Wants::Nothing, "it moves");
+    let (seen_moving, level) = (now, vec![vec![0.4]; 50]);
+    while scheduler.wants() == Wants::Nothing {
+        ticks(&mut scheduler, &mut now, 1, Some(&[0.0]));
+    }
+    let rested = now;
+    assert_eq!((scheduler.state(), scheduler.wants()), (State::Holding, Wants::After(Steady(rested - TICK))));
+    let old = scheduler.accept(&chunk(1, 0, seen_moving, level.clone()), Steady(now));
+    assert!(matches!(old, Err(Rejected::SeenInMotion { id: 1 })), "{old:?}");
+    scheduler.accept(&chunk(2, 0, rested, level.clone()), Steady(now)).unwrap();
+    assert_eq!(scheduler.wants(), Wants::Nothing, "one is on its way");
+    let second = scheduler.accept(&chunk(3, 0, rested, level), Steady(now));
+    assert!(matches!(second, Err(Rejected::NotYet { id: 3, running: 2 })), "{second:?}");
+    ticks(&mut scheduler, &mut now, 3, Some(&[0.0]));
+    assert_eq!(scheduler.state(), State::Running);
+}
+
 fn moving() -> (Scheduler, i64) {
     let mut scheduler = scheduler(&[limit(ControlMode::Position)], 0);
     let ramp = (0..50).map(|k| vec![f64::from(k) * 0.02]).collect();
@@ -375,6 +491,7 @@ fn a_robot_that_measures_nothing_never_has_stale_joints() {
         max_steps: 50,
         limits,
         measured_index: vec![None],
+        measured: 0,
     };
     let mut scheduler = Scheduler::new(config).unwrap();
     scheduler.accept(&chunk(0, 0, 0, vec![vec![0.5]; 50]), Steady(0)).unwrap();

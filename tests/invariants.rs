@@ -146,6 +146,7 @@ impl Run {
             max_steps: 50,
             limits: JointLimits::new(limits.clone()).unwrap(),
             measured_index: (0..JOINTS).map(Some).collect(),
+            measured: JOINTS,
         };
         // Now and then it starts outside its limits.
         let wide = if chance.one_in(4) { 1.0 } else { 0.0 };

@@ -111,6 +111,7 @@ proptest! {
             max_steps: robot.steps,
             limits: JointLimits::new(robot.limits.clone()).unwrap(),
             measured_index: (0..joints).map(Some).collect(),
+            measured: joints,
         }).unwrap();
         let (tick_ns, mut now) = (scheduler.period_ns(), 1_000_000_000_000_000);
         let tick_s = tick_ns as f64 / 1e9;

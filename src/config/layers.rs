@@ -62,6 +62,7 @@ pub(super) fn resolve(
     let mut layers = Layers { origin, file, builtin, violations: Vec::new() };
     let config = layers.config();
     layers.check_engine(&config);
+    layers.check_command(&config);
     if layers.violations.is_empty() {
         Ok((config, layers.values()))
     } else {
@@ -502,6 +503,20 @@ impl Layers<'_> {
             ),
             tokenizer: Some(self.path("policy.tokenizer")).filter(|path| !path.is_empty()),
             asset_id: Some(self.text("policy.asset_id")).filter(|id| !id.is_empty()),
+        }
+    }
+
+    /// Refuses trajectories of what is no position.
+    fn check_command(&mut self, config: &Config) {
+        let Config { control, joints, .. } = config;
+        let velocity = joints.velocity_controlled.iter().position(|&velocity| velocity);
+        if let (CommandType::JointTrajectory, Some(joint)) = (control.command, velocity) {
+            let expected = "float64_multi_array or joint_state with velocity-controlled actions".to_owned();
+            let name =
+                joints.action_names.get(joint).map_or_else(|| joint.to_string(), |name| shortened(name));
+            let found =
+                format!("\"joint_trajectory\", whose points are positions, and action {name}, a velocity");
+            self.refuse("control.command", expected, found, "correct it or joints.velocity_controlled");
         }
     }
 

@@ -309,6 +309,7 @@ impl Config {
             max_steps: horizon,
             limits: JointLimits::new(limits)?,
             measured_index: self.measured_index(),
+            measured: self.joints.names.len(),
         })
     }
 }

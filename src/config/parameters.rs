@@ -209,7 +209,7 @@ pub static TABLE: &[Parameter] = &[
     parameter("control.rate_hz", number(100.0, 1.0, 1000.0), "Hz", Structural,
         "Control ticks, and so commands, per second."),
     parameter("control.execution", one_of("latest", Execution::NAMES), "", Live,
-        "How a new chunk takes over: latest replaces the old one, ensemble averages, rtc steers by the old one, open_loop holds in between."),
+        "How a new chunk takes over: latest replaces the old one, ensemble averages the newest 62, rtc steers by the old one, open_loop holds in between."),
     // 3 steps of 20 ms hide the seam between chunks and are over before the next one comes.
     parameter("control.blend_steps", integer(3, 0, 50), "policy steps", Live,
         "Commands go over to a new chunk within so many steps, later only where limits need it; 0: by the limits alone."),

@@ -1,8 +1,9 @@
 //! One value of the command from tick to tick: where it is, how it moves, and what the next tick may make of it.
 //!
 //! Promises: whatever is desired, NaN and infinity included, the next value is finite, and speed, acceleration, jerk and
-//! position are within the limits; from outside the position limits it returns within the other limits, and comes to
-//! rest inside. It never gets where it could not come to rest within the limits. A desired motion that keeps the limits
+//! position are within the limits; from outside the position limits what is desired leads back, within the other limits,
+//! and nothing further out. It never gets where it could not come to rest within the limits. A brake leads nowhere: it
+//! ends where the speed has, be that outside. A desired motion that keeps the limits
 //! is passed on bit for bit. Called by the motion, once per tick and joint. Knows no time: a tick is a tick.
 //!
 //! All arithmetic is of ticks, and exact there: `step` is the value's change in a tick (speed), `bend` the step's change
@@ -159,22 +160,18 @@ impl Axis {
         self.follows
     }
 
-    /// It stands still where it may stay: a position anywhere within its limits, a velocity at 0.
+    /// It stands still: a position anywhere, a velocity at 0.
     pub fn is_at_rest(&self) -> bool {
-        self.step == 0.0
-            && match self.mode {
-                ControlMode::Position => self.is_inside(),
-                ControlMode::Velocity => self.value == 0.0,
-            }
+        self.step == 0.0 && (self.mode == ControlMode::Position || self.value == 0.0)
     }
 
     /// Where it would rest if it braked from now on, and about how many ticks that would take, at most.
     pub fn rest(&self) -> (f64, f64) {
-        let Bounds { low, high, step, bend, twist, .. } = self.bounds;
+        let Bounds { step, bend, twist, .. } = self.bounds;
         match self.mode {
             ControlMode::Position => {
                 let stop = self.value + bend.stopping_distance(self.step.abs()).copysign(self.step);
-                let rest = between(stop, low, high);
+                let rest = self.confined(stop);
                 let (bend, twist) = (bend.most, twist.most);
                 (
                     rest,
@@ -248,13 +245,12 @@ impl Axis {
         }
     }
 
-    /// One tick of the way to rest: a position decelerates, or returns to its limits; a velocity goes to 0.
+    /// One tick of the way to rest: a position decelerates, a velocity goes to 0.
     pub fn brake(&mut self) -> Limited {
         self.follows = false;
-        let Bounds { low, high, bend, twist, .. } = self.bounds;
+        let Bounds { bend, twist, .. } = self.bounds;
         match self.mode {
             ControlMode::Velocity => self.follow(0.0, 0.0),
-            ControlMode::Position if !self.is_inside() => self.follow(between(self.value, low, high), 0.0),
             ControlMode::Position if twist.limits() => {
                 let step = self.stopping();
                 self.move_to(if step == 0.0 { self.value } else { self.confined(self.value + step) });

@@ -21,6 +21,8 @@ use super::splice::{Execution, Offset, Sample, Splice};
 pub(super) struct Motion {
     limits: JointLimits,
     measured_index: Vec<Option<usize>>,
+    /// There are measured positions at all, be it of other joints.
+    measures: bool,
     period_ns: i64,
     splice: Splice,
     phase: Phase,
@@ -82,6 +84,7 @@ impl Motion {
     pub fn new(
         limits: JointLimits,
         measured_index: Vec<Option<usize>>,
+        measures: bool,
         period_ns: i64,
         splice: Splice,
     ) -> Self {
@@ -90,6 +93,7 @@ impl Motion {
         Self {
             limits,
             measured_index,
+            measures,
             period_ns,
             splice,
             phase: Phase::Silent,
@@ -157,10 +161,11 @@ impl Motion {
         }
     }
 
-    /// Whether there is a finite measured position for each joint that has one. Of a robot that measures none: always.
+    /// Whether there are measured positions, a finite one for each joint that has one. Of a robot that measures none:
+    /// always.
     pub fn can_locate(&self, measured: Option<&[f64]>) -> bool {
-        let position = |index: usize| measured.and_then(|measured| measured.get(index));
-        self.measured_index.iter().flatten().all(|&index| position(index).is_some_and(|v| v.is_finite()))
+        let Some(measured) = measured else { return !self.measures };
+        self.measured_index.iter().flatten().all(|&index| measured.get(index).is_some_and(|v| v.is_finite()))
     }
 
     /// Refuses a chunk whose first step is further than `most` from where a joint was measured.
@@ -175,8 +180,7 @@ impl Motion {
             let (Some(&found), Some(&Some(measured))) = (first.get(joint), measured.get(joint)) else {
                 continue;
             };
-            let reached = between(found, limit.position_min, limit.position_max);
-            if limit.mode == ControlMode::Position && (reached - measured).abs() > most {
+            if limit.mode == ControlMode::Position && (found - measured).abs() > most {
                 return Err(Rejected::TooFar { id, joint, most, measured, found });
             }
         }
@@ -201,7 +205,7 @@ impl Motion {
         let source = Source { id, observed };
         if self.splice.execution == Execution::OpenLoop {
             let steps = self.splice.open_loop_steps;
-            plan.begin(now, if steps > 0 { steps } else { plan.steps() });
+            plan.begin(now, if steps > 0 { steps } else { plan.steps() }, self.splice.blend_steps + 1);
         }
         self.blend_ticks = self.splice.blend_steps as f64 * plan.period_ns() as f64 / self.period_ns as f64;
         if self.is_following() {
@@ -306,15 +310,14 @@ impl Motion {
         self.reference.look_at_plans(now, &mut self.found);
         for (joint, (limit, plan)) in self.limits.as_slice().iter().zip(self.found.iter()).enumerate() {
             let measured = self.measured_index[joint].and_then(|index| measured?.get(index).copied());
-            let begins = between(plan.value, limit.position_min, limit.position_max);
             self.too_far |= limit.mode == ControlMode::Position
-                && measured.is_some_and(|measured| (begins - measured).abs() > first_step_max);
+                && measured.is_some_and(|measured| (plan.value - measured).abs() > first_step_max);
             self.axes[joint].place(match (limit.mode, measured) {
                 (ControlMode::Velocity, _) => 0.0,
                 (ControlMode::Position, Some(measured)) => measured,
                 // Not measured: where it was last sent, else where the plan is.
                 (ControlMode::Position, None) if self.commanded => self.command[joint],
-                (ControlMode::Position, None) => begins,
+                (ControlMode::Position, None) => between(plan.value, limit.position_min, limit.position_max),
             });
         }
         if self.too_far {

@@ -117,7 +117,7 @@ pub struct Plan {
     steps: usize,
     /// `[steps][joints, padded]`; there may be more steps than are in use.
     values: Vec<f64>,
-    /// The time of the last step.
+    /// The time of the last step, or later.
     end: Steady,
 }
 
@@ -195,16 +195,20 @@ impl Plan {
         let period_ns = chunk.period_ns;
         let per_period = [1.0 / period_ns as f64, 1.0 / seconds(period_ns)];
         let mut plan = Self { joints, period_ns, per_period, steps, values, ..Self::EMPTY };
-        plan.begin(chunk.observed, steps);
+        plan.lay(chunk.observed, steps as i64 - 1);
         Ok(plan)
     }
 
-    /// Step 0 at `start`; of more than `steps` steps the first ones.
-    pub fn begin(&mut self, start: Steady, steps: usize) {
-        self.start = start;
+    /// Step 0 at `start`, whenever it was observed; of more than `steps` steps the first ones. It ends `least` periods
+    /// after that or later, so that there is time to come to the first one.
+    pub fn begin(&mut self, start: Steady, steps: usize, least: usize) {
         self.steps = steps.clamp(1, self.steps);
-        let length = self.period_ns.saturating_mul(self.steps as i64 - 1);
-        self.end = Steady(start.0.saturating_add(length));
+        self.lay(start, (self.steps - 1).max(least) as i64);
+    }
+
+    fn lay(&mut self, start: Steady, periods: i64) {
+        self.start = start;
+        self.end = Steady(start.0.saturating_add(self.period_ns.saturating_mul(periods)));
     }
 
     /// Number of steps.
@@ -212,7 +216,7 @@ impl Plan {
         self.steps
     }
 
-    /// The time of the last step.
+    /// When it has been executed: at the time of the last step, or later.
     pub fn end(&self) -> Steady {
         self.end
     }
@@ -235,11 +239,11 @@ impl Plan {
     /// `share`, which changes too, of what it is at `time`. Before its start and after its end it stands still.
     pub fn part(&self, time: Steady, share: Sample) -> Part<'_> {
         let elapsed = time.0.saturating_sub(self.start.0);
-        if elapsed < 0 || time >= self.end() {
-            let row = self.padded(if elapsed < 0 { 0 } else { self.steps - 1 });
+        let step = usize::try_from(elapsed / self.period_ns).unwrap_or(0);
+        if elapsed < 0 || step + 1 >= self.steps {
+            let row = self.padded(step.min(self.steps - 1));
             return Part::new(Counts::STILL.shared(share), [row; 4]);
         }
-        let step = (elapsed / self.period_ns) as usize; // below `steps - 1`, for `time` is before the end
         let [per_ns, per_s] = self.per_period;
         let fraction = (elapsed % self.period_ns) as f64 * per_ns;
         let around = Neighbours::of(step, self.steps);

@@ -11,8 +11,9 @@ use super::plan::{Plan, seconds};
 use super::samples::{Part, Samples};
 use super::splice::{Execution, Offset, Sample, Splice};
 
-/// Most chunks that are averaged. More would be older than any horizon in use.
-const AVERAGED_MAX: usize = 8;
+/// Most chunks that are averaged: more than the steps of a chunk in use, and so many overlap at most where an inference
+/// takes a step or longer.
+const AVERAGED_MAX: usize = 62;
 /// Most plans at once, with those that are on their way out.
 const PLANS_MAX: usize = AVERAGED_MAX + 2;
 

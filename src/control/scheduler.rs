@@ -49,6 +49,9 @@ pub struct ControlConfig {
     pub limits: JointLimits,
     /// For each command value, its index in the measured positions, if it is measured.
     pub measured_index: Vec<Option<usize>>,
+    /// Number of measured positions; 0: the robot measures none, and none are missed. What is measured may all be of other
+    /// joints than are commanded; that it is there is needed all the same.
+    pub measured: usize,
 }
 
 /// What is not believed: bounds on what comes in, beside those on what goes out.
@@ -128,7 +131,7 @@ pub struct Scheduler {
 impl Scheduler {
     /// Allocates everything that it will ever need.
     pub fn new(config: ControlConfig) -> Result<Self, ControlError> {
-        let ControlConfig { rate_hz, splice, guards, max_steps, limits, measured_index } = config;
+        let ControlConfig { rate_hz, splice, guards, max_steps, limits, measured_index, measured } = config;
         let joints = limits.as_slice().len();
         if !(rate_hz > 0.0 && rate_hz <= 1000.0) {
             return Err(ControlError::Rate(rate_hz));
@@ -141,7 +144,7 @@ impl Scheduler {
         }
         let period_ns = (NS_PER_S as f64 / rate_hz).round() as i64;
         Ok(Self {
-            motion: Motion::new(limits, measured_index, period_ns, splice),
+            motion: Motion::new(limits, measured_index, measured > 0, period_ns, splice),
             period_ns,
             max_steps,
             last_tick: None,
@@ -224,9 +227,11 @@ impl Scheduler {
             }
             Err(rejected) => {
                 self.counters.count_rejected(rejected);
-                let waits = [NO_CHUNK_YET, EXHAUSTED].contains(&self.reason.as_str());
-                if waits && matches!(rejected, Rejected::Late { .. }) {
-                    self.reason = Reason::new(TOO_LATE);
+                let waits = [NO_CHUNK_YET, EXHAUSTED, TOO_LATE, TOO_FAR].contains(&self.reason.as_str());
+                match rejected {
+                    Rejected::Late { .. } if waits => self.reason = Reason::new(TOO_LATE),
+                    Rejected::TooFar { .. } if waits => self.reason = Reason::new(TOO_FAR),
+                    _ => {}
                 }
                 if matches!(rejected, Rejected::Malformed(Malformed::NotFinite { .. })) {
                     self.not_finite += 1;

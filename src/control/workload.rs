@@ -75,6 +75,7 @@ impl Workload {
             max_steps: STEPS,
             limits: JointLimits::new(vec![limit; JOINTS])?,
             measured_index: (0..JOINTS).map(Some).collect(),
+            measured: JOINTS,
         })?;
         let tick_ns = scheduler.period_ns();
         let capacity = Capacity { seconds: RECORDED_S, rate_hz, commands: JOINTS, measured: JOINTS };
