@@ -293,6 +293,21 @@ fn what_this_version_does_not_have_is_known_and_refused_in_one_line() {
 }
 
 #[test]
+fn who_names_other_joints_of_a_robot_with_velocities_says_which_are() {
+    let names = r#"["a", "b"]"#;
+    let limits =
+        "joints.position_min: [-1.0, -1.0]\njoints.position_max: [1.0, 1.0]\njoints.velocity_max: [1.0, 1.0]";
+    let lines = format!("robot: droid\njoints.names: {names}\n{limits}");
+    let text = refusal(&lines);
+    assert!(
+        text.contains("joints.velocity_controlled: expected which actions of this droid are velocities"),
+        "{text}"
+    );
+    parse(&format!("{lines}\njoints.velocity_controlled: [true, false]")).unwrap();
+    parse(&lines.replace("droid", "aloha")).unwrap();
+}
+
+#[test]
 fn a_trajectory_of_velocities_is_refused() {
     let text = refusal("robot: droid\ncontrol.command: joint_trajectory");
     assert!(text.contains("control.command: expected float64_multi_array or joint_state"), "{text}");

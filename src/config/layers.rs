@@ -23,9 +23,11 @@ use crate::model::sampler::{Schedule, Solver};
 
 /// Naming one of these means another robot than the built-in one: none of the lists is taken from there.
 const NAMES_THE_ROBOT: [&str; 2] = ["joints.names", "joints.action_names"];
+/// Which actions are velocities: taken for positions, they would move the arm anywhere.
+const VELOCITIES: &str = "joints.velocity_controlled";
 /// The lists that have one entry per action.
 const PER_ACTION: [&str; 6] = [
-    "joints.velocity_controlled",
+    VELOCITIES,
     "joints.position_min",
     "joints.position_max",
     "joints.velocity_max",
@@ -53,7 +55,9 @@ pub(super) fn resolve(
     };
     let builtin_origin = format!("config/{}.yaml", robot.name());
     let mut builtin = checked(ros_file::parse(builtin_yaml(robot), &builtin_origin)?, &builtin_origin)?;
+    let mut forgets_velocities = false;
     if robot == RobotKind::Generic || NAMES_THE_ROBOT.iter().any(|name| file.get(name).is_some()) {
+        forgets_velocities = builtin.get(VELOCITIES).is_some() && file.get(VELOCITIES).is_none();
         builtin.remove(|name| NAMES_THE_ROBOT.contains(&name) || PER_ACTION.contains(&name));
     }
     if robot == RobotKind::Generic || file.names().any(|name| camera_slot(name).is_some()) {
@@ -63,6 +67,11 @@ pub(super) fn resolve(
     let config = layers.config();
     layers.check_engine(&config);
     layers.check_command(&config);
+    if forgets_velocities {
+        let expected = format!("which actions of this {} are velocities", robot.name());
+        let advice = "give one true or false per action: other joints than the built-in ones are named";
+        layers.refuse(VELOCITIES, expected, "nothing".to_owned(), advice);
+    }
     if layers.violations.is_empty() {
         Ok((config, layers.values()))
     } else {

@@ -205,6 +205,18 @@ impl Config {
 
     /// From a ROS 2 parameter file of at most [`FILE_MAX`] bytes.
     pub fn from_file(path: &Path) -> Result<Self, ConfigError> {
+        let (text, origin) = Self::read(path)?;
+        Self::from_yaml(&text, &origin)
+    }
+
+    /// The names of the parameters that a file gives the node, under whatever name.
+    pub fn names_in(path: &Path) -> Result<Vec<String>, ConfigError> {
+        let (text, origin) = Self::read(path)?;
+        Ok(ros_file::parse(&text, &origin)?.into_iter().map(|(name, _)| name).collect())
+    }
+
+    /// A file's text, and its name for a person.
+    fn read(path: &Path) -> Result<(String, String), ConfigError> {
         let origin = path.display().to_string();
         let unreadable = |reason: String| ConfigError::Unreadable { origin: origin.clone(), reason };
         let file = File::open(path).map_err(|e| unreadable(e.to_string()))?;
@@ -215,7 +227,7 @@ impl Config {
         }
         let text = String::from_utf8(bytes)
             .map_err(|e| unreadable(format!("no UTF-8 at byte {}", e.utf8_error().valid_up_to())))?;
-        Self::from_yaml(&text, &origin)
+        Ok((text, origin))
     }
 
     /// For each action, the state value of the same name: where the measured position of a command is found.

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
+use r2r::qos::DurabilityPolicy;
 use r2r::{Node, QosProfile};
 
 use super::names::Names;
@@ -38,7 +39,10 @@ pub struct Inputs {
     cameras: Vec<CameraInput>,
     joints_topic: String,
     joints: Subscription,
+    prompt_topic: String,
     prompt: Subscription,
+    /// It was said that somebody publishes tasks that are not heard.
+    unheard_said: bool,
 }
 
 /// The types that an image topic may have.
@@ -137,7 +141,8 @@ impl Inputs {
             |topic: &str, type_name, qos| subscriptions.subscribe(node, names, topic, type_name, qos);
         let joints = subscribe(&config.joints.topic, JointStateMessage::TYPE, sensor_qos())?;
         let prompt = subscribe(&config.prompt_topic, STRING, prompt_qos())?;
-        Ok(Self { cameras: inputs, joints_topic: config.joints.topic.clone(), joints, prompt })
+        let (joints_topic, prompt_topic) = (config.joints.topic.clone(), config.prompt_topic.clone());
+        Ok(Self { cameras: inputs, joints_topic, joints, prompt_topic, prompt, unheard_said: false })
     }
 
     /// Takes what has arrived. The newest image of each camera goes to its worker, the newest joint state to `joints`,
@@ -204,6 +209,15 @@ impl Inputs {
             let trouble = trouble.or_else(|| silent(intake, None, &topic, "does its source run?"));
             intake.set_trouble(None, trouble);
         });
+        let topic = names.resolve(&self.prompt_topic);
+        let publishers = node.get_publishers_info_by_topic(&topic, false).unwrap_or_default();
+        let unheard = publishers.iter().any(|it| it.qos_profile.durability == DurabilityPolicy::Volatile);
+        if unheard && !self.unheard_said {
+            self.unheard_said = true;
+            tracing::warn!(
+                "{topic}: a publisher is volatile and not heard; publish tasks as transient local"
+            );
+        }
     }
 
     /// The workers, to wait for once the session has closed.

@@ -5,6 +5,7 @@
 
 mod transitions;
 
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -17,14 +18,15 @@ use super::diagnostics::{self, Rates};
 use super::lifecycle::State;
 use super::lifecycle_services::LifecycleServices;
 use super::names::Names;
+use super::parameter_files;
 use super::parameters::{ParameterServices, overrides};
 use super::service::{Service, answer};
 use super::session::{Session, stop};
 use super::subscriptions::{Subscription, Subscriptions};
 use crate::clock::Stamp;
-use crate::config::Execution;
 use crate::config::live::{Given, Parameters};
 use crate::config::parameters::Value;
+use crate::config::{Config, Execution};
 use crate::control;
 use crate::control::thread::{Request, stronger};
 use crate::messages::{CLOCK, DiagnosticArrayMessage, PolicyStatusMessage, decode_clock};
@@ -92,12 +94,32 @@ struct Told {
     engine: String,
 }
 
+/// Refuses parameter files that are meant for this node, but under a name that ROS 2 does not take for it: the arm would
+/// move by other limits than its own.
+fn check_read<'a>(
+    read: &[(String, Given)],
+    node: &str,
+    files: impl Iterator<Item = &'a str>,
+) -> Result<(), String> {
+    for file in files {
+        let Ok(names) = Config::names_in(Path::new(file)) else { continue }; // what is meant for others
+        if !names.is_empty() && !names.iter().any(|name| read.iter().any(|(given, _)| given == name)) {
+            return Err(format!(
+                "{file}: expected parameters of {node}, found a block of another name, of which nothing is read; name it {node} or /**"
+            ));
+        }
+    }
+    Ok(())
+}
+
 impl PolicyNode {
     /// Declares the parameters and offers everything that an unconfigured node offers.
     pub fn new(mut ros: Node, arguments: &[String]) -> Result<Self, String> {
         let said = |error: r2r::Error| format!("ROS 2: {error}");
         let origin = ros.fully_qualified_name().map_err(said)?;
-        let parameters = Parameters::new(overrides(&ros), &origin).map_err(|error| error.to_string())?;
+        let overrides = overrides(&ros);
+        check_read(&overrides, &origin, parameter_files(arguments))?;
+        let parameters = Parameters::new(overrides, &origin).map_err(|error| error.to_string())?;
         let config = parameters.config();
         let names = Names::new(&ros.namespace().map_err(said)?, &ros.name().map_err(said)?, arguments);
         let mut subscriptions = Subscriptions::default();

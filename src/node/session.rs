@@ -75,6 +75,8 @@ struct Active {
     leaving: bool,
     /// Somebody subscribes to the commands.
     heard: bool,
+    /// Who publishes commands, this node among them.
+    publishers: usize,
     /// What the log has: how often joint states went stale, and whether it is a fault.
     logged: (u64, bool),
 }
@@ -210,6 +212,13 @@ impl Session {
         self.inputs.follow_topics(subscriptions, node, names, &self.shared);
         let heard = self.is_heard();
         let Some(active) = self.active.as_mut() else { return };
+        let topic = names.resolve(&self.shared.config().control.command_topic);
+        let publishers = node.get_publishers_info_by_topic(&topic, false).map_or(1, |all| all.len());
+        if publishers > active.publishers {
+            let others = publishers - 1;
+            tracing::warn!("{topic}: {others} others publish commands, too; the arm hears them all");
+        }
+        active.publishers = publishers.max(1);
         // Who comes while it still brakes counts once it rests.
         let heard = heard && (active.heard || active.control.status().at_rest);
         if active.heard == heard {
@@ -323,7 +332,8 @@ impl Session {
             control.ask(latched, ASK_PATIENCE).map_err(|error| error.to_string())?; // before any chunk
         }
         self.shared.run(Arc::clone(&control));
-        self.active = Some(Active { control, publisher, leaving: false, heard: true, logged: (0, false) });
+        let (leaving, heard, publishers, logged) = (false, true, 1, (0, false));
+        self.active = Some(Active { control, publisher, leaving, heard, publishers, logged });
         Ok(())
     }
 
