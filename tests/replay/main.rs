@@ -476,6 +476,22 @@ fn an_hour_without_messages_is_not_an_hour_of_ticks() {
 }
 
 #[test]
+fn a_gap_is_no_fault_however_long_joints_may_stay_away() {
+    // setup: a second of messages; fault: none for a minute; recovery: another second, which begins between two ticks
+    let mut messages = healthy(0, S);
+    messages.extend(healthy(61 * S + 5 * MS, 62 * S));
+    for fault_after_ms in [1000, 20_000, 3_600_000] {
+        let yaml = parameters(&format!("    joints: {{fault_after_ms: {fault_after_ms}}}\n"));
+        let run = replay(&messages, &yaml).ok();
+        let resumed = run.chunks().iter().filter(|&&t| t >= 61 * S).count();
+        assert!(resumed >= 10, "{resumed} chunks after the gap, with {fault_after_ms} ms");
+        // invariant: that the recording paused is told as that, not as a fault of the robot
+        assert_eq!(run.counted(&["gap_skipped"]), 1);
+        assert_eq!(run.summary()["notes"], serde_json::json!([]), "{fault_after_ms}");
+    }
+}
+
+#[test]
 fn a_new_prompt_counts_from_the_next_chunk_and_one_that_does_not_fit_changes_nothing() {
     let plain = replay(&healthy(0, S), &parameters("")).ok();
     let mut changed = healthy(0, S);
