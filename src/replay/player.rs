@@ -25,7 +25,7 @@ use crate::clock::{FUTURE_TOLERANCE_NS, NS_PER_MS, NS_PER_S, Stamp, Steady};
 use crate::config::{CommandType, Config, Execution};
 use crate::control::limits::LimitsError;
 use crate::control::scheduler::ControlError;
-use crate::control::{Chunk, Reason, Scheduler, Wants};
+use crate::control::{Chunk, Reason, Scheduler, State, Wants};
 use crate::messages::{CdrError, CompressedImageMessage, ImageMessage, JointStateMessage};
 use crate::model::Pixels;
 use crate::observe::RgbImage;
@@ -156,6 +156,8 @@ struct Player<'a> {
     sent_revision: u64,
     /// When to ask the intake for an observation next, if no message comes before.
     ask_at: Option<Stamp>,
+    /// The fault that lasts: since when, and why.
+    fault: Option<(Stamp, Reason)>,
     /// After the last message: the joints, if they were fresh then. That a bag ends is no fault of the robot.
     at_end: Option<Measured>,
     next_id: u64,
@@ -192,6 +194,7 @@ impl<'a> Player<'a> {
             arrived: Vec::new(),
             sent_revision: 0,
             ask_at: None,
+            fault: None,
             at_end: None,
             next_id: 0,
             first_begun: None,
@@ -311,6 +314,7 @@ impl<'a> Player<'a> {
         let period = self.scheduler.period_ns();
         if until.since(self.next_tick) > LONGEST_GAP_NS {
             // The plan brakes and rests; then nothing changes until the next message.
+            let gap = self.next_tick;
             let resume = Stamp(self.next_tick.0.saturating_add(LONGEST_GAP_NS));
             self.advance(resume)?;
             self.come_to_rest(until)?;
@@ -319,6 +323,7 @@ impl<'a> Player<'a> {
             self.next_tick = Stamp(self.next_tick.0.saturating_add(ticks.saturating_mul(period)));
             self.pace.skip_to(until.min(self.next_tick));
             // That the recording paused is no fault of the robot; whoever took it up again had reset it.
+            self.tell_fault(Some(gap));
             self.scheduler.reset();
         }
         loop {
@@ -336,10 +341,26 @@ impl<'a> Player<'a> {
                 self.tick(next);
                 self.next_tick = Stamp(next.0.saturating_add(period));
             }
+            if self.scheduler.state() == State::Fault {
+                self.fault.get_or_insert((next, *self.scheduler.reason()));
+            }
         }
         self.pace.wait_until(until);
         self.now = Some(until);
         Ok(())
+    }
+
+    /// Ends the fault that lasts, if one does, with a note; one that began in the gap that ends it is no news.
+    fn tell_fault(&mut self, gap: Option<Stamp>) {
+        let Some((since, why)) = self.fault.take() else { return };
+        let at = |stamp: Stamp| stamp.since(self.recording.start) as f64 / NS_PER_S as f64;
+        let until = match gap {
+            Some(gap) if since >= gap => return,
+            Some(gap) => format!("until the gap at {:.2} s", at(gap)),
+            None => "from then on".to_owned(),
+        };
+        let since = at(since);
+        self.recording.notes.push(format!("fault at {since:.2} s of the bag: {why}; no chunk is taken {until}"));
     }
 
     /// When something is known to happen beside the ticks: an inference ends, or may begin.
@@ -542,6 +563,7 @@ impl<'a> Player<'a> {
                 self.recording.notes.push(note);
             }
         }
+        self.tell_fault(None);
         if self.recording.chunks.is_empty() {
             let note = self.why_no_chunk();
             self.recording.notes.push(note);
