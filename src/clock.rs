@@ -31,6 +31,11 @@ impl Stamp {
         (sec, self.0.rem_euclid(NS_PER_S) as u32) // < 1e9
     }
 
+    /// The stamp of a header, or if it is 0, which is none, when the message came.
+    pub fn or(self, arrived: Stamp) -> Stamp {
+        if self.0 == 0 { arrived } else { self }
+    }
+
     /// Nanoseconds from `earlier` to `self`; negative if `self` is the earlier one. Saturates.
     pub fn since(self, earlier: Stamp) -> i64 {
         self.0.saturating_sub(earlier.0)

@@ -1,7 +1,8 @@
 //! A [`Recording`] from a bag that was recorded beside the running node, for the same report as a replay's.
 //!
 //! Reads the node's chunks and what it commanded, and the joint states and images that it saw, as far as the bag has
-//! them. Computes nothing of the policy. A message that cannot be read is counted, as in a replay.
+//! them. Computes nothing of the policy. A message that cannot be read is counted, as in a replay; one with a stamp of 0
+//! is of its log time, as it was of its arrival for the node.
 
 mod ticks;
 
@@ -61,6 +62,8 @@ const SEEN_CHUNKS: usize = 24;
 const SEEN_SIDE: u32 = 224;
 /// Chunks that arrive this long after their observation, or before it, are stamped by another clock.
 const CLOCKS_APART_NS: i64 = 60 * NS_PER_S;
+/// An image without a stamp is the one that arrived so close to its log time: less than half of a camera's period.
+const LOGGED_NEAR_NS: i64 = 10 * NS_PER_MS;
 
 /// What the bag tells of a run of the node with these parameters. `slots` are the model's cameras.
 pub fn recording(bag: &Bag, config: &Config, slots: &CameraSlots) -> Result<Recording, LiveError> {
@@ -199,7 +202,11 @@ impl Reader<'_> {
             },
             Source::Joints => match JointStateMessage::decode(payload) {
                 Ok(message) => {
-                    if self.intake.take_joints(message.stamp, &message.names, &message.position) {
+                    if self.intake.take_joints(
+                        message.stamp.or(log_time),
+                        &message.names,
+                        &message.position,
+                    ) {
                         self.recording.measured.extend(self.intake.last_measured().cloned());
                     }
                 }
@@ -217,7 +224,7 @@ impl Reader<'_> {
             Source::States => match JointStateMessage::decode(payload) {
                 Ok(message) => match self.commanded.positions(&message.names, &message.position) {
                     Ok(values) => {
-                        self.take_command(message.stamp, values);
+                        self.take_command(message.stamp.or(log_time), values);
                     }
                     Err(error) => self.intake.count("command_dropped", &error.to_string()),
                 },
@@ -253,17 +260,18 @@ impl Reader<'_> {
                 message.id.saturating_add(self.id_offset)
             }
         };
+        let observed = message.stamp.or(arrived);
         let &ActionChunkMessage { encode_ms, vision_ms, prefix_ms, denoise_ms, decode_ms, .. } = message;
         let timings = Timings { encode_ms, vision_ms, prefix_ms, denoise_ms, decode_ms };
         let begun = Stamp(arrived.0.saturating_sub((timings.total_ms() * NS_PER_MS as f64) as i64)); // saturates
         let age_ms = |stamp: Stamp| begun.since(stamp) as f64 / NS_PER_MS as f64;
         let elapsed =
-            arrived.since(message.stamp) as f64 / NS_PER_S as f64 * self.config.control.policy_rate_hz;
+            arrived.since(observed) as f64 / NS_PER_S as f64 * self.config.control.policy_rate_hz;
         self.recording.prompt = message.prompt.to_owned();
         self.image_stamps.push(message.image_stamps.clone());
         self.recording.chunks.push(ChunkRecord {
             id,
-            observed: message.stamp,
+            observed,
             arrived,
             dropped_steps: (elapsed.ceil().max(0.0) as usize).min(steps),
             actions: message.actions.chunks(width).map(by_name).collect(),
@@ -317,6 +325,9 @@ impl Reader<'_> {
     }
 }
 
+/// Chunks (indices) by the camera slot and the stamp of an image that they were computed from.
+type Wanted = BTreeMap<(usize, Stamp), Vec<usize>>;
+
 /// Gives some chunks, evenly spread, the images that they were computed from.
 fn show_images(
     recording: &mut Recording,
@@ -340,7 +351,7 @@ fn show_images(
         }
     }
     let every = image_stamps.len().div_ceil(SEEN_CHUNKS).max(1);
-    let mut wanted: BTreeMap<(usize, Stamp), Vec<usize>> = BTreeMap::new();
+    let mut wanted = Wanted::new();
     for (index, stamps) in image_stamps.iter().enumerate().step_by(every) {
         for (slot, stamp) in stamps.iter().enumerate() {
             if let Some(stamp) = stamp {
@@ -353,7 +364,9 @@ fn show_images(
         for &(_, role) in roles.iter().filter(|(topic, _)| *topic == record.topic) {
             let Ok(message) = Message::decode(role, &record.payload) else { continue };
             let (Role::RawCamera(slot) | Role::CompressedCamera(slot)) = role else { continue };
-            let Some(chunks) = wanted.remove(&(slot, message.stamp())) else { continue };
+            let Some(chunks) = take_wanted(&mut wanted, slot, message.stamp(), Stamp(record.log_time)) else {
+                continue;
+            };
             let Some(pixels) = image(&message).and_then(|image| picture(&image)) else { continue };
             for index in chunks {
                 if let Some(chunk) = recording.chunks.get_mut(index) {
@@ -366,6 +379,17 @@ fn show_images(
         }
     }
     Ok(())
+}
+
+/// The chunks that were computed from an image, if it is wanted: they are given it once.
+fn take_wanted(wanted: &mut Wanted, slot: usize, stamp: Stamp, log_time: Stamp) -> Option<Vec<usize>> {
+    if stamp.0 != 0 {
+        return wanted.remove(&(slot, stamp));
+    }
+    let apart = |by: i64| (slot, Stamp(log_time.0.saturating_add(by)));
+    let near = wanted.range(apart(-LOGGED_NEAR_NS)..=apart(LOGGED_NEAR_NS)).next();
+    let key = *near?.0;
+    wanted.remove(&key)
 }
 
 fn image(message: &Message<'_>) -> Option<RgbImage> {
