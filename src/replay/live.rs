@@ -22,7 +22,6 @@ use crate::messages::{
 };
 use crate::model::Pixels;
 use crate::observe::RgbImage;
-use crate::observe::image::{RawImage, decode_compressed, decode_raw};
 use crate::observe::intake::Intake;
 use crate::observe::joints::{JointError, JointMap};
 use crate::policy::cameras::{CameraError, CameraSlots};
@@ -367,7 +366,8 @@ fn show_images(
             let Some(chunks) = take_wanted(&mut wanted, slot, message.stamp(), Stamp(record.log_time)) else {
                 continue;
             };
-            let Some(pixels) = image(&message).and_then(|image| picture(&image)) else { continue };
+            let Some(Ok(image)) = message.image() else { continue };
+            let Some(pixels) = picture(&image) else { continue };
             for index in chunks {
                 if let Some(chunk) = recording.chunks.get_mut(index) {
                     let seen = chunk.seen.get_or_insert_with(|| vec![None; slots.names.len()]);
@@ -390,17 +390,6 @@ fn take_wanted(wanted: &mut Wanted, slot: usize, stamp: Stamp, log_time: Stamp) 
     let near = wanted.range(apart(-LOGGED_NEAR_NS)..=apart(LOGGED_NEAR_NS)).next();
     let key = *near?.0;
     wanted.remove(&key)
-}
-
-fn image(message: &Message<'_>) -> Option<RgbImage> {
-    match message {
-        Message::Raw(_, message) => {
-            let &ImageMessage { width, height, encoding, is_bigendian, step, data, .. } = message;
-            decode_raw(&RawImage { width, height, encoding, is_bigendian, step, data }).ok()
-        }
-        Message::Compressed(_, message) => decode_compressed(message.format, message.data).ok(),
-        Message::Joints(_) | Message::Prompt(_) => None,
-    }
 }
 
 fn picture(image: &RgbImage) -> Option<Vec<u8>> {

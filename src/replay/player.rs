@@ -16,7 +16,7 @@ use thiserror::Error;
 
 use super::bag::{Bag, BagError, Record};
 use super::bag_clock::{BagClock, Reading, Stamped};
-use super::message::Message;
+use super::message::{Left, Message};
 use super::pace::{Pace, Speed};
 use super::recording::{ChunkRecord, CommandSample, JointInfo, Recording, SentTrajectory};
 use super::topics::{Role, TopicError, Topics};
@@ -26,10 +26,9 @@ use crate::config::{CommandType, Config, Execution};
 use crate::control::limits::LimitsError;
 use crate::control::scheduler::ControlError;
 use crate::control::{Chunk, Reason, Scheduler, State, Wants};
-use crate::messages::{CdrError, CompressedImageMessage, ImageMessage, JointStateMessage};
+use crate::messages::CdrError;
 use crate::model::Pixels;
 use crate::observe::RgbImage;
-use crate::observe::image::{RawImage, decode_compressed, decode_raw};
 use crate::observe::intake::{Intake, Measured, Next};
 use crate::observe::joints::JointError;
 use crate::pipeline::chunking::{Chunking, TooLate};
@@ -225,7 +224,7 @@ impl<'a> Player<'a> {
                     if role != Role::Prompt {
                         self.pass_until(reading, role)?;
                     }
-                    self.take_message(message, reading);
+                    self.take_message(&message, reading);
                 }
                 Err(error) => self.refuse(role, &error),
             }
@@ -233,23 +232,13 @@ impl<'a> Player<'a> {
         Ok(())
     }
 
-    fn take_message(&mut self, message: Message<'_>, Reading { at, time, .. }: Reading) {
-        match message {
-            Message::Raw(slot, message) => {
-                let ImageMessage { width, height, encoding, is_bigendian, step, data, .. } = message;
-                let raw = RawImage { width, height, encoding, is_bigendian, step, data };
-                self.intake.take_image(slot, time, decode_raw(&raw));
+    fn take_message(&mut self, message: &Message<'_>, Reading { at, time, .. }: Reading) {
+        match message.give_to(&mut self.intake, time) {
+            Left::Measured if time.since(at) <= FUTURE_TOLERANCE_NS => {
+                self.recording.measured.extend(self.intake.last_measured().cloned());
             }
-            Message::Compressed(slot, CompressedImageMessage { format, data, .. }) => {
-                self.intake.take_image(slot, time, decode_compressed(format, data));
-            }
-            Message::Joints(JointStateMessage { names, position, .. }) => {
-                let taken = self.intake.take_joints(time, &names, &position);
-                if taken && time.since(at) <= FUTURE_TOLERANCE_NS {
-                    self.recording.measured.extend(self.intake.last_measured().cloned());
-                }
-            }
-            Message::Prompt(prompt) => self.take_prompt(prompt),
+            Left::Prompt(prompt) => self.take_prompt(prompt),
+            Left::Measured | Left::Nothing => {}
         }
         self.ask_at = self.now;
     }
