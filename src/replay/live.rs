@@ -201,11 +201,8 @@ impl Reader<'_> {
             },
             Source::Joints => match JointStateMessage::decode(payload) {
                 Ok(message) => {
-                    if self.intake.take_joints(
-                        message.stamp.or(log_time),
-                        &message.names,
-                        &message.position,
-                    ) {
+                    if self.intake.take_joints(message.stamp.or(log_time), &message.names, &message.position)
+                    {
                         self.recording.measured.extend(self.intake.last_measured().cloned());
                     }
                 }
@@ -264,8 +261,7 @@ impl Reader<'_> {
         let timings = Timings { encode_ms, vision_ms, prefix_ms, denoise_ms, decode_ms };
         let begun = Stamp(arrived.0.saturating_sub((timings.total_ms() * NS_PER_MS as f64) as i64)); // saturates
         let age_ms = |stamp: Stamp| begun.since(stamp) as f64 / NS_PER_MS as f64;
-        let elapsed =
-            arrived.since(observed) as f64 / NS_PER_S as f64 * self.config.control.policy_rate_hz;
+        let elapsed = arrived.since(observed) as f64 / NS_PER_S as f64 * self.config.control.policy_rate_hz;
         self.recording.prompt = message.prompt.to_owned();
         self.image_stamps.push(message.image_stamps.clone());
         self.recording.chunks.push(ChunkRecord {

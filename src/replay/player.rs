@@ -349,7 +349,9 @@ impl<'a> Player<'a> {
             None => "from then on".to_owned(),
         };
         let since = at(since);
-        self.recording.notes.push(format!("fault at {since:.2} s of the bag: {why}; no chunk is taken {until}"));
+        self.recording
+            .notes
+            .push(format!("fault at {since:.2} s of the bag: {why}; no chunk is taken {until}"));
     }
 
     /// When something is known to happen beside the ticks: an inference ends, or may begin.

@@ -5,8 +5,8 @@
 //! nor those that brake or rest.
 
 use super::recording::{CommandSample, Recording};
-use super::summary::percentile;
 use crate::clock::NS_PER_S;
+use crate::percentile::percentile;
 
 /// Jumps of one kind, over ticks and joints: |change of the acceleration from one tick to the next|, rad/s² or m/s².
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
