@@ -18,6 +18,11 @@ pub const NS_PER_MS: i64 = 1_000_000;
 /// from a clock that is published at a coarse rate. Further ahead, a clock is wrong.
 pub const FUTURE_TOLERANCE_NS: i64 = 100 * NS_PER_MS;
 
+/// Nanoseconds as seconds.
+pub fn seconds(ns: i64) -> f64 {
+    ns as f64 / NS_PER_S as f64
+}
+
 impl Stamp {
     /// From the two fields of `builtin_interfaces/Time`.
     pub fn from_ros(sec: i32, nanosec: u32) -> Self {

@@ -11,9 +11,9 @@ use std::collections::BTreeMap;
 use self::ticks::Ticks;
 use super::bag::{Bag, BagError, Record};
 use super::message::Message;
-use super::recording::{ChunkRecord, CommandSample, JointInfo, Recording, Timings};
+use super::recording::{ChunkRecord, CommandSample, JointInfo, Recording, SEEN_CHUNKS, Timings};
 use super::topics::{Role, TopicError, find};
-use crate::clock::{NS_PER_MS, NS_PER_S, Stamp};
+use crate::clock::{NS_PER_MS, NS_PER_S, Stamp, seconds};
 use crate::config::{CommandType, Config};
 use crate::control::limits::LimitsError;
 use crate::messages::{
@@ -55,8 +55,6 @@ pub enum LiveError {
     },
 }
 
-/// Chunks whose images are shown.
-const SEEN_CHUNKS: usize = 24;
 /// Side of their pictures, pixels: that of π0.5.
 const SEEN_SIDE: u32 = 224;
 /// Chunks that arrive this long after their observation, or before it, are stamped by another clock.
@@ -261,7 +259,7 @@ impl Reader<'_> {
         let timings = Timings { encode_ms, vision_ms, prefix_ms, denoise_ms, decode_ms };
         let begun = Stamp(arrived.0.saturating_sub((timings.total_ms() * NS_PER_MS as f64) as i64)); // saturates
         let age_ms = |stamp: Stamp| begun.since(stamp) as f64 / NS_PER_MS as f64;
-        let elapsed = arrived.since(observed) as f64 / NS_PER_S as f64 * self.config.control.policy_rate_hz;
+        let elapsed = seconds(arrived.since(observed)) * self.config.control.policy_rate_hz;
         self.recording.prompt = message.prompt.to_owned();
         self.image_stamps.push(message.image_stamps.clone());
         self.recording.chunks.push(ChunkRecord {
@@ -288,8 +286,8 @@ impl Reader<'_> {
         }
         let chunk = self.recording.chunks.last();
         let resting = chunk.is_none_or(|chunk| {
-            let seconds = stamp.since(chunk.observed) as f64 / NS_PER_S as f64;
-            seconds * self.config.control.policy_rate_hz > chunk.actions.len().saturating_sub(1) as f64
+            let passed = seconds(stamp.since(chunk.observed));
+            passed * self.config.control.policy_rate_hz > chunk.actions.len().saturating_sub(1) as f64
         });
         let chunk = chunk.map_or(0, |chunk| chunk.id);
         self.recording.commands.push(CommandSample { stamp, values, chunk, resting, limited: false });

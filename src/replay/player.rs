@@ -21,7 +21,7 @@ use super::pace::{Pace, Speed};
 use super::recording::{ChunkRecord, CommandSample, JointInfo, Recording, SentTrajectory};
 use super::topics::{Role, TopicError, Topics};
 use super::worker::Worker;
-use crate::clock::{FUTURE_TOLERANCE_NS, NS_PER_MS, NS_PER_S, Stamp, Steady};
+use crate::clock::{FUTURE_TOLERANCE_NS, NS_PER_MS, NS_PER_S, Stamp, Steady, seconds};
 use crate::config::{CommandType, Config, Execution};
 use crate::control::limits::LimitsError;
 use crate::control::scheduler::ControlError;
@@ -77,8 +77,6 @@ const LONGEST_GAP_NS: i64 = 10 * NS_PER_S;
 /// Ticks within which the arm comes to rest when no message comes any more: 100 s at 1 kHz, more than the longest
 /// inference and what a chunk lasts. A motion that takes longer is cut there, and that is said.
 const REST_TICKS: usize = 100_000;
-/// Chunks whose images are kept for the report.
-const SEEN_CHUNKS: usize = 24;
 
 impl Replay<'_> {
     /// Plays the whole bag. `progress` hears of (seconds played, seconds in all).
@@ -103,8 +101,8 @@ impl Replay<'_> {
                     Ok(record) => {
                         player.take(&record, topics, &mut clock)?;
                         if let Some((first, last)) = bag.time_range() {
-                            let seconds = |ns: i64| ns.saturating_sub(first) as f64 / NS_PER_S as f64;
-                            progress(seconds(record.log_time), seconds(last));
+                            let since_first = |ns: i64| seconds(ns.saturating_sub(first));
+                            progress(since_first(record.log_time), since_first(last));
                         }
                     }
                     Err(error) => damage = Some(format!("the bag cannot be read further: {error}")),
@@ -342,16 +340,14 @@ impl<'a> Player<'a> {
     /// Ends the fault that lasts, if one does, with a note; one that began in the gap that ends it is no news.
     fn tell_fault(&mut self, gap: Option<Stamp>) {
         let Some((since, why)) = self.fault.take() else { return };
-        let at = |stamp: Stamp| stamp.since(self.recording.start) as f64 / NS_PER_S as f64;
+        let at = |stamp: Stamp| seconds(stamp.since(self.recording.start));
         let until = match gap {
             Some(gap) if since >= gap => return,
             Some(gap) => format!("until the gap at {:.2} s", at(gap)),
             None => "from then on".to_owned(),
         };
-        let since = at(since);
-        self.recording
-            .notes
-            .push(format!("fault at {since:.2} s of the bag: {why}; no chunk is taken {until}"));
+        let note = format!("fault at {:.2} s of the bag: {why}; no chunk is taken {until}", at(since));
+        self.recording.notes.push(note);
     }
 
     /// When something is known to happen beside the ticks: an inference ends, or may begin.
@@ -519,22 +515,11 @@ impl<'a> Player<'a> {
             Ok(accepted) => {
                 let (dropped_steps, actions) = (accepted.dropped_steps, chunk.actions);
                 self.recording.chunks.push(ChunkRecord { arrived: now, dropped_steps, actions, ..record });
-                self.thin_out_seen();
+                self.seen_every = self.recording.thin_out_seen(self.seen_every);
             }
             Err(rejected) => {
                 self.chunking.refused(chunk.id);
                 self.intake.count("chunk_rejected", &rejected.in_general());
-            }
-        }
-    }
-
-    /// Keeps images of a bounded number of chunks, evenly spread.
-    fn thin_out_seen(&mut self) {
-        let chunks = &mut self.recording.chunks;
-        if chunks.iter().filter(|chunk| chunk.seen.is_some()).count() > SEEN_CHUNKS {
-            self.seen_every *= 2;
-            for chunk in chunks.iter_mut().filter(|chunk| !chunk.id.is_multiple_of(self.seen_every)) {
-                chunk.seen = None;
             }
         }
     }
@@ -547,11 +532,9 @@ impl<'a> Player<'a> {
             self.at_end = self.intake.measured(end).cloned();
             self.come_to_rest(Stamp(i64::MAX))?;
             if !self.at_rest() {
-                let seconds = self.next_tick.since(end) / NS_PER_S;
-                let note = format!(
-                    "{seconds} s after the last message the arm still moves; what follows is left out"
-                );
-                self.recording.notes.push(note);
+                let after = self.next_tick.since(end) / NS_PER_S;
+                let note = "after the last message the arm still moves; what follows is left out";
+                self.recording.notes.push(format!("{after} s {note}"));
             }
         }
         self.tell_fault(None);
@@ -559,17 +542,14 @@ impl<'a> Player<'a> {
             let note = self.why_no_chunk();
             self.recording.notes.push(note);
         }
+        let Recording { notes, counters, .. } = &mut self.recording;
+        counters.extend(self.scheduler.counters().entries().map(|(name, count)| (name.to_owned(), count)));
         for (name, count) in self.intake.counters().iter() {
             if let Some(why) = name.strip_prefix("prompt_truncated: ") {
-                self.recording
-                    .notes
-                    .push(format!("{why}, in {count} inferences; its end was cut off: shorten it"));
+                notes.push(format!("{why}, in {count} inferences; its end was cut off: shorten it"));
             }
+            counters.insert(name.clone(), *count);
         }
-        for (name, count) in self.scheduler.counters().entries() {
-            self.recording.counters.insert(name.to_owned(), count);
-        }
-        self.recording.counters.extend(self.intake.counters().iter().map(|(name, n)| (name.clone(), *n)));
         Ok(self.recording)
     }
 

@@ -10,7 +10,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde::Serialize;
 
 use super::recording::{CommandSample, JointInfo, Recording, Timings};
-use crate::clock::{NS_PER_MS, NS_PER_S, Stamp};
+use crate::clock::{NS_PER_MS, NS_PER_S, Stamp, seconds};
 use crate::percentile::percentile;
 
 /// A position this far (rad or m) outside its limit is rounding, not a violation.
@@ -456,10 +456,6 @@ fn verdict(s: &Summary) -> (Level, String) {
         (true, false) => Level::Ok,
     };
     (level, parts.join(", "))
-}
-
-fn seconds(ns: i64) -> f64 {
-    ns as f64 / NS_PER_S as f64
 }
 
 /// Finite values only, upwards.
