@@ -18,6 +18,11 @@ pub const NS_PER_MS: i64 = 1_000_000;
 /// from a clock that is published at a coarse rate. Further ahead, a clock is wrong.
 pub const FUTURE_TOLERANCE_NS: i64 = 100 * NS_PER_MS;
 
+/// Nanoseconds as seconds.
+pub fn seconds(ns: i64) -> f64 {
+    ns as f64 / NS_PER_S as f64
+}
+
 impl Stamp {
     /// From the two fields of `builtin_interfaces/Time`.
     pub fn from_ros(sec: i32, nanosec: u32) -> Self {
@@ -29,6 +34,11 @@ impl Stamp {
         let sec = self.0.div_euclid(NS_PER_S);
         let sec = i32::try_from(sec).unwrap_or(if sec < 0 { i32::MIN } else { i32::MAX });
         (sec, self.0.rem_euclid(NS_PER_S) as u32) // < 1e9
+    }
+
+    /// The stamp of a header, or if it is 0, which is none, when the message came.
+    pub fn or(self, arrived: Stamp) -> Stamp {
+        if self.0 == 0 { arrived } else { self }
     }
 
     /// Nanoseconds from `earlier` to `self`; negative if `self` is the earlier one. Saturates.

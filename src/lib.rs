@@ -29,6 +29,7 @@ mod new_file;
 #[cfg(feature = "ros")]
 pub mod node;
 pub mod observe;
+mod percentile;
 pub mod pipeline;
 pub mod policy;
 mod printable;

@@ -22,8 +22,8 @@ use crate::model::dims::Work;
 use crate::model::sampler::rtc::Rtc;
 use crate::model::sampler::{Sampler, noise};
 use crate::model::{ModelInput, Pixels, synth};
+use crate::percentile::percentile;
 use crate::pipeline::{Model, StageTimes, infer, recipe};
-use crate::replay::summary::percentile;
 
 /// Measure the latency of an inference, stage by stage
 #[derive(clap::Args)]

@@ -3,6 +3,7 @@
 use super::cdr::{CdrError, Reader, Writer};
 use super::{encoded, header, put_header};
 use crate::clock::Stamp;
+use crate::observe::image::RawImage;
 
 /// `sensor_msgs/msg/Image`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -23,6 +24,13 @@ pub struct ImageMessage<'a> {
     pub step: u32,
     /// `step × height` bytes, if the sender is honest.
     pub data: &'a [u8],
+}
+
+impl<'a> From<&ImageMessage<'a>> for RawImage<'a> {
+    fn from(message: &ImageMessage<'a>) -> Self {
+        let &ImageMessage { width, height, encoding, is_bigendian, step, data, .. } = message;
+        Self { width, height, encoding, is_bigendian, step, data }
+    }
 }
 
 /// `sensor_msgs/msg/CompressedImage`.

@@ -19,7 +19,7 @@ use self::peer::{Command, Peer};
 use self::process::NodeProcess;
 pub use self::robot::{Part, Rest, Robot};
 use crate::clock::{NS_PER_S, Stamp};
-use crate::replay::summary::percentile;
+use crate::percentile::percentile;
 
 /// Observations per second: what cameras and a policy on a robot come to.
 const OBSERVATIONS_HZ: f64 = 10.0;

@@ -263,11 +263,7 @@ fn take_frame(slot: usize, frame: &Frame, shared: &Shared) {
     let stamped = |stamp: Stamp| if stamp.0 == 0 { frame.arrived } else { stamp };
     let (stamp, image) = match frame.form {
         Form::Raw => match ImageMessage::decode(&frame.payload) {
-            Ok(message) => {
-                let ImageMessage { width, height, encoding, is_bigendian, step, data, .. } = message;
-                let raw = RawImage { width, height, encoding, is_bigendian, step, data };
-                (stamped(message.stamp), decode_raw(&raw))
-            }
+            Ok(message) => (stamped(message.stamp), decode_raw(&RawImage::from(&message))),
             Err(error) => return shared.look(|intake| intake.refuse_image(slot, &error)),
         },
         Form::Compressed => match CompressedImageMessage::decode(&frame.payload) {

@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 
-use crate::replay::summary::percentile;
+use crate::percentile::percentile;
 
 /// Inferences over which percentiles are taken: ten seconds at ten per second.
 const WINDOW: usize = 100;

@@ -12,7 +12,7 @@ use image::codecs::jpeg::JpegEncoder;
 
 use super::recording::{ChunkRecord, Recording};
 use super::report::{escape, with_unit};
-use crate::clock::NS_PER_S;
+use crate::clock::seconds;
 
 /// Most chunks whose pictures are shown.
 const MAX_SEEN: usize = 24;
@@ -84,7 +84,7 @@ impl<'a> CameraStrip<'a> {
 }
 
 fn column(recording: &Recording, chunk: &ChunkRecord, pictures: &[Picture]) -> String {
-    let t = chunk.observed.since(recording.start) as f64 / NS_PER_S as f64;
+    let t = seconds(chunk.observed.since(recording.start));
     let mut out = format!(
         "<div class=\"seen\" data-t=\"{t:.4}\"><button type=\"button\" class=\"when\" \
          title=\"Chunk {id}: show this time in the plots\">{t:.2} s <span>#{id}</span></button>",

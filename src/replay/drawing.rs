@@ -8,7 +8,7 @@ use serde::Serialize;
 
 use super::recording::{ChunkRecord, JointInfo, Recording, Timings};
 use super::summary::{GAP_PERIODS, Judged, judge};
-use crate::clock::{NS_PER_S, Stamp};
+use crate::clock::{Stamp, seconds};
 
 /// Most samples of a series; above, several samples make one of its envelope.
 pub const MAX_SAMPLES: usize = 4000;
@@ -244,10 +244,6 @@ fn spans(indices: &[usize], series: &Series) -> Vec<[f64; 2]> {
 
 fn period(rate_hz: f64) -> f64 {
     if rate_hz > 0.0 { 1.0 / rate_hz } else { 0.0 }
-}
-
-fn seconds(ns: i64) -> f64 {
-    ns as f64 / NS_PER_S as f64
 }
 
 /// To 0.1 ms, 0.1 mrad, 0.1 mm: finer than a screen shows.

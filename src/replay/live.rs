@@ -1,7 +1,8 @@
 //! A [`Recording`] from a bag that was recorded beside the running node, for the same report as a replay's.
 //!
 //! Reads the node's chunks and what it commanded, and the joint states and images that it saw, as far as the bag has
-//! them. Computes nothing of the policy. A message that cannot be read is counted, as in a replay.
+//! them. Computes nothing of the policy. A message that cannot be read is counted, as in a replay; one with a stamp of 0
+//! is of its log time, as it was of its arrival for the node.
 
 mod ticks;
 
@@ -10,9 +11,9 @@ use std::collections::BTreeMap;
 use self::ticks::Ticks;
 use super::bag::{Bag, BagError, Record};
 use super::message::Message;
-use super::recording::{ChunkRecord, CommandSample, JointInfo, Recording, Timings};
+use super::recording::{ChunkRecord, CommandSample, JointInfo, Recording, SEEN_CHUNKS, Timings};
 use super::topics::{Role, TopicError, find};
-use crate::clock::{NS_PER_MS, NS_PER_S, Stamp};
+use crate::clock::{NS_PER_MS, NS_PER_S, Stamp, seconds};
 use crate::config::{CommandType, Config};
 use crate::control::limits::LimitsError;
 use crate::messages::{
@@ -21,7 +22,6 @@ use crate::messages::{
 };
 use crate::model::Pixels;
 use crate::observe::RgbImage;
-use crate::observe::image::{RawImage, decode_compressed, decode_raw};
 use crate::observe::intake::Intake;
 use crate::observe::joints::{JointError, JointMap};
 use crate::policy::cameras::{CameraError, CameraSlots};
@@ -55,12 +55,12 @@ pub enum LiveError {
     },
 }
 
-/// Chunks whose images are shown.
-const SEEN_CHUNKS: usize = 24;
 /// Side of their pictures, pixels: that of π0.5.
 const SEEN_SIDE: u32 = 224;
 /// Chunks that arrive this long after their observation, or before it, are stamped by another clock.
 const CLOCKS_APART_NS: i64 = 60 * NS_PER_S;
+/// An image without a stamp is the one that arrived so close to its log time: less than half of a camera's period.
+const LOGGED_NEAR_NS: i64 = 10 * NS_PER_MS;
 
 /// What the bag tells of a run of the node with these parameters. `slots` are the model's cameras.
 pub fn recording(bag: &Bag, config: &Config, slots: &CameraSlots) -> Result<Recording, LiveError> {
@@ -199,7 +199,8 @@ impl Reader<'_> {
             },
             Source::Joints => match JointStateMessage::decode(payload) {
                 Ok(message) => {
-                    if self.intake.take_joints(message.stamp, &message.names, &message.position) {
+                    if self.intake.take_joints(message.stamp.or(log_time), &message.names, &message.position)
+                    {
                         self.recording.measured.extend(self.intake.last_measured().cloned());
                     }
                 }
@@ -217,7 +218,7 @@ impl Reader<'_> {
             Source::States => match JointStateMessage::decode(payload) {
                 Ok(message) => match self.commanded.positions(&message.names, &message.position) {
                     Ok(values) => {
-                        self.take_command(message.stamp, values);
+                        self.take_command(message.stamp.or(log_time), values);
                     }
                     Err(error) => self.intake.count("command_dropped", &error.to_string()),
                 },
@@ -253,17 +254,17 @@ impl Reader<'_> {
                 message.id.saturating_add(self.id_offset)
             }
         };
+        let observed = message.stamp.or(arrived);
         let &ActionChunkMessage { encode_ms, vision_ms, prefix_ms, denoise_ms, decode_ms, .. } = message;
         let timings = Timings { encode_ms, vision_ms, prefix_ms, denoise_ms, decode_ms };
         let begun = Stamp(arrived.0.saturating_sub((timings.total_ms() * NS_PER_MS as f64) as i64)); // saturates
         let age_ms = |stamp: Stamp| begun.since(stamp) as f64 / NS_PER_MS as f64;
-        let elapsed =
-            arrived.since(message.stamp) as f64 / NS_PER_S as f64 * self.config.control.policy_rate_hz;
+        let elapsed = seconds(arrived.since(observed)) * self.config.control.policy_rate_hz;
         self.recording.prompt = message.prompt.to_owned();
         self.image_stamps.push(message.image_stamps.clone());
         self.recording.chunks.push(ChunkRecord {
             id,
-            observed: message.stamp,
+            observed,
             arrived,
             dropped_steps: (elapsed.ceil().max(0.0) as usize).min(steps),
             actions: message.actions.chunks(width).map(by_name).collect(),
@@ -285,8 +286,8 @@ impl Reader<'_> {
         }
         let chunk = self.recording.chunks.last();
         let resting = chunk.is_none_or(|chunk| {
-            let seconds = stamp.since(chunk.observed) as f64 / NS_PER_S as f64;
-            seconds * self.config.control.policy_rate_hz > chunk.actions.len().saturating_sub(1) as f64
+            let passed = seconds(stamp.since(chunk.observed));
+            passed * self.config.control.policy_rate_hz > chunk.actions.len().saturating_sub(1) as f64
         });
         let chunk = chunk.map_or(0, |chunk| chunk.id);
         self.recording.commands.push(CommandSample { stamp, values, chunk, resting, limited: false });
@@ -317,6 +318,9 @@ impl Reader<'_> {
     }
 }
 
+/// Chunks (indices) by the camera slot and the stamp of an image that they were computed from.
+type Wanted = BTreeMap<(usize, Stamp), Vec<usize>>;
+
 /// Gives some chunks, evenly spread, the images that they were computed from.
 fn show_images(
     recording: &mut Recording,
@@ -340,7 +344,7 @@ fn show_images(
         }
     }
     let every = image_stamps.len().div_ceil(SEEN_CHUNKS).max(1);
-    let mut wanted: BTreeMap<(usize, Stamp), Vec<usize>> = BTreeMap::new();
+    let mut wanted = Wanted::new();
     for (index, stamps) in image_stamps.iter().enumerate().step_by(every) {
         for (slot, stamp) in stamps.iter().enumerate() {
             if let Some(stamp) = stamp {
@@ -353,8 +357,11 @@ fn show_images(
         for &(_, role) in roles.iter().filter(|(topic, _)| *topic == record.topic) {
             let Ok(message) = Message::decode(role, &record.payload) else { continue };
             let (Role::RawCamera(slot) | Role::CompressedCamera(slot)) = role else { continue };
-            let Some(chunks) = wanted.remove(&(slot, message.stamp())) else { continue };
-            let Some(pixels) = image(&message).and_then(|image| picture(&image)) else { continue };
+            let Some(chunks) = take_wanted(&mut wanted, slot, message.stamp(), Stamp(record.log_time)) else {
+                continue;
+            };
+            let Some(Ok(image)) = message.image() else { continue };
+            let Some(pixels) = picture(&image) else { continue };
             for index in chunks {
                 if let Some(chunk) = recording.chunks.get_mut(index) {
                     let seen = chunk.seen.get_or_insert_with(|| vec![None; slots.names.len()]);
@@ -368,15 +375,15 @@ fn show_images(
     Ok(())
 }
 
-fn image(message: &Message<'_>) -> Option<RgbImage> {
-    match message {
-        Message::Raw(_, message) => {
-            let &ImageMessage { width, height, encoding, is_bigendian, step, data, .. } = message;
-            decode_raw(&RawImage { width, height, encoding, is_bigendian, step, data }).ok()
-        }
-        Message::Compressed(_, message) => decode_compressed(message.format, message.data).ok(),
-        Message::Joints(_) | Message::Prompt(_) => None,
+/// The chunks that were computed from an image, if it is wanted: they are given it once.
+fn take_wanted(wanted: &mut Wanted, slot: usize, stamp: Stamp, log_time: Stamp) -> Option<Vec<usize>> {
+    if stamp.0 != 0 {
+        return wanted.remove(&(slot, stamp));
     }
+    let apart = |by: i64| (slot, Stamp(log_time.0.saturating_add(by)));
+    let near = wanted.range(apart(-LOGGED_NEAR_NS)..=apart(LOGGED_NEAR_NS)).next();
+    let key = *near?.0;
+    wanted.remove(&key)
 }
 
 fn picture(image: &RgbImage) -> Option<Vec<u8>> {

@@ -2,13 +2,11 @@
 
 use super::bag::Bag;
 use super::bag_clock::{BagClock, Stamped};
-use super::message::Message;
+use super::message::{Left, Message};
 use super::player::ReplayError;
 use super::topics::Topics;
 use crate::config::Config;
-use crate::messages::{CompressedImageMessage, ImageMessage};
 use crate::observe::Observation;
-use crate::observe::image::{RawImage, decode_compressed, decode_raw};
 use crate::observe::intake::{Intake, Next};
 
 /// Up to `count` observations with the prompt of their time, the first at the start of the bag. Messages that cannot be
@@ -39,21 +37,8 @@ pub fn observations(
             if reading.jumped {
                 intake.clear();
             }
-            match message {
-                Message::Raw(
-                    slot,
-                    ImageMessage { width, height, encoding, is_bigendian, step, data, .. },
-                ) => {
-                    let raw = RawImage { width, height, encoding, is_bigendian, step, data };
-                    intake.take_image(slot, reading.time, decode_raw(&raw));
-                }
-                Message::Compressed(slot, CompressedImageMessage { format, data, .. }) => {
-                    intake.take_image(slot, reading.time, decode_compressed(format, data));
-                }
-                Message::Joints(joints) => {
-                    intake.take_joints(reading.time, &joints.names, &joints.position);
-                }
-                Message::Prompt(text) => text.clone_into(&mut prompt),
+            if let Left::Prompt(text) = message.give_to(&mut intake, reading.time) {
+                text.clone_into(&mut prompt);
             }
             let due = record.log_time.saturating_sub(first) >= apart.saturating_mul(found.len() as i64);
             if due && let Next::Ready(observation) = intake.next_observation(reading.at) {

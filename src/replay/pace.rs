@@ -3,7 +3,7 @@
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::clock::{NS_PER_S, Stamp};
+use crate::clock::{Stamp, seconds};
 
 /// How fast bag time passes.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -32,8 +32,8 @@ impl Pace {
     pub fn wait_until(&mut self, at: Stamp) {
         let Speed::Times(speed) = self.speed else { return };
         let (wall, bag) = *self.origin.get_or_insert_with(|| (Instant::now(), at));
-        let seconds = at.since(bag).max(0) as f64 / NS_PER_S as f64 / speed;
-        if let Ok(due) = Duration::try_from_secs_f64(seconds) {
+        let passed = seconds(at.since(bag).max(0)) / speed;
+        if let Ok(due) = Duration::try_from_secs_f64(passed) {
             thread::sleep(due.saturating_sub(wall.elapsed()));
         }
     }

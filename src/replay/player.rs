@@ -16,20 +16,19 @@ use thiserror::Error;
 
 use super::bag::{Bag, BagError, Record};
 use super::bag_clock::{BagClock, Reading, Stamped};
-use super::message::Message;
+use super::message::{Left, Message};
 use super::pace::{Pace, Speed};
 use super::recording::{ChunkRecord, CommandSample, JointInfo, Recording, SentTrajectory};
 use super::topics::{Role, TopicError, Topics};
 use super::worker::Worker;
-use crate::clock::{FUTURE_TOLERANCE_NS, NS_PER_MS, NS_PER_S, Stamp, Steady};
+use crate::clock::{FUTURE_TOLERANCE_NS, NS_PER_MS, NS_PER_S, Stamp, Steady, seconds};
 use crate::config::{CommandType, Config, Execution};
 use crate::control::limits::LimitsError;
 use crate::control::scheduler::ControlError;
-use crate::control::{Chunk, Reason, Scheduler, Wants};
-use crate::messages::{CdrError, CompressedImageMessage, ImageMessage, JointStateMessage};
+use crate::control::{Chunk, Reason, Scheduler, State, Wants};
+use crate::messages::CdrError;
 use crate::model::Pixels;
 use crate::observe::RgbImage;
-use crate::observe::image::{RawImage, decode_compressed, decode_raw};
 use crate::observe::intake::{Intake, Measured, Next};
 use crate::observe::joints::JointError;
 use crate::pipeline::chunking::{Chunking, TooLate};
@@ -78,8 +77,6 @@ const LONGEST_GAP_NS: i64 = 10 * NS_PER_S;
 /// Ticks within which the arm comes to rest when no message comes any more: 100 s at 1 kHz, more than the longest
 /// inference and what a chunk lasts. A motion that takes longer is cut there, and that is said.
 const REST_TICKS: usize = 100_000;
-/// Chunks whose images are kept for the report.
-const SEEN_CHUNKS: usize = 24;
 
 impl Replay<'_> {
     /// Plays the whole bag. `progress` hears of (seconds played, seconds in all).
@@ -104,8 +101,8 @@ impl Replay<'_> {
                     Ok(record) => {
                         player.take(&record, topics, &mut clock)?;
                         if let Some((first, last)) = bag.time_range() {
-                            let seconds = |ns: i64| ns.saturating_sub(first) as f64 / NS_PER_S as f64;
-                            progress(seconds(record.log_time), seconds(last));
+                            let since_first = |ns: i64| seconds(ns.saturating_sub(first));
+                            progress(since_first(record.log_time), since_first(last));
                         }
                     }
                     Err(error) => damage = Some(format!("the bag cannot be read further: {error}")),
@@ -156,6 +153,8 @@ struct Player<'a> {
     sent_revision: u64,
     /// When to ask the intake for an observation next, if no message comes before.
     ask_at: Option<Stamp>,
+    /// The fault that lasts: since when, and why.
+    fault: Option<(Stamp, Reason)>,
     /// After the last message: the joints, if they were fresh then. That a bag ends is no fault of the robot.
     at_end: Option<Measured>,
     next_id: u64,
@@ -192,6 +191,7 @@ impl<'a> Player<'a> {
             arrived: Vec::new(),
             sent_revision: 0,
             ask_at: None,
+            fault: None,
             at_end: None,
             next_id: 0,
             first_begun: None,
@@ -222,7 +222,7 @@ impl<'a> Player<'a> {
                     if role != Role::Prompt {
                         self.pass_until(reading, role)?;
                     }
-                    self.take_message(message, reading);
+                    self.take_message(&message, reading);
                 }
                 Err(error) => self.refuse(role, &error),
             }
@@ -230,23 +230,13 @@ impl<'a> Player<'a> {
         Ok(())
     }
 
-    fn take_message(&mut self, message: Message<'_>, Reading { at, time, .. }: Reading) {
-        match message {
-            Message::Raw(slot, message) => {
-                let ImageMessage { width, height, encoding, is_bigendian, step, data, .. } = message;
-                let raw = RawImage { width, height, encoding, is_bigendian, step, data };
-                self.intake.take_image(slot, time, decode_raw(&raw));
+    fn take_message(&mut self, message: &Message<'_>, Reading { at, time, .. }: Reading) {
+        match message.give_to(&mut self.intake, time) {
+            Left::Measured if time.since(at) <= FUTURE_TOLERANCE_NS => {
+                self.recording.measured.extend(self.intake.last_measured().cloned());
             }
-            Message::Compressed(slot, CompressedImageMessage { format, data, .. }) => {
-                self.intake.take_image(slot, time, decode_compressed(format, data));
-            }
-            Message::Joints(JointStateMessage { names, position, .. }) => {
-                let taken = self.intake.take_joints(time, &names, &position);
-                if taken && time.since(at) <= FUTURE_TOLERANCE_NS {
-                    self.recording.measured.extend(self.intake.last_measured().cloned());
-                }
-            }
-            Message::Prompt(prompt) => self.take_prompt(prompt),
+            Left::Prompt(prompt) => self.take_prompt(prompt),
+            Left::Measured | Left::Nothing => {}
         }
         self.ask_at = self.now;
     }
@@ -311,6 +301,7 @@ impl<'a> Player<'a> {
         let period = self.scheduler.period_ns();
         if until.since(self.next_tick) > LONGEST_GAP_NS {
             // The plan brakes and rests; then nothing changes until the next message.
+            let gap = self.next_tick;
             let resume = Stamp(self.next_tick.0.saturating_add(LONGEST_GAP_NS));
             self.advance(resume)?;
             self.come_to_rest(until)?;
@@ -319,6 +310,7 @@ impl<'a> Player<'a> {
             self.next_tick = Stamp(self.next_tick.0.saturating_add(ticks.saturating_mul(period)));
             self.pace.skip_to(until.min(self.next_tick));
             // That the recording paused is no fault of the robot; whoever took it up again had reset it.
+            self.tell_fault(Some(gap));
             self.scheduler.reset();
         }
         loop {
@@ -336,10 +328,26 @@ impl<'a> Player<'a> {
                 self.tick(next);
                 self.next_tick = Stamp(next.0.saturating_add(period));
             }
+            if self.scheduler.state() == State::Fault {
+                self.fault.get_or_insert((next, *self.scheduler.reason()));
+            }
         }
         self.pace.wait_until(until);
         self.now = Some(until);
         Ok(())
+    }
+
+    /// Ends the fault that lasts, if one does, with a note; one that began in the gap that ends it is no news.
+    fn tell_fault(&mut self, gap: Option<Stamp>) {
+        let Some((since, why)) = self.fault.take() else { return };
+        let at = |stamp: Stamp| seconds(stamp.since(self.recording.start));
+        let until = match gap {
+            Some(gap) if since >= gap => return,
+            Some(gap) => format!("until the gap at {:.2} s", at(gap)),
+            None => "from then on".to_owned(),
+        };
+        let note = format!("fault at {:.2} s of the bag: {why}; no chunk is taken {until}", at(since));
+        self.recording.notes.push(note);
     }
 
     /// When something is known to happen beside the ticks: an inference ends, or may begin.
@@ -507,22 +515,11 @@ impl<'a> Player<'a> {
             Ok(accepted) => {
                 let (dropped_steps, actions) = (accepted.dropped_steps, chunk.actions);
                 self.recording.chunks.push(ChunkRecord { arrived: now, dropped_steps, actions, ..record });
-                self.thin_out_seen();
+                self.seen_every = self.recording.thin_out_seen(self.seen_every);
             }
             Err(rejected) => {
                 self.chunking.refused(chunk.id);
                 self.intake.count("chunk_rejected", &rejected.in_general());
-            }
-        }
-    }
-
-    /// Keeps images of a bounded number of chunks, evenly spread.
-    fn thin_out_seen(&mut self) {
-        let chunks = &mut self.recording.chunks;
-        if chunks.iter().filter(|chunk| chunk.seen.is_some()).count() > SEEN_CHUNKS {
-            self.seen_every *= 2;
-            for chunk in chunks.iter_mut().filter(|chunk| !chunk.id.is_multiple_of(self.seen_every)) {
-                chunk.seen = None;
             }
         }
     }
@@ -535,28 +532,24 @@ impl<'a> Player<'a> {
             self.at_end = self.intake.measured(end).cloned();
             self.come_to_rest(Stamp(i64::MAX))?;
             if !self.at_rest() {
-                let seconds = self.next_tick.since(end) / NS_PER_S;
-                let note = format!(
-                    "{seconds} s after the last message the arm still moves; what follows is left out"
-                );
-                self.recording.notes.push(note);
+                let after = self.next_tick.since(end) / NS_PER_S;
+                let note = "after the last message the arm still moves; what follows is left out";
+                self.recording.notes.push(format!("{after} s {note}"));
             }
         }
+        self.tell_fault(None);
         if self.recording.chunks.is_empty() {
             let note = self.why_no_chunk();
             self.recording.notes.push(note);
         }
+        let Recording { notes, counters, .. } = &mut self.recording;
+        counters.extend(self.scheduler.counters().entries().map(|(name, count)| (name.to_owned(), count)));
         for (name, count) in self.intake.counters().iter() {
             if let Some(why) = name.strip_prefix("prompt_truncated: ") {
-                self.recording
-                    .notes
-                    .push(format!("{why}, in {count} inferences; its end was cut off: shorten it"));
+                notes.push(format!("{why}, in {count} inferences; its end was cut off: shorten it"));
             }
+            counters.insert(name.clone(), *count);
         }
-        for (name, count) in self.scheduler.counters().entries() {
-            self.recording.counters.insert(name.to_owned(), count);
-        }
-        self.recording.counters.extend(self.intake.counters().iter().map(|(name, n)| (name.clone(), *n)));
         Ok(self.recording)
     }
 

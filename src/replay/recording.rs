@@ -7,6 +7,9 @@ use crate::control::limits::{ControlMode, JointLimit};
 pub use crate::observe::intake::Measured;
 pub use crate::pipeline::inference::Timings;
 
+/// Most chunks of which [`ChunkRecord::seen`] is kept.
+pub const SEEN_CHUNKS: usize = 24;
+
 /// One replay, complete. All times are bag time.
 #[derive(Clone, Debug, Default)]
 pub struct Recording {
@@ -50,6 +53,21 @@ pub struct Recording {
     pub notes: Vec<String>,
     /// Wall time from the first inference's beginning to the last chunk, seconds; `None` of what was recorded live.
     pub wall_s: Option<f64>,
+}
+
+impl Recording {
+    /// Keeps images of at most [`SEEN_CHUNKS`] chunks, evenly spread: of those whose number is a multiple of what it
+    /// returns. `every` is what it returned last, 1 at first.
+    pub fn thin_out_seen(&mut self, every: u64) -> u64 {
+        if self.chunks.iter().filter(|chunk| chunk.seen.is_some()).count() <= SEEN_CHUNKS {
+            return every;
+        }
+        let every = every.saturating_mul(2);
+        for chunk in self.chunks.iter_mut().filter(|chunk| !chunk.id.is_multiple_of(every)) {
+            chunk.seen = None;
+        }
+        every
+    }
 }
 
 /// Name and limits of one command value.
@@ -134,7 +152,7 @@ pub struct ChunkRecord {
     pub image_age_ms: Vec<Option<f64>>,
     /// Wall time of each stage. The only part that differs between two runs.
     pub timings: Timings,
-    /// What the model saw, one per camera slot: `[side, side, 3]` rgb8. Kept for some chunks only.
+    /// What the model saw, one per camera slot: `[side, side, 3]` rgb8. Kept for [`SEEN_CHUNKS`] chunks.
     pub seen: Option<Vec<Option<Vec<u8>>>>,
     /// Side of the images in `seen`.
     pub seen_side: u32,

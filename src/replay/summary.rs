@@ -10,7 +10,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde::Serialize;
 
 use super::recording::{CommandSample, JointInfo, Recording, Timings};
-use crate::clock::{NS_PER_MS, NS_PER_S, Stamp};
+use crate::clock::{NS_PER_MS, NS_PER_S, Stamp, seconds};
+use crate::percentile::percentile;
 
 /// A position this far (rad or m) outside its limit is rounding, not a violation.
 pub const POSITION_TOLERANCE: f64 = 1e-6;
@@ -335,12 +336,6 @@ fn measured(recording: &Recording, joint: usize, info: &JointInfo, at: Stamp) ->
     last.positions.get(index).copied().filter(|position| position.is_finite())
 }
 
-/// Nearest-rank percentile (`p` in 0..=100) of values sorted upwards: always one of the values; `None` of none.
-pub fn percentile(sorted: &[f64], p: f64) -> Option<f64> {
-    let rank = (p / 100.0 * sorted.len() as f64).ceil() as usize; // saturates; 0 for NaN
-    sorted.get(rank.clamp(1, sorted.len().max(1)) - 1).copied()
-}
-
 fn joint_summary(recording: &Recording, joint: usize, info: &JointInfo) -> JointSummary {
     let mut out = JointSummary {
         name: info.name.clone(),
@@ -461,10 +456,6 @@ fn verdict(s: &Summary) -> (Level, String) {
         (true, false) => Level::Ok,
     };
     (level, parts.join(", "))
-}
-
-fn seconds(ns: i64) -> f64 {
-    ns as f64 / NS_PER_S as f64
 }
 
 /// Finite values only, upwards.

@@ -5,8 +5,8 @@
 //! nor those that brake or rest.
 
 use super::recording::{CommandSample, Recording};
-use super::summary::percentile;
-use crate::clock::NS_PER_S;
+use crate::clock::seconds;
+use crate::percentile::percentile;
 
 /// Jumps of one kind, over ticks and joints: |change of the acceleration from one tick to the next|, rad/s² or m/s².
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -43,8 +43,8 @@ pub fn switches(recording: &Recording) -> Switches {
     for (index, window) in commands.windows(4).enumerate() {
         let Ok(four) = <&[CommandSample; 4]>::try_from(window) else { continue };
         let [a, b, c, d] = four;
-        let seconds = d.stamp.since(a.stamp) as f64 / NS_PER_S as f64;
-        if (seconds - 3.0 * period).abs() > 0.1 * period || four.iter().skip(1).any(|command| command.resting)
+        let passed = seconds(d.stamp.since(a.stamp));
+        if (passed - 3.0 * period).abs() > 0.1 * period || four.iter().skip(1).any(|command| command.resting)
         {
             continue;
         }

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeSet;
 
-use crate::clock::{NS_PER_MS, NS_PER_S, Stamp};
+use crate::clock::{NS_PER_MS, Stamp, seconds};
 
 use super::recording::{ChunkRecord, CommandSample, JointInfo, Measured, Recording, Timings};
 
@@ -175,7 +175,7 @@ fn follow(chunks: &[ChunkRecord], joints: &[JointInfo], end_ms: i64) -> Vec<Comm
             newest += 1;
         }
         let Some(chunk) = chunks.get(newest).filter(|c| c.arrived <= now) else { continue };
-        let at = now.since(chunk.observed) as f64 / NS_PER_S as f64 * POLICY_RATE_HZ;
+        let at = seconds(now.since(chunk.observed)) * POLICY_RATE_HZ;
         let resting = at >= (STEPS - 1) as f64;
         let at = at.min((STEPS - 1) as f64);
         let (k, part) = (at.floor() as usize, at.fract());

@@ -46,11 +46,16 @@ fn run() -> Vec<Message> {
 }
 
 fn report(messages: &[Message]) -> Replayed {
+    report_with(messages, "command_topic: commands")
+}
+
+/// With these parameters of `control`.
+fn report_with(messages: &[Message], control: &str) -> Replayed {
     let folder = TempDir::new().unwrap();
     let bag = folder.path().join("live.mcap");
     write_mcap(&bag, messages);
     let config = folder.path().join("robot.yaml");
-    fs::write(&config, parameters("    control: {command_topic: commands}\n")).unwrap();
+    fs::write(&config, parameters(&format!("    control: {{{control}}}\n"))).unwrap();
     let out = folder.path().join("out");
     let arguments = [&bag, &config, &out].map(|path| path.to_str().unwrap());
     let output = pi05(&["report", arguments[0], "--config", arguments[1], "--out", arguments[2]]);
@@ -77,6 +82,37 @@ fn a_live_run_is_reported_like_a_replay() {
     assert_eq!(summary["engine"], "cpu f32");
     let page = fs::read_to_string(run.out("report.html")).unwrap();
     assert_eq!(page.matches("data:image/jpeg").count(), 9, "the image of each chunk");
+}
+
+/// The same run with commands as joint states, and with the stamps that `stamp` makes of the right ones.
+fn stamped(stamp: fn(i64) -> i64) -> Vec<Message> {
+    let command = |k: i64| {
+        let at = T0 + 60 * MS + k * 10 * MS;
+        let (_, kind, log, payload) = joints(at, stamp(at), &["b", "a"], &[0.2, -0.1 + k as f64 * 0.01]);
+        ("/commands".to_owned(), kind, log, payload)
+    };
+    let recorded = run().into_iter().filter(|(topic, ..)| topic != "/commands");
+    let recorded = recorded.map(|(topic, kind, log, payload)| match topic.as_str() {
+        CAMERA => image(log + 3 * MS, stamp(log), "rgb8", 0), // logged a little after the node had it
+        JOINTS => joints(log, stamp(log), &["b", "extra", "a"], &[0.2, 9.0, -0.1]),
+        _ => (topic, kind, log, payload),
+    });
+    recorded.chain((0..90).map(command)).collect()
+}
+
+#[test]
+fn messages_without_a_stamp_count_from_their_log_time() {
+    let reported = |stamp| {
+        let run = report_with(&stamped(stamp), "command_topic: commands, command: joint_state").ok();
+        let page = fs::read_to_string(run.out("report.html")).unwrap();
+        let mut summary = run.summary();
+        summary["bag"] = "".into(); // each run has its own temporary folder
+        (summary, page.matches("data:image/jpeg").count())
+    };
+    let (unstamped, stamped) = (reported(|_| 0), reported(|at| at));
+    assert_eq!(unstamped, stamped);
+    assert_eq!((&stamped.0["rejected"]["inputs"], stamped.1), (&0.into(), 9));
+    assert!(stamped.0["duration_s"].as_f64().unwrap() < 1.0);
 }
 
 #[test]

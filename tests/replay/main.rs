@@ -363,6 +363,34 @@ fn stale_joints_stop_inference() {
 }
 
 #[test]
+fn a_fault_is_told_with_its_reason_and_time_wherever_results_are_read() {
+    // setup: a healthy second; fault: no joint states for two seconds, where one is too long; then they are back
+    let gone = |(topic, _, log, _): &Message| *topic == JOINTS && (T0 + S..T0 + 3 * S).contains(log);
+    let before: Vec<Message> = healthy(0, 5 * S).into_iter().filter(|m| !gone(m)).collect();
+    let yaml = parameters("    joints: {fault_after_ms: 1000}\n");
+    let run = replay(&before, &yaml).ok();
+    assert!(run.chunks().iter().all(|&t| t < 2 * S), "a fault lasts until somebody resets it");
+    let summary = run.summary();
+    let [note] = &summary["notes"].as_array().unwrap()[..] else { panic!("{}", summary["notes"]) };
+    let note = note.as_str().unwrap();
+    let rest = note.strip_prefix("fault at ").unwrap_or_else(|| panic!("{note}"));
+    let at: f64 = rest.split_once(" s ").unwrap().0.parse().unwrap();
+    assert!((2.0..2.5).contains(&at), "stale after 0.98 s and some, for a second: {note}");
+    assert!(note.contains("joint states were stale for longer than joints.fault_after_ms"), "{note}");
+    let page = fs::read_to_string(run.out("report.html")).unwrap();
+    assert!(run.stdout.contains(note) && page.contains(note), "{}", run.stdout);
+    assert_eq!(summary["level"], "attention");
+
+    // Whoever records on after a pause had reset it: told, but until then.
+    let mut messages = before;
+    messages.extend(healthy(65 * S, 66 * S));
+    let run = replay(&messages, &yaml).ok();
+    assert!(run.chunks().iter().any(|&t| t >= 65 * S));
+    let (fault, _) = note.split_once(';').unwrap();
+    assert!(run.stdout.contains(&format!("{fault}; no chunk is taken until the gap")), "{}", run.stdout);
+}
+
+#[test]
 fn broken_messages_are_dropped_and_counted_by_reason() {
     let mut messages = healthy(0, S);
     let at = T0 + 500 * MS;
@@ -473,6 +501,22 @@ fn an_hour_without_messages_is_not_an_hour_of_ticks() {
     assert!(run.summary()["ticks"].as_u64().unwrap() < 2500);
     assert_eq!(run.counted(&["gap_skipped"]), 1);
     assert!(run.chunks().iter().any(|&t| t > 3600 * S), "and inference resumes");
+}
+
+#[test]
+fn a_gap_is_no_fault_however_long_joints_may_stay_away() {
+    // setup: a second of messages; fault: none for a minute; recovery: another second, which begins between two ticks
+    let mut messages = healthy(0, S);
+    messages.extend(healthy(61 * S + 5 * MS, 62 * S));
+    for fault_after_ms in [1000, 20_000, 3_600_000] {
+        let yaml = parameters(&format!("    joints: {{fault_after_ms: {fault_after_ms}}}\n"));
+        let run = replay(&messages, &yaml).ok();
+        let resumed = run.chunks().iter().filter(|&&t| t >= 61 * S).count();
+        assert!(resumed >= 10, "{resumed} chunks after the gap, with {fault_after_ms} ms");
+        // invariant: that the recording paused is told as that, not as a fault of the robot
+        assert_eq!(run.counted(&["gap_skipped"]), 1);
+        assert_eq!(run.summary()["notes"], serde_json::json!([]), "{fault_after_ms}");
+    }
 }
 
 #[test]

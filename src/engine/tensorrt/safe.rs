@@ -326,13 +326,6 @@ impl Engine {
         Ok((is_input != 0, Port { name, dtype, shape }))
     }
 
-    /// Bytes of GPU memory for activations.
-    pub fn device_memory(&self) -> usize {
-        // SAFETY: the engine lives.
-        let bytes = unsafe { sys::trt_engine_device_memory(self.raw.as_ptr()) };
-        usize::try_from(bytes).unwrap_or(0)
-    }
-
     /// Where a tensor lies on the GPU; holds for every run until it is bound again.
     ///
     /// # Safety

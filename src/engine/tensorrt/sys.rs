@@ -132,7 +132,6 @@ unsafe extern "C" {
         shape: *mut i64,
         m: *mut Message,
     ) -> i32;
-    pub fn trt_engine_device_memory(engine: *const Engine) -> i64;
     pub fn trt_engine_bind(engine: *mut Engine, name: *const c_char, address: u64, m: *mut Message) -> i32;
     pub fn trt_engine_enqueue(engine: *mut Engine, stream: *mut c_void, m: *mut Message) -> i32;
 }

@@ -58,11 +58,6 @@ int32_t trt_engine_tensor(TrtEngine const* engine, int32_t index, char const** n
     });
 }
 
-int64_t trt_engine_device_memory(TrtEngine const* engine)
-{
-    return static_cast<int64_t>(engine->engine->getDeviceMemorySizeV2());
-}
-
 int32_t trt_engine_bind(TrtEngine* engine, char const* name, uint64_t address, TrtMessage* message)
 {
     return guarded(message, [&]() -> int32_t {

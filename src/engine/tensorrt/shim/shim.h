@@ -74,7 +74,6 @@ int32_t trt_engine_tensors(TrtEngine const* engine);
 // `name` lives as long as the engine.
 int32_t trt_engine_tensor(TrtEngine const* engine, int32_t index, char const** name, int32_t* is_input, int32_t* dtype,
     int32_t* rank, int64_t* shape, TrtMessage* message);
-int64_t trt_engine_device_memory(TrtEngine const* engine);
 int32_t trt_engine_bind(TrtEngine* engine, char const* name, uint64_t address, TrtMessage* message);
 // Puts one run on `stream` (a CUstream). Every tensor must be bound.
 int32_t trt_engine_enqueue(TrtEngine* engine, void* stream, TrtMessage* message);
