@@ -57,7 +57,8 @@ pub(super) fn resolve(
     let mut builtin = checked(ros_file::parse(builtin_yaml(robot), &builtin_origin)?, &builtin_origin)?;
     let mut forgets_velocities = false;
     if robot == RobotKind::Generic || NAMES_THE_ROBOT.iter().any(|name| file.get(name).is_some()) {
-        forgets_velocities = builtin.get(VELOCITIES).is_some() && file.get(VELOCITIES).is_none();
+        let has_some = matches!(builtin.get(VELOCITIES), Some(Value::BoolArray(are)) if are.contains(&true));
+        forgets_velocities = has_some && file.get(VELOCITIES).is_none();
         builtin.remove(|name| NAMES_THE_ROBOT.contains(&name) || PER_ACTION.contains(&name));
     }
     if robot == RobotKind::Generic || file.names().any(|name| camera_slot(name).is_some()) {

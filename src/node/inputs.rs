@@ -275,5 +275,8 @@ fn take_frame(slot: usize, frame: &Frame, shared: &Shared) {
     if let Ok(image) = &image {
         shared.resize(slot, image);
     }
-    shared.arrived(|intake| intake.take_image(slot, stamp, image));
+    shared.arrived(|intake| {
+        intake.forget_future(frame.arrived);
+        intake.take_image(slot, stamp, image);
+    });
 }

@@ -173,6 +173,11 @@ impl Intake {
         }
     }
 
+    /// See [`Snapshots::forget_future`]. To be called before what arrives at `now` is taken.
+    pub fn forget_future(&mut self, now: Stamp) {
+        self.snapshots.forget_future(now);
+    }
+
     /// Counts a joint state that could not be decoded.
     pub fn refuse_joints(&mut self, why: &dyn Display) {
         let why = why.to_string();
@@ -509,6 +514,19 @@ mod tests {
             sources,
             [("base_0_rgb", 1, 3, newest), ("right_wrist_0_rgb", 1, 1, newest), ("joints", 1, 3, newest)]
         );
+    }
+
+    #[test]
+    fn what_was_stamped_in_the_future_does_not_push_out_what_comes_after_it() {
+        let mut intake = started();
+        assert!(joints(&mut intake, 600_000), "whether it is of the future is seen when it is used");
+        assert!(!joints(&mut intake, 10));
+        intake.forget_future(at(10));
+        assert!(joints(&mut intake, 10));
+        image(&mut intake, 0, 600_000);
+        intake.forget_future(at(10));
+        image(&mut intake, 0, 10);
+        assert_eq!(intake.sources().next().unwrap().newest, Some(at(10)));
     }
 
     #[test]

@@ -230,10 +230,15 @@ impl Snapshots {
     pub fn snapshot(&mut self, now: Stamp) -> Result<Observation, NotReady> {
         let observation = self.observe(now);
         if matches!(observation, Err(NotReady::Future { .. })) {
-            self.joints.forget_future(now);
-            self.cameras.iter_mut().flatten().for_each(|camera| camera.forget_future(now));
+            self.forget_future(now);
         }
         observation
+    }
+
+    /// Lets go of what is stamped later than `now` can be: whatever comes after it would be older.
+    pub fn forget_future(&mut self, now: Stamp) {
+        self.joints.forget_future(now);
+        self.cameras.iter_mut().flatten().for_each(|camera| camera.forget_future(now));
     }
 
     fn observe(&self, now: Stamp) -> Result<Observation, NotReady> {

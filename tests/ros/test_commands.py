@@ -153,6 +153,52 @@ def test_pause_stop_and_reset_are_refused_by_a_node_that_is_not_active(world):
         policy.change("configure")
 
 
+def test_a_stop_before_the_arm_may_move_is_kept_for_then(world):
+    policy = world.start(robot_parameters(autostart=True))
+    policy.status.wait_until(lambda status: status.lifecycle == "inactive" and status.reason, "it waits for its robot")
+    success, message = policy.trigger("stop")
+    assert (success, message) == (True, "stopped")
+    robot, arm = world.robot(), world.arm()
+    robot.start(20)
+    robot.follow = arm
+    policy.wait_for_control("stopped")
+    wait_for(lambda: arm.silent_for(1.0), "silence")
+    assert not arm.received
+    assert policy.trigger("reset")[0]
+    policy.wait_for_control("running")
+    arm.wait_for_motion()
+
+
+def test_a_stop_has_the_last_word_over_a_reset_of_the_same_moment(world):
+    _robot, arm, policy = world.running()
+    arm.wait_for_motion()
+    for _ in range(5):
+        words = [threading.Thread(target=policy.trigger, args=(word,)) for word in ("stop", "reset", "stop")]
+        for word in words:
+            word.start()
+        for word in words:
+            word.join()
+        assert policy.trigger("stop")[0]
+        assert policy.status.last.control == "stopped" or policy.wait_for_control("stopped")
+        assert policy.trigger("reset")[0]
+        policy.wait_for_control("running")
+
+
+def test_open_loop_computes_one_chunk_of_the_arm_at_rest_at_a_time(world):
+    _robot, arm, policy = world.running(robot_parameters(control__execution="open_loop", control__open_loop_steps=5))
+    policy.chunks.wait_for_more(4)
+    commands, seen = list(arm.messages), [to_ns(chunk.header.stamp) for chunk in policy.chunks.messages]
+    moved = [to_ns(b.header.stamp) for a, b in zip(commands, commands[1:]) if a.position != b.position]
+    for before, after in zip(seen, seen[1:]):
+        if after < moved[-1]:
+            assert any(before < stamp < after for stamp in moved), "executed before the next one is observed"
+            assert not any(abs(stamp - after) < 5e6 for stamp in moved), "observed at rest"
+    policy.diagnostics.wait_for_more(2)
+    control = policy.health()["control"][2]
+    refused = {name: count for name, count in control.items() if name.startswith("chunks_") and name != "chunks_accepted"}
+    assert all(int(count) == 0 for count in refused.values()), refused
+
+
 def test_deactivate_brakes_before_the_commands_end(world):
     _robot, arm, policy = world.running()
     arm.wait_for_motion()

@@ -3,6 +3,7 @@
 import math
 import random
 import signal
+import threading
 import time
 
 import pytest
@@ -188,6 +189,33 @@ def test_when_nobody_hears_the_commands_any_more_it_brakes_and_says_why(world):
     robot.follow = arm
     policy.wait_for_control("running")
     arm.wait_for_motion()
+
+
+@pytest.mark.parametrize("word", ["pause", "deactivate"])
+def test_who_comes_to_listen_hears_nothing_of_a_brake_that_began_before(world, word):
+    robot, arm, policy = world.running(robot_parameters(joints__acceleration_max=[0.2] * 3, joints__velocity_max=[0.3] * 3))
+    arm.wait_for_motion()
+    robot.follow = None
+    arm.drop()
+    policy.wait_for_control("braking", "holding")
+    if word == "pause":
+        assert policy.pause()[0]
+    else:
+        threading.Thread(target=policy.change, args=("deactivate",)).start()
+    late = world.arm()
+    time.sleep(3)
+    assert not late.received, "nor of where it then rests"
+
+
+def test_a_joint_state_from_the_future_is_forgotten_with_the_next_one(world):
+    robot, arm, policy = world.running(robot_parameters(joints__fault_after_ms=1500))
+    arm.wait_for_motion()
+    assert policy.pause()[0]
+    robot.joints.publish(robot.joint_state(time.time_ns() + 600 * 10**9))
+    time.sleep(2)
+    assert policy.pause(False)[0]
+    policy.wait_for_control("running")
+    assert policy.status.last.control != "fault"
 
 
 def garbage(rng):

@@ -72,15 +72,12 @@ def test_a_camera_that_is_there_but_silent_is_called_so(world):
     world.arm()
     policy = world.start(robot_parameters(cameras=1))
     assert policy.change("configure"), policy.reason()
-
-    def activated():
-        robot.publish()
-        return policy.change("activate")
-
     robot.silent = {0}
-    wait_for(lambda: not activated() and "cam_0 has a publisher, but nothing of it arrives" in policy.reason(), policy.reason)
+    robot.start(20)
+    silent = "cam_0 has a publisher, but nothing of it arrives"
+    wait_for(lambda: not policy.change("activate") and silent in policy.reason(), policy.reason)
     robot.silent = set()
-    wait_for(activated, policy.reason)
+    wait_for(lambda: policy.change("activate"), policy.reason)
     policy.status.wait_until(lambda status: status.reason == "")
 
 

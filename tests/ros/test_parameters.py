@@ -201,6 +201,16 @@ def test_a_file_that_is_none_ends_the_node_with_a_line(tmp_path, text):
     process.close()
 
 
+@pytest.mark.parametrize(("block", "namespace"), [("pi05_node", ""), ("/policy", "/left")])
+def test_a_file_for_a_node_of_another_name_ends_the_node_instead_of_being_ignored(tmp_path, block, namespace):
+    path = tmp_path / "robot.yaml"
+    path.write_text(f"{block}:\n  ros__parameters:\n    prompt: fold the towel\n")
+    process = NodeProcess(namespace=namespace, arguments=["--params-file", str(path), "-p", "checkpoint:=synth:tiny"])
+    assert process.wait() == 1
+    assert any("robot.yaml" in line and f"{namespace}/policy" in line and "/**" in line for line in process.lines), process.log
+    process.close()
+
+
 def test_a_single_parameter_is_given_by_dash_p(world):
     policy = world.start(robot_parameters(), arguments=["-p", "sampler.seed:=42", "-p", "prompt:=open the drawer"])
     assert policy.get("sampler.seed", "prompt") == [42, "open the drawer"]
