@@ -177,10 +177,10 @@ fn choices(args: &Args, config: &Config) -> (Vec<Choice>, Choice) {
 
 fn of_case(config: &Config, path: &Path) -> Result<Subject, Failure> {
     let model = Model::open_network(&config.checkpoint)?;
-    let dims = model.dims()?;
-    let start = Case::read(path, &dims)?.start()?;
+    let columns = model.dims()?.action_dim;
+    let start = Case::read(path, &model)?.start()?;
     let engine = progress::weights(|told| model.load(engine::Choice::Cpu, told))?;
-    Ok(Subject { engine, starts: vec![start], rounding: model.time_rounding(), columns: dims.action_dim })
+    Ok(Subject { engine, starts: vec![start], rounding: model.time_rounding(), columns })
 }
 
 fn of_bag(config: &Config, path: &Path, count: usize) -> Result<Subject, Failure> {

@@ -27,7 +27,7 @@ use proptest::{
 use super::{
     arrays,
     arrays::{Array, Arrays, largest_difference},
-    engine,
+    engine, model,
     naive::{Naive, times},
 };
 
@@ -217,7 +217,7 @@ fn any_network_and_any_masks_agree_with_the_second_implementation() {
             prop_assume!(!amplifies_rounding(&trial, &naive));
             let path = dir.path().join("case.safetensors");
             arrays::write(&naive, &path);
-            let outcome = Case::read(&path, engine.dims()).unwrap().run(&mut engine).unwrap();
+            let outcome = Case::read(&path, &model(&checkpoint)).unwrap().run(&mut engine).unwrap();
             for stage in &outcome.comparisons {
                 prop_assert!(stage.max <= 2e-5, "{:?}", stage);
             }
