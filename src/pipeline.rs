@@ -23,7 +23,7 @@ use crate::model::ModelInput;
 use crate::model::dims::{Dims, DimsError, DimsHints};
 use crate::model::names;
 use crate::model::sampler::rtc::Rtc;
-use crate::model::sampler::{Sampler, TimeRounding};
+use crate::model::sampler::{DEFAULT_STEPS, Sampler, TimeRounding};
 use crate::model::tensors::Dtype;
 use crate::policy::PolicyError;
 use crate::policy::cameras::CameraSlots;
@@ -190,6 +190,15 @@ impl Model {
             Layout::OpenPi => TimeRounding::Accumulated,
             Layout::LeRobot => TimeRounding::Direct,
         }
+    }
+
+    /// How many denoise steps it is run with, unless the parameters say otherwise.
+    pub fn denoise_steps(&self) -> usize {
+        let said = match self {
+            Model::Synthetic(_) => None,
+            Model::Folder(checkpoint) => checkpoint.hints.num_steps,
+        };
+        said.unwrap_or(DEFAULT_STEPS)
     }
 
     /// The network, ready to run. `progress` hears of (parameters made, parameters in all) where they are made. In fp8 by the

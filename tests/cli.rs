@@ -9,7 +9,9 @@ use std::process::{Command, Output, Stdio};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
+use pi05_thor::config::Config;
 use pi05_thor::engine::cuda::CudaEngine;
+use pi05_thor::pipeline::setup::Setup;
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
@@ -163,6 +165,47 @@ fn inspect_of_a_whole_folder_finds_it_can_run() {
         pi05(&["inspect", "--checkpoint", folder.path().to_str().unwrap(), "--config", config.as_str()]);
     assert!(output.status.success(), "{}", text(&output.stdout));
     assert!(text(&output.stdout).contains("LeRobot"));
+}
+
+/// Replaces text of a side file that must be there.
+fn edit(folder: &TempDir, file: &str, from: &str, to: &str) {
+    let path = folder.path().join(file);
+    let text = fs::read_to_string(&path).unwrap();
+    assert!(text.contains(from), "{file} has no {from}");
+    fs::write(path, text.replace(from, to)).unwrap();
+}
+
+/// What `inspect` says of a folder and these parameters.
+fn inspected(folder: &TempDir, config: &str) -> String {
+    text(&pi05(&["inspect", "--checkpoint", folder.path().to_str().unwrap(), "--config", config]).stdout)
+}
+
+#[test]
+fn as_many_denoise_steps_run_as_the_parameters_say_else_the_checkpoint_else_ten() {
+    let (folder, path) = whole_folder();
+    let robot = fs::read_to_string(&path).unwrap();
+    let run = |sampler: &str| {
+        fs::write(&path, format!("{robot}    sampler: {{{sampler}}}\n")).unwrap();
+        let mut config = Config::from_file(Path::new(&path)).unwrap();
+        config.checkpoint = folder.path().to_str().unwrap().to_owned();
+        let inference = Setup::open(&config).unwrap().load(&config, |_, _| {}).unwrap();
+        let page = inspected(&folder, &path);
+        let line = page.lines().find_map(|line| line.strip_prefix("sampler     ")).unwrap().to_owned();
+        (inference.sampler.steps, line)
+    };
+    edit(&folder, "config.json", "\"num_inference_steps\": 10", "\"num_inference_steps\": 5");
+    for sampler in ["seed: 0", "steps: 0"] {
+        let (steps, line) = run(sampler);
+        assert_eq!(steps, 5);
+        assert!(line.starts_with("5 steps, as the checkpoint's num_inference_steps says;"), "{line}");
+    }
+    let (steps, line) = run("steps: 10");
+    assert_eq!(steps, 10, "what is said is meant, though it is the number where nobody says any");
+    assert!(line.starts_with("10 steps, as sampler.steps says; the checkpoint's num_inference_steps: 5"));
+    edit(&folder, "config.json", "num_inference_steps", "nothing");
+    let (steps, line) = run("seed: 0");
+    assert_eq!(steps, 10);
+    assert!(line.starts_with("10 steps, as neither sampler.steps nor the checkpoint says"), "{line}");
 }
 
 #[test]
