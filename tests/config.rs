@@ -53,7 +53,7 @@ fn every_shipped_file_is_a_whole_configuration() {
     let libero = Config::builtin(RobotKind::Libero).unwrap();
     assert_eq!((libero.joints.names.len(), libero.joints.action_names.len()), (8, 7));
     assert_eq!(libero.measured_index(), [None; 7]);
-    assert_eq!(libero.policy.prompt_format, PromptFormatChoice::TaskNewline);
+    assert_eq!(libero.policy.prompt_format, PromptFormatChoice::Auto, "the checkpoint decides");
 }
 
 #[test]
