@@ -1,6 +1,6 @@
 //! The command line as its users meet it: help, exit codes, one line per problem.
 
-#![allow(clippy::unwrap_used, reason = "tests")]
+#![allow(clippy::unwrap_used, clippy::panic, reason = "tests")]
 
 use std::fs;
 use std::io::Read;
@@ -206,6 +206,24 @@ fn as_many_denoise_steps_run_as_the_parameters_say_else_the_checkpoint_else_ten(
     let (steps, line) = run("seed: 0");
     assert_eq!(steps, 10);
     assert!(line.starts_with("10 steps, as neither sampler.steps nor the checkpoint says"), "{line}");
+}
+
+#[test]
+fn a_prompt_that_lerobot_would_cut_is_said_to_be_too_long() {
+    let (folder, config) = whole_folder();
+    edit(&folder, "config.json", "\"tokenizer_max_length\": 24", "\"tokenizer_max_length\": 200");
+    edit(&folder, "policy_preprocessor.json", "\"max_length\": 24", "\"max_length\": 200");
+    let robot = fs::read_to_string(&config).unwrap();
+    fs::write(&config, format!("{robot}    prompt: pick up the cube and put it into the bowl\n")).unwrap();
+    let page = inspected(&folder, &config);
+    assert!(page.contains("of 200 tokens") && !page.contains("note "), "{page}");
+    edit(&folder, "policy_preprocessor.json", "\"max_length\": 200", "\"max_length\": 30");
+    let page = inspected(&folder, &config);
+    assert!(page.contains("; 30 prompt tokens\n"), "{page}");
+    let notes: Vec<_> = page.lines().filter_map(|line| line.strip_prefix("note        ")).collect();
+    let [cut, prompt] = notes.as_slice() else { panic!("{page}") };
+    assert!(cut.contains("to 30 tokens") && cut.contains("config.json to 200"), "{cut}");
+    assert!(prompt.contains("pick up the cube") && prompt.contains("30"), "{prompt}");
 }
 
 #[test]

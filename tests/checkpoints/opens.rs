@@ -305,6 +305,22 @@ fn the_state_leaves_the_prompt_where_the_step_says_so() {
 }
 
 #[test]
+fn a_prompt_is_as_long_as_the_step_that_cuts_it_says_then_the_config() {
+    let dir = lerobot();
+    edit(&dir, "policy_preprocessor.json", r#""max_length": 24"#, r#""max_length": 20"#);
+    let checkpoint = open(&dir);
+    let note = "policy_preprocessor.json cuts prompts to 20 tokens (max_length of tokenizer_processor), config.json \
+                to 24: the former holds";
+    assert_eq!((checkpoint.hints.max_token_len, checkpoint.notes), (Some(20), vec![note.to_owned()]));
+    // The network that `verify` and engines are made for is the same one.
+    assert_eq!(Checkpoint::open_network(dir.path()).unwrap().hints.max_token_len, Some(20));
+
+    edit(&dir, "policy_preprocessor.json", r#""max_length": 20"#, r#""max_length": null"#);
+    let checkpoint = open(&dir);
+    assert_eq!((checkpoint.hints.max_token_len, checkpoint.notes), (Some(24), Vec::new()));
+}
+
+#[test]
 fn the_tokenizer_in_the_folder_is_found() {
     let dir = tiny();
     fs::copy(fixture("data/tiny_tokenizer.model"), dir.path().join("tiny_tokenizer.model")).unwrap();

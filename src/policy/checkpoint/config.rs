@@ -14,7 +14,7 @@ use crate::policy::statistics::NormMode;
 /// Most attention heads of the vision tower; So400m has 16.
 const MAX_HEADS: usize = 1024;
 /// Most prompt slots; the official models have 200.
-const MAX_TOKENS: usize = 65_536;
+pub(super) const MAX_TOKENS: usize = 65_536;
 /// Most steps of a chunk; the official models have at most 50.
 const MAX_HORIZON: usize = 4096;
 /// Most dimensions of an action; the official models have 32.

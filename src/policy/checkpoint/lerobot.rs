@@ -8,8 +8,8 @@ use std::{
 };
 
 use super::{
-    RelativeActions,
-    config::{Config, NormModes, PREPROCESSOR, camera_name},
+    ConfigHints, RelativeActions,
+    config::{Config, MAX_TOKENS, NormModes, PREPROCESSOR, camera_name},
     error::CheckpointError,
     folder,
     json::{Field, SideFile},
@@ -26,6 +26,17 @@ pub(super) const STATE: &str = "observation.state";
 pub(super) const ACTION: &str = "action";
 /// Epsilon of the normalising steps that do not say theirs (spec/PI05.md §3.1).
 pub(super) const EPS: f64 = 1e-8;
+/// Registry names of the steps that are followed, and of those that have nothing to do here: one observation is one
+/// batch, and where tensors lie is the engine's matter.
+const RENAME: &str = "rename_observations_processor";
+const BATCH: &str = "to_batch_processor";
+const RELATIVE: &str = "relative_actions_processor";
+const NORMALIZER: &str = "normalizer_processor";
+const PROMPT: &str = "pi05_prepare_state_tokenizer_processor_step";
+const TOKENIZER: &str = "tokenizer_processor";
+const DEVICE: &str = "device_processor";
+const UNNORMALIZER: &str = "unnormalizer_processor";
+const ABSOLUTE: &str = "absolute_actions_processor";
 /// Longest file of statistics that is read, in bytes; the usual one has a few thousand.
 const MAX_STATISTICS: u64 = 4 << 20;
 
@@ -50,21 +61,41 @@ pub(super) fn read(
     let pre = |name| step(pre.as_ref(), name);
     let post = |name| step(post.as_ref(), name);
 
-    let prompt = pre("pi05_prepare_state_tokenizer_processor_step")?;
+    let prompt = pre(PROMPT)?;
     let state_in_prompt = match setting(prompt.as_ref(), "include_state_in_prompt")? {
         Some(said) => said.flag()?,
         None => config.state_in_prompt,
     };
-    let rename = pre("rename_observations_processor")?;
-    let relative = pre("relative_actions_processor")?;
-    let absolute = post("absolute_actions_processor")?;
-    let (normalizer, unnormalizer) = (pre("normalizer_processor")?, post("unnormalizer_processor")?);
+    max_length(pre(TOKENIZER)?.as_ref())?; // taken by `limit_prompt`
+    let rename = pre(RENAME)?;
+    let relative = pre(RELATIVE)?;
+    let absolute = post(ABSOLUTE)?;
+    let (normalizer, unnormalizer) = (pre(NORMALIZER)?, post(UNNORMALIZER)?);
     Ok(Steps {
         statistics: statistics(folder, config, state_in_prompt, normalizer, unnormalizer, notes),
         camera_aliases: camera_aliases(rename.as_ref())?,
         relative_actions: relative_actions(config, relative.as_ref(), absolute.as_ref())?,
         state_in_prompt,
     })
+}
+
+/// Takes the prompt's slots from the step that cuts it, where there is one: it is what LeRobot runs. What is wrong with
+/// the list of steps is said by [`read`]: the network does without it.
+pub(super) fn limit_prompt(folder: &Path, hints: &mut ConfigHints, notes: &mut Vec<String>) {
+    let list = SideFile::read(&folder.join(PREPROCESSOR));
+    let said = list.and_then(|list| max_length(step(list.as_ref(), TOKENIZER)?.as_ref()));
+    let Ok(Some(slots)) = said else { return };
+    if let Some(other) = hints.max_token_len.replace(slots).filter(|&other| other != slots) {
+        notes.push(format!(
+            "{PREPROCESSOR} cuts prompts to {slots} tokens (max_length of {TOKENIZER}), config.json to {other}: the \
+             former holds"
+        ));
+    }
+}
+
+/// Tokens that the tokenizing step leaves of a prompt, if it says.
+fn max_length(tokenizer: Option<&Field<'_>>) -> Result<Option<usize>, CheckpointError> {
+    setting(tokenizer, "max_length")?.map(|length| length.count(MAX_TOKENS)).transpose()
 }
 
 /// The first step of that registry name, if the list has one.

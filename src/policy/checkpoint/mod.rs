@@ -41,7 +41,7 @@ pub enum Layout {
 pub struct ConfigHints {
     /// `pi05_thor.vision_heads`.
     pub vision_heads: Option<usize>,
-    /// `pi05_thor.max_token_len`, else LeRobot's `tokenizer_max_length`.
+    /// `max_length` of LeRobot's tokenizing step, else `pi05_thor.max_token_len`, else LeRobot's `tokenizer_max_length`.
     pub max_token_len: Option<usize>,
     /// openpi's `action_horizon`, LeRobot's `chunk_size`.
     pub action_horizon: Option<usize>,
@@ -167,6 +167,9 @@ impl Checkpoint {
         let mut config = Config::read(folder)?;
         let (tensors, mut notes) = weights::read(folder)?;
         notes.append(&mut config.notes);
+        if config.layout == Layout::LeRobot {
+            lerobot::limit_prompt(folder, &mut config.hints, &mut notes);
+        }
         let checkpoint = Self {
             folder: folder.to_owned(),
             layout: config.layout,
