@@ -227,6 +227,21 @@ fn a_prompt_that_lerobot_would_cut_is_said_to_be_too_long() {
 }
 
 #[test]
+fn a_step_of_lerobots_that_does_not_run_here_is_shown_and_logged_and_no_reason_to_refuse() {
+    let (folder, config) = whole_folder();
+    edit(&folder, "policy_preprocessor.json", "\"steps\": [", "\"steps\": [{\"registry_name\": \"crop\"},");
+    let page = inspected(&folder, &config);
+    let said = "policy_preprocessor.json: step 0 (crop) is not known here and does not run";
+    assert!(page.contains(&format!("note        {said}")) && page.ends_with("it can run\n"), "{page}");
+    let checkpoint = folder.path().to_str().unwrap();
+    let bag = "tests/data/bags/aloha_sim";
+    // The bag is another robot's, which is refused afterwards.
+    let output = pi05(&["steps", "--checkpoint", checkpoint, "--config", &config, "--bag", bag]);
+    let stderr = text(&output.stderr);
+    assert!(stderr.contains("WARN") && stderr.contains(said), "{stderr}");
+}
+
+#[test]
 fn inspect_says_of_a_broken_side_file_what_is_true_and_no_more() {
     const STATE: &str = "policy_preprocessor_step_3_normalizer_processor.safetensors";
     for broken in ["policy_preprocessor.json", STATE] {

@@ -25,9 +25,14 @@ pub struct Setup {
 }
 
 impl Setup {
-    /// Everything but the weights.
+    /// Everything but the weights. What a person may want to know of the checkpoint is logged.
     pub fn open(config: &Config) -> Result<Self, LoadError> {
-        Self::of(Model::open(&config.checkpoint, config.policy.asset_id.as_deref())?, config)
+        let model = Model::open(&config.checkpoint, config.policy.asset_id.as_deref())?;
+        if let Model::Folder(checkpoint) = &model {
+            let folder = checkpoint.folder.display();
+            checkpoint.notes.iter().for_each(|note| tracing::warn!("{folder}: {note}"));
+        }
+        Self::of(model, config)
     }
 
     /// The same, of a model that is open already.

@@ -321,6 +321,28 @@ fn a_prompt_is_as_long_as_the_step_that_cuts_it_says_then_the_config() {
 }
 
 #[test]
+fn a_step_that_nobody_here_runs_is_noted() {
+    let dir = lerobot();
+    assert_eq!(open(&dir).notes, [""; 0], "LeRobot's own steps are all known");
+    let extra = r#""steps": [
+        {"registry_name": "crop\nok", "config": {"size": 9}}, {"class": "mine.Smooth"}, {},
+        {"registry_name": "device_processor"}, {"registry_name": "relative_actions_processor"},"#;
+    edit(&dir, "policy_preprocessor.json", r#""steps": ["#, extra);
+    edit(&dir, "policy_postprocessor.json", "device_processor", "smooth");
+    let notes = open(&dir).notes;
+    assert_eq!(
+        notes,
+        [
+            r"policy_preprocessor.json: step 0 (crop\nok) is not known here and does not run",
+            "policy_preprocessor.json: step 1 (mine.Smooth) is not known here and does not run",
+            "policy_preprocessor.json: step 2 (without a name) is not known here and does not run",
+            "policy_preprocessor.json: step 7 (relative_actions_processor) is there a second time, which is not followed",
+            "policy_postprocessor.json: step 2 (smooth) is not known here and does not run",
+        ]
+    );
+}
+
+#[test]
 fn the_tokenizer_in_the_folder_is_found() {
     let dir = tiny();
     fs::copy(fixture("data/tiny_tokenizer.model"), dir.path().join("tiny_tokenizer.model")).unwrap();

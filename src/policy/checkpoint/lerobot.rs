@@ -16,7 +16,10 @@ use super::{
     norm,
     safetensors::{Dtype, RawTensor, read_tensors},
 };
-use crate::policy::statistics::{FeatureStats, NormMode, Statistics};
+use crate::{
+    policy::statistics::{FeatureStats, NormMode, Statistics},
+    printable::printable,
+};
 
 /// Name of the list of the steps after the network.
 pub(super) const POSTPROCESSOR: &str = "policy_postprocessor.json";
@@ -37,6 +40,11 @@ const TOKENIZER: &str = "tokenizer_processor";
 const DEVICE: &str = "device_processor";
 const UNNORMALIZER: &str = "unnormalizer_processor";
 const ABSOLUTE: &str = "absolute_actions_processor";
+const PRE_STEPS: [&str; 5] = [RENAME, RELATIVE, NORMALIZER, PROMPT, TOKENIZER];
+const POST_STEPS: [&str; 2] = [UNNORMALIZER, ABSOLUTE];
+const IDLE_STEPS: [&str; 2] = [BATCH, DEVICE];
+/// What `steps` of either list has to be.
+const STEPS: &str = "a list of steps";
 /// Longest file of statistics that is read, in bytes; the usual one has a few thousand.
 const MAX_STATISTICS: u64 = 4 << 20;
 
@@ -58,6 +66,8 @@ pub(super) fn read(
 ) -> Result<Steps, CheckpointError> {
     let pre = SideFile::read(&folder.join(PREPROCESSOR))?;
     let post = SideFile::read(&folder.join(POSTPROCESSOR))?;
+    note_strangers(PREPROCESSOR, pre.as_ref(), &PRE_STEPS, notes)?;
+    note_strangers(POSTPROCESSOR, post.as_ref(), &POST_STEPS, notes)?;
     let pre = |name| step(pre.as_ref(), name);
     let post = |name| step(post.as_ref(), name);
 
@@ -77,6 +87,37 @@ pub(super) fn read(
         relative_actions: relative_actions(config, relative.as_ref(), absolute.as_ref())?,
         state_in_prompt,
     })
+}
+
+/// Notes the steps that LeRobot runs and nobody here does: those of its user, and those that stand in a list again.
+fn note_strangers(
+    list: &str,
+    file: Option<&SideFile>,
+    followed: &[&str],
+    notes: &mut Vec<String>,
+) -> Result<(), CheckpointError> {
+    let Some(file) = file else { return Ok(()) };
+    let mut seen = Vec::new();
+    for (index, step) in file.root().require("steps", STEPS)?.items()?.enumerate() {
+        let name = match step.get("registry_name")? {
+            Some(name) => Some(name),
+            None => step.get("class")?,
+        };
+        let name = name.map(|name| name.text()).transpose()?.unwrap_or("without a name");
+        if IDLE_STEPS.contains(&name) {
+            continue;
+        }
+        let problem = match (followed.contains(&name), seen.contains(&name)) {
+            (true, false) => {
+                seen.push(name);
+                continue;
+            }
+            (true, true) => "is there a second time, which is not followed",
+            (false, _) => "is not known here and does not run",
+        };
+        notes.push(format!("{list}: step {index} ({}) {problem}", printable(name)));
+    }
+    Ok(())
 }
 
 /// Takes the prompt's slots from the step that cuts it, where there is one: it is what LeRobot runs. What is wrong with
@@ -101,7 +142,7 @@ fn max_length(tokenizer: Option<&Field<'_>>) -> Result<Option<usize>, Checkpoint
 /// The first step of that registry name, if the list has one.
 fn step<'a>(list: Option<&'a SideFile>, name: &str) -> Result<Option<Field<'a>>, CheckpointError> {
     let Some(list) = list else { return Ok(None) };
-    for step in list.root().require("steps", "a list of steps")?.items()? {
+    for step in list.root().require("steps", STEPS)?.items()? {
         if let Some(registered) = step.get("registry_name")?
             && registered.text()? == name
         {
