@@ -242,6 +242,23 @@ fn a_step_of_lerobots_that_does_not_run_here_is_shown_and_logged_and_no_reason_t
 }
 
 #[test]
+fn inspect_says_which_actions_are_relative() {
+    let (folder, config) = whole_folder();
+    for list in ["policy_preprocessor.json", "policy_postprocessor.json"] {
+        edit(&folder, list, "\"enabled\": false", "\"enabled\": true");
+    }
+    // No name, and so none with the word that would be left out.
+    assert!(inspected(&folder, &config).contains("actions     all relative to the state"));
+    edit(
+        &folder,
+        "policy_preprocessor.json",
+        "\"action_names\": null",
+        "\"action_names\": [\"a\", \"gripper\"]",
+    );
+    assert!(inspected(&folder, &config).contains("actions     relative to the state, but for gripper"));
+}
+
+#[test]
 fn inspect_says_of_a_broken_side_file_what_is_true_and_no_more() {
     const STATE: &str = "policy_preprocessor_step_3_normalizer_processor.safetensors";
     for broken in ["policy_preprocessor.json", STATE] {

@@ -248,7 +248,10 @@ fn files(page: &mut String, checkpoint: &Checkpoint, faults: &Faults) -> std::fm
     }
     if let Some(relative) = &checkpoint.relative_actions {
         let kept: Vec<_> = relative.exclude_joints.iter().map(|joint| printable(joint)).collect();
-        writeln!(page, "actions     relative to the state, but for {}", kept.join(", "))?;
+        match relative.action_names {
+            Some(_) => writeln!(page, "actions     relative to the state, but for {}", kept.join(", "))?,
+            None => writeln!(page, "actions     all relative to the state, for they have no names")?,
+        }
     }
     Ok(())
 }

@@ -290,6 +290,20 @@ fn relative_actions_are_what_the_steps_say_then_the_config() {
 }
 
 #[test]
+fn a_relative_step_without_names_makes_every_action_relative_whatever_the_config_names() {
+    let dir = lerobot();
+    let names = r#""action_feature_names": ["a", "gripper"]"#;
+    edit(&dir, "config.json", r#""action_feature_names": null"#, names);
+    edit(&dir, "policy_preprocessor.json", r#""enabled": false"#, r#""enabled": true"#);
+    edit(&dir, "policy_postprocessor.json", r#""enabled": false"#, r#""enabled": true"#);
+    assert_eq!(open(&dir).relative_actions.unwrap().action_names, None, "the step is what LeRobot runs");
+    // Without the step, the config's names are all there is.
+    edit(&dir, "policy_preprocessor.json", "relative_actions_processor", "other");
+    let names = open(&dir).relative_actions.unwrap().action_names;
+    assert_eq!(names, Some(vec!["a".to_owned(), "gripper".to_owned()]));
+}
+
+#[test]
 fn the_state_leaves_the_prompt_where_the_step_says_so() {
     let dir = lerobot();
     let step = r#""pi05_prepare_state_tokenizer_processor_step",

@@ -316,8 +316,9 @@ fn relative_actions(
     if let Some(joints) = setting(relative, "exclude_joints")? {
         actions.exclude_joints = joints.texts()?;
     }
-    if let Some(names) = setting(relative, "action_names")? {
-        actions.action_names = Some(names.texts()?);
+    // A step without names makes every action relative, whatever names the config has (spec/PI05.md §9).
+    if relative.is_some() {
+        actions.action_names = setting(relative, "action_names")?.map(|names| names.texts()).transpose()?;
     }
     Ok(Some(actions))
 }
