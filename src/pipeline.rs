@@ -149,6 +149,7 @@ impl Model {
                     horizon: checkpoint.hints.action_horizon,
                     max_tokens: checkpoint.hints.max_token_len,
                     action_dim: checkpoint.hints.action_dim,
+                    image: checkpoint.hints.image,
                     gemma_2b: checkpoint.hints.gemma_2b,
                 };
                 Dims::from_tensors(&checkpoint.tensors, &hints).map_err(|source| {

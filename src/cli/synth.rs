@@ -78,6 +78,7 @@ pub fn run(args: Args) -> Result<Verdict, Failure> {
         max_token_len: Some(dims.max_tokens),
         action_horizon: Some(dims.horizon),
         action_dim: Some(dims.action_dim),
+        image: None, // `image_side` below says it
         num_steps: None,
         gemma_2b: model == Synthetic::Full,
         builtin_tokenizer: model == Synthetic::Full, // 512 pieces for 257152 rows: only because we say so

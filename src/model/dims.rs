@@ -96,6 +96,8 @@ pub struct DimsHints {
     pub max_tokens: Option<usize>,
     /// Values per action; must agree with the tensors.
     pub action_dim: Option<usize>,
+    /// Height and width of an image; must agree with the tensors.
+    pub image: Option<[usize; 2]>,
     /// It is said to be PaliGemma with Gemma-2B: what has their widths must have their layers.
     pub gemma_2b: bool,
 }
@@ -152,8 +154,15 @@ impl Dims {
         }
         let fc1 = Shape::of(table, &format!("{VISION}encoder.layers.0.mlp.fc1.weight"))?;
         let [vision_mlp, _] = fc1.dims("[mlp, width]")?;
+        let image = side * patch;
+        if let Some(said) = hints.image.filter(|&said| said != [image; 2]) {
+            return Err(DimsError::Hint(format!(
+                "config.json says an image resolution of {said:?}, but {tokens} patches of {patch} pixels make {:?}: one of the two files is from another checkpoint",
+                [image; 2]
+            )));
+        }
         let vision = VisionDims {
-            image: side * patch,
+            image,
             patch,
             width,
             layers: count_layers(table, &format!("{VISION}encoder.layers.")),
@@ -501,6 +510,8 @@ mod tests {
             DimsHints { vision_heads: Some(5), ..hints(&Dims::TINY) },
             DimsHints { vision_heads: Some(0), ..hints(&Dims::TINY) },
             DimsHints { action_dim: Some(7), ..hints(&Dims::TINY) },
+            DimsHints { image: Some([56, 56]), ..hints(&Dims::TINY) },
+            DimsHints { image: Some([224, 112]), ..hints(&Dims::TINY) },
         ] {
             assert!(matches!(Dims::from_tensors(&tiny, &bad), Err(DimsError::Hint(_))), "{bad:?}");
         }

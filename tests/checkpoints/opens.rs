@@ -41,6 +41,7 @@ fn the_tiny_openpi_folder_opens_without_statistics() {
         max_token_len: Some(24),
         action_horizon: Some(10),
         action_dim: Some(8),
+        image: None,
         num_steps: None,
         gemma_2b: false,
         builtin_tokenizer: false,
@@ -61,6 +62,7 @@ fn the_lerobot_folder_opens_with_all_its_side_files_say() {
     assert_eq!(checkpoint.hints.max_token_len, Some(24));
     assert_eq!(checkpoint.hints.action_horizon, Some(10));
     assert_eq!(checkpoint.hints.num_steps, Some(10));
+    assert_eq!(checkpoint.hints.image, Some([56, 56]));
     assert!(checkpoint.hints.gemma_2b, "as its config says, whatever its widths");
     assert_eq!(checkpoint.action_len, Some(7));
     assert_eq!(checkpoint.cameras, DEFAULT_CAMERAS);

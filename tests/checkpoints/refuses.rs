@@ -255,6 +255,25 @@ fn configs_of_other_networks_wrong_types_and_absurd_numbers() {
     );
 }
 
+#[test]
+fn images_of_another_size_than_the_networks() {
+    let said = |resolution: &str| {
+        let dir = lerobot();
+        edit(&dir, "config.json", "\"image_resolution\": [\n    56,\n    56\n  ]", resolution);
+        Model::open_network(dir.path().to_str().unwrap())
+            .and_then(|model| model.dims())
+            .unwrap_err()
+            .to_string()
+    };
+    for other in ["[224, 224]", "[56, 28]"] {
+        let message = said(&format!("\"image_resolution\": {other}"));
+        assert_says(&message, &["image resolution", other, "16 patches of 14 pixels", "[56, 56]"]);
+    }
+    assert_says(&said("\"image_resolution\": 56"), &["config.json: image_resolution", "a list"]);
+    assert_says(&said("\"image_resolution\": [56]"), &["image_resolution", "two numbers"]);
+    assert_says(&said("\"image_resolution\": [56, 0]"), &["image_resolution[1]", "found 0"]);
+}
+
 /// The refusal of the tiny model with this text as its only statistics.
 fn stats_refused(text: &str) -> String {
     let dir = tiny();

@@ -19,6 +19,8 @@ pub(super) const MAX_TOKENS: usize = 65_536;
 const MAX_HORIZON: usize = 4096;
 /// Most dimensions of an action; the official models have 32.
 const MAX_ACTION_DIM: usize = 4096;
+/// Longest side of an image; the official models have 224.
+const MAX_IMAGE: usize = 65_536;
 /// Most denoise steps; the reference takes 10.
 const MAX_STEPS: usize = 1000;
 /// Most cameras; the official models have 3.
@@ -119,6 +121,13 @@ impl Config {
                 self.hints.num_steps = count("num_inference_steps", MAX_STEPS)?;
                 if self.hints.max_token_len.is_none() {
                     self.hints.max_token_len = count("tokenizer_max_length", MAX_TOKENS)?;
+                }
+                if let Some(resolution) = root.get("image_resolution")? {
+                    let sides: Vec<_> = resolution.items()?.collect();
+                    let [height, width] = sides.as_slice() else {
+                        return Err(resolution.wrong("a list of two numbers"));
+                    };
+                    self.hints.image = Some([height.count(MAX_IMAGE)?, width.count(MAX_IMAGE)?]);
                 }
                 self.fill_lerobot(root)?;
             }

@@ -47,6 +47,8 @@ pub struct ConfigHints {
     pub action_horizon: Option<usize>,
     /// openpi's `action_dim`, LeRobot's `max_action_dim`; must agree with the tensors.
     pub action_dim: Option<usize>,
+    /// LeRobot's `image_resolution`, height and width; must agree with the tensors.
+    pub image: Option<[usize; 2]>,
     /// LeRobot's `num_inference_steps`.
     pub num_steps: Option<usize>,
     /// `paligemma_variant` is Gemma-2B, with or without LoRA.
