@@ -274,6 +274,19 @@ fn images_of_another_size_than_the_networks() {
     assert_says(&said("\"image_resolution\": [56, 0]"), &["image_resolution[1]", "found 0"]);
 }
 
+#[test]
+fn a_normalizer_that_would_leave_the_state_as_it_is() {
+    let dir = lerobot();
+    edit(&dir, "policy_preprocessor.json", r#""features": {"#, r#""features": {}, "were": {"#);
+    let message = refusal_naming(&dir, None, "policy_preprocessor.json");
+    assert_says(&message, &["steps[3].config.features", "observation.state among them", "an object of 0"]);
+    // Where nobody reads the state, nothing is wrong with that.
+    let text = fs::read_to_string(dir.path().join("config.json")).unwrap();
+    let once = text.replacen("{\n", "{\"include_state_in_prompt\": false,\n", 1);
+    put(&dir, "config.json", once);
+    assert!(!Checkpoint::open(dir.path(), None).unwrap().state_in_prompt);
+}
+
 /// The refusal of the tiny model with this text as its only statistics.
 fn stats_refused(text: &str) -> String {
     let dir = tiny();

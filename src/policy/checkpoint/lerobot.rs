@@ -191,6 +191,12 @@ fn statistics(
             found: found.to_string(),
         });
     }
+    if state_needed
+        && let Some(features) = setting(normalizer.as_ref(), "features")?
+        && features.get(STATE)?.is_none()
+    {
+        return Err(features.wrong(&format!("{STATE} among them: LeRobot leaves unnormalised what is not")));
+    }
     let sources = [&state, &action].map(|feature| feature.source.display().to_string());
     // Where nobody reads the state, there may be nothing to normalise it with.
     let state_mode = if state_needed || state.stats.is_some() { state.mode } else { NormMode::Identity };
