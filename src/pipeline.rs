@@ -150,6 +150,7 @@ impl Model {
                     max_tokens: checkpoint.hints.max_token_len,
                     action_dim: checkpoint.hints.action_dim,
                     image: checkpoint.hints.image,
+                    periods: checkpoint.hints.periods,
                     gemma_2b: checkpoint.hints.gemma_2b,
                 };
                 Dims::from_tensors(&checkpoint.tensors, &hints).map_err(|source| {

@@ -42,6 +42,7 @@ fn the_tiny_openpi_folder_opens_without_statistics() {
         action_horizon: Some(10),
         action_dim: Some(8),
         image: None,
+        periods: None,
         num_steps: None,
         gemma_2b: false,
         builtin_tokenizer: false,

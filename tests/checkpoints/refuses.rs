@@ -227,7 +227,8 @@ fn configs_of_other_networks_wrong_types_and_absurd_numbers() {
     assert_says(&lerobot(r#""chunk_size": [50]"#), &["chunk_size", "a list of 1"]);
     assert_says(&lerobot(r#""max_action_dim": true"#), &["max_action_dim", "true"]);
     assert_says(&lerobot(r#""num_inference_steps": 1001"#), &["num_inference_steps", "1000"]);
-    assert_says(&lerobot(r#""min_period": 0.001"#), &["min_period", "0.004", "0.001"]);
+    assert_says(&lerobot(r#""min_period": 0.0"#), &["min_period", "0.000001 to 1000000", "found 0"]);
+    assert_says(&lerobot(r#""max_period": 1e7"#), &["max_period", "0.000001 to 1000000", "10000000"]);
     assert_says(&lerobot(r#""input_features": []"#), &["input_features", "an object"]);
     assert_says(&lerobot(r#""input_features": {"a": 1}"#), &["input_features.a", "an object"]);
     let visual = r#"{"type": "VISUAL"}"#;

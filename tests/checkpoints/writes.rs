@@ -61,6 +61,7 @@ const HINTS: ConfigHints = ConfigHints {
     action_horizon: Some(10),
     action_dim: Some(8),
     image: None,
+    periods: None,
     num_steps: None,
     gemma_2b: true,
     builtin_tokenizer: true,

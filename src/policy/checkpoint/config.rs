@@ -2,6 +2,7 @@
 //!
 //! Promises that every number that comes out is at least 1 and below a named cap. Unknown keys are passed over.
 
+use std::ops::RangeInclusive;
 use std::path::Path;
 
 use super::{
@@ -9,6 +10,7 @@ use super::{
     error::CheckpointError,
     json::{Field, SideFile},
 };
+use crate::model::dims::Periods;
 use crate::policy::statistics::NormMode;
 
 /// Most attention heads of the vision tower; So400m has 16.
@@ -25,8 +27,8 @@ const MAX_IMAGE: usize = 65_536;
 const MAX_STEPS: usize = 1000;
 /// Most cameras; the official models have 3.
 pub const MAX_CAMERAS: usize = 16;
-/// Ends of the range of periods of the time embedding, which the network was trained with (spec/PI05.md §6).
-const PERIODS: [(&str, f64); 2] = [("min_period", 4e-3), ("max_period", 4.0)];
+/// Shortest and longest period of the time embedding, far from where its angles lose their digits.
+const PERIODS: RangeInclusive<f64> = 1e-6..=1e6;
 
 /// `pi05_thor.tokenizer` of a procedural checkpoint, whose embedding has more rows than the built-in tokenizer pieces.
 pub(super) const BUILTIN_TOKENIZER: &str = "built-in";
@@ -136,13 +138,15 @@ impl Config {
     }
 
     fn fill_lerobot(&mut self, root: &Field<'_>) -> Result<(), CheckpointError> {
-        for (key, expected) in PERIODS {
-            if let Some(period) = root.get(key)?
-                && period.number()? != expected
-            {
-                return Err(period.wrong(&format!("{expected}, the only one supported")));
-            }
-        }
+        let period = |key: &str, default| {
+            let Some(said) = root.get(key)? else { return Ok(default) };
+            let (least, most) = (PERIODS.start(), PERIODS.end());
+            let wrong = || said.wrong(&format!("a number from {least} to {most}"));
+            Some(said.number()?).filter(|period| PERIODS.contains(period)).ok_or_else(wrong)
+        };
+        let Periods { min, max } = Periods::OFFICIAL;
+        let periods = Periods { min: period("min_period", min)?, max: period("max_period", max)? };
+        self.hints.periods = Some(periods).filter(|&said| said != Periods::OFFICIAL);
         if let Some(memory) = root.get("use_proprioceptive_memory")?
             && memory.flag()?
         {

@@ -25,6 +25,7 @@ pub use config::{DEFAULT_CAMERAS, MAX_CAMERAS};
 pub use error::CheckpointError;
 
 use super::statistics::Statistics;
+use crate::model::dims::Periods;
 use crate::model::tensors::{TOKEN_EMBEDDING, TensorTable};
 
 /// Whose conventions the checkpoint follows: resize, arithmetic, prompt, time steps (spec/PI05.md §13).
@@ -37,7 +38,7 @@ pub enum Layout {
 }
 
 /// What `config.json` says that tensor shapes cannot. `None`: it does not say.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct ConfigHints {
     /// `pi05_thor.vision_heads`.
     pub vision_heads: Option<usize>,
@@ -49,6 +50,8 @@ pub struct ConfigHints {
     pub action_dim: Option<usize>,
     /// LeRobot's `image_resolution`, height and width; must agree with the tensors.
     pub image: Option<[usize; 2]>,
+    /// LeRobot's `min_period` and `max_period`.
+    pub periods: Option<Periods>,
     /// LeRobot's `num_inference_steps`.
     pub num_steps: Option<usize>,
     /// `paligemma_variant` is Gemma-2B, with or without LoRA.
