@@ -23,7 +23,7 @@ use crate::model::ModelInput;
 use crate::model::dims::{Dims, DimsError, DimsHints};
 use crate::model::names;
 use crate::model::sampler::rtc::Rtc;
-use crate::model::sampler::{Sampler, TimeRounding};
+use crate::model::sampler::{DEFAULT_STEPS, Sampler, TimeRounding};
 use crate::model::tensors::Dtype;
 use crate::policy::PolicyError;
 use crate::policy::cameras::CameraSlots;
@@ -149,6 +149,8 @@ impl Model {
                     horizon: checkpoint.hints.action_horizon,
                     max_tokens: checkpoint.hints.max_token_len,
                     action_dim: checkpoint.hints.action_dim,
+                    image: checkpoint.hints.image,
+                    periods: checkpoint.hints.periods,
                     gemma_2b: checkpoint.hints.gemma_2b,
                 };
                 Dims::from_tensors(&checkpoint.tensors, &hints).map_err(|source| {
@@ -190,6 +192,15 @@ impl Model {
             Layout::OpenPi => TimeRounding::Accumulated,
             Layout::LeRobot => TimeRounding::Direct,
         }
+    }
+
+    /// How many denoise steps it is run with, unless the parameters say otherwise.
+    pub fn denoise_steps(&self) -> usize {
+        let said = match self {
+            Model::Synthetic(_) => None,
+            Model::Folder(checkpoint) => checkpoint.hints.num_steps,
+        };
+        said.unwrap_or(DEFAULT_STEPS)
     }
 
     /// The network, ready to run. `progress` hears of (parameters made, parameters in all) where they are made. In fp8 by the

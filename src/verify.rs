@@ -21,7 +21,7 @@ use crate::model::dims::Dims;
 use crate::model::sampler::Sampler;
 use crate::model::sampler::rtc::{Rtc, RtcError};
 use crate::model::{ModelInput, Pixels};
-use crate::pipeline::{StageTimes, infer};
+use crate::pipeline::{LoadError, Model, StageTimes, infer};
 use crate::policy::checkpoint::CheckpointError;
 use crate::policy::checkpoint::safetensors::RawTensor;
 use crate::printable::printable;
@@ -55,6 +55,9 @@ pub enum VerifyError {
         /// What is wrong.
         source: RtcError,
     },
+    /// The network that it is read for.
+    #[error(transparent)]
+    Network(#[from] LoadError),
     /// The engine.
     #[error(transparent)]
     Engine(#[from] EngineError),
@@ -121,14 +124,14 @@ pub struct Outcome {
 }
 
 impl Case {
-    /// Reads a case that fits a network of `dims`.
-    pub fn read(path: &Path, dims: &Dims) -> Result<Self, VerifyError> {
+    /// Reads a case that fits the network of `model`, whose order of the cameras it takes.
+    pub fn read(path: &Path, model: &Model) -> Result<Self, VerifyError> {
         let reader = Reader::open(path)?;
         if reader.recorded.contains_key(rtc::LEFTOVER) {
-            return rtc::read(path, reader, dims);
+            return rtc::read(path, reader, model);
         }
         reader.tensor("actions")?;
-        reader.case(dims)
+        reader.case(model)
     }
 
     /// Runs the engine on the case's inputs and compares everything that was recorded.

@@ -1,6 +1,6 @@
 //! The command line as its users meet it: help, exit codes, one line per problem.
 
-#![allow(clippy::unwrap_used, reason = "tests")]
+#![allow(clippy::unwrap_used, clippy::panic, reason = "tests")]
 
 use std::fs;
 use std::io::Read;
@@ -9,7 +9,9 @@ use std::process::{Command, Output, Stdio};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
+use pi05_thor::config::Config;
 use pi05_thor::engine::cuda::CudaEngine;
+use pi05_thor::pipeline::setup::Setup;
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
@@ -163,6 +165,97 @@ fn inspect_of_a_whole_folder_finds_it_can_run() {
         pi05(&["inspect", "--checkpoint", folder.path().to_str().unwrap(), "--config", config.as_str()]);
     assert!(output.status.success(), "{}", text(&output.stdout));
     assert!(text(&output.stdout).contains("LeRobot"));
+}
+
+/// Replaces text of a side file that must be there.
+fn edit(folder: &TempDir, file: &str, from: &str, to: &str) {
+    let path = folder.path().join(file);
+    let text = fs::read_to_string(&path).unwrap();
+    assert!(text.contains(from), "{file} has no {from}");
+    fs::write(path, text.replace(from, to)).unwrap();
+}
+
+/// What `inspect` says of a folder and these parameters.
+fn inspected(folder: &TempDir, config: &str) -> String {
+    text(&pi05(&["inspect", "--checkpoint", folder.path().to_str().unwrap(), "--config", config]).stdout)
+}
+
+#[test]
+fn as_many_denoise_steps_run_as_the_parameters_say_else_the_checkpoint_else_ten() {
+    let (folder, path) = whole_folder();
+    let robot = fs::read_to_string(&path).unwrap();
+    let run = |sampler: &str| {
+        fs::write(&path, format!("{robot}    sampler: {{{sampler}}}\n")).unwrap();
+        let mut config = Config::from_file(Path::new(&path)).unwrap();
+        config.checkpoint = folder.path().to_str().unwrap().to_owned();
+        let inference = Setup::open(&config).unwrap().load(&config, |_, _| {}).unwrap();
+        let page = inspected(&folder, &path);
+        let line = page.lines().find_map(|line| line.strip_prefix("sampler     ")).unwrap().to_owned();
+        (inference.sampler.steps, line)
+    };
+    edit(&folder, "config.json", "\"num_inference_steps\": 10", "\"num_inference_steps\": 5");
+    for sampler in ["seed: 0", "steps: 0"] {
+        let (steps, line) = run(sampler);
+        assert_eq!(steps, 5);
+        assert!(line.starts_with("5 steps, as the checkpoint's num_inference_steps says;"), "{line}");
+    }
+    let (steps, line) = run("steps: 10");
+    assert_eq!(steps, 10, "what is said is meant, though it is the number where nobody says any");
+    assert!(line.starts_with("10 steps, as sampler.steps says; the checkpoint's num_inference_steps: 5"));
+    edit(&folder, "config.json", "num_inference_steps", "nothing");
+    let (steps, line) = run("seed: 0");
+    assert_eq!(steps, 10);
+    assert!(line.starts_with("10 steps, as neither sampler.steps nor the checkpoint says"), "{line}");
+}
+
+#[test]
+fn a_prompt_that_lerobot_would_cut_is_said_to_be_too_long() {
+    let (folder, config) = whole_folder();
+    edit(&folder, "config.json", "\"tokenizer_max_length\": 24", "\"tokenizer_max_length\": 200");
+    edit(&folder, "policy_preprocessor.json", "\"max_length\": 24", "\"max_length\": 200");
+    let robot = fs::read_to_string(&config).unwrap();
+    fs::write(&config, format!("{robot}    prompt: pick up the cube and put it into the bowl\n")).unwrap();
+    let page = inspected(&folder, &config);
+    assert!(page.contains("of 200 tokens") && !page.contains("note "), "{page}");
+    edit(&folder, "policy_preprocessor.json", "\"max_length\": 200", "\"max_length\": 30");
+    let page = inspected(&folder, &config);
+    assert!(page.contains("; 30 prompt tokens\n"), "{page}");
+    let notes: Vec<_> = page.lines().filter_map(|line| line.strip_prefix("note        ")).collect();
+    let [cut, prompt] = notes.as_slice() else { panic!("{page}") };
+    assert!(cut.contains("to 30 tokens") && cut.contains("config.json to 200"), "{cut}");
+    assert!(prompt.contains("pick up the cube") && prompt.contains("30"), "{prompt}");
+}
+
+#[test]
+fn a_step_of_lerobots_that_does_not_run_here_is_shown_and_logged_and_no_reason_to_refuse() {
+    let (folder, config) = whole_folder();
+    edit(&folder, "policy_preprocessor.json", "\"steps\": [", "\"steps\": [{\"registry_name\": \"crop\"},");
+    let page = inspected(&folder, &config);
+    let said = "policy_preprocessor.json: step 0 (crop) is not known here and does not run";
+    assert!(page.contains(&format!("note        {said}")) && page.ends_with("it can run\n"), "{page}");
+    let checkpoint = folder.path().to_str().unwrap();
+    let bag = "tests/data/bags/aloha_sim";
+    // The bag is another robot's, which is refused afterwards.
+    let output = pi05(&["steps", "--checkpoint", checkpoint, "--config", &config, "--bag", bag]);
+    let stderr = text(&output.stderr);
+    assert!(stderr.contains("WARN") && stderr.contains(said), "{stderr}");
+}
+
+#[test]
+fn inspect_says_which_actions_are_relative() {
+    let (folder, config) = whole_folder();
+    for list in ["policy_preprocessor.json", "policy_postprocessor.json"] {
+        edit(&folder, list, "\"enabled\": false", "\"enabled\": true");
+    }
+    // No name, and so none with the word that would be left out.
+    assert!(inspected(&folder, &config).contains("actions     all relative to the state"));
+    edit(
+        &folder,
+        "policy_preprocessor.json",
+        "\"action_names\": null",
+        "\"action_names\": [\"a\", \"gripper\"]",
+    );
+    assert!(inspected(&folder, &config).contains("actions     relative to the state, but for gripper"));
 }
 
 #[test]

@@ -53,7 +53,7 @@ fn every_shipped_file_is_a_whole_configuration() {
     let libero = Config::builtin(RobotKind::Libero).unwrap();
     assert_eq!((libero.joints.names.len(), libero.joints.action_names.len()), (8, 7));
     assert_eq!(libero.measured_index(), [None; 7]);
-    assert_eq!(libero.policy.prompt_format, PromptFormatChoice::TaskNewline);
+    assert_eq!(libero.policy.prompt_format, PromptFormatChoice::Auto, "the checkpoint decides");
 }
 
 #[test]
@@ -139,11 +139,11 @@ fn each_violation_is_one_line_with_parameter_expected_found_and_advice() {
         ),
         (
             "sampler.steps: 51",
-            "sampler.steps: expected a whole number from 1 to 50, found 51; correct it or leave it out",
+            "sampler.steps: expected a whole number from 0 to 50, found 51; correct it or leave it out",
         ),
         (
             "sampler.steps: 2.5",
-            "sampler.steps: expected a whole number from 1 to 50, found 2.5; correct it or leave it out",
+            "sampler.steps: expected a whole number from 0 to 50, found 2.5; correct it or leave it out",
         ),
         (
             "sampler.seed: 99999999999999999999",
@@ -208,7 +208,7 @@ fn each_violation_is_one_line_with_parameter_expected_found_and_advice() {
         upside_down
             .contains("joints.position_min: expected less than joints.position_max, found 9 for left_waist")
     );
-    assert_eq!(refusal("foo: 1\nprompt: 2\nsampler.steps: 0").lines().count(), 3);
+    assert_eq!(refusal("foo: 1\nprompt: 2\nsampler.steps: -1").lines().count(), 3);
     for (group, says) in [
         ("foo: {}", "foo: expected a known parameter"),
         (
@@ -290,6 +290,13 @@ fn what_this_version_does_not_have_is_known_and_refused_in_one_line() {
     assert_eq!(config.control.command, CommandType::JointTrajectory);
     assert_eq!(config.control.execution, Execution::Latest);
     assert_eq!(parse("sampler.seed: -1").unwrap().sampler.seed, None);
+    // Left out or 0, the steps are the checkpoint's; any other number means itself.
+    for (lines, steps) in [("", None), ("sampler.steps: 0", None), ("sampler.steps: 10", Some(10))] {
+        for robot in ROBOTS.iter().filter(|&&robot| robot != RobotKind::Generic) {
+            let config = parse(&format!("robot: {}\n{lines}", robot.name())).unwrap();
+            assert_eq!(config.sampler.steps, steps, "{robot}");
+        }
+    }
 }
 
 #[test]
@@ -334,8 +341,8 @@ fn blocks_merge_and_the_more_specific_wins() {
     let wild = block("/**", "prompt: wild, sampler.steps: 3");
     for node in ["policy", "/policy", "/ns/policy", "/**/policy", "/*/policy", "/ns/*"] {
         let own = block(node, "prompt: own");
-        assert_eq!(prompt(&format!("{own}{wild}")).unwrap(), ("own".to_owned(), 3), "{node} first");
-        assert_eq!(prompt(&format!("{wild}{own}")).unwrap(), ("own".to_owned(), 3), "{node} last");
+        assert_eq!(prompt(&format!("{own}{wild}")).unwrap(), ("own".to_owned(), Some(3)), "{node} first");
+        assert_eq!(prompt(&format!("{wild}{own}")).unwrap(), ("own".to_owned(), Some(3)), "{node} last");
     }
     // Nested namespaces; blocks of other nodes, whatever they say.
     let nested = "/ns:\n  policy:\n    ros__parameters: {prompt: nested}\n";

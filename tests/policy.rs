@@ -10,7 +10,7 @@ use std::{
 };
 
 use pi05_thor::{
-    config::RobotKind,
+    config::{Config, RobotKind},
     model::{Pixels, tensors::TensorTable},
     observe::{Observation, RgbImage},
     policy::{
@@ -313,6 +313,18 @@ fn a_lerobot_checkpoint_is_not_adapted_unless_asked() {
     let asked = PolicyOptions { adapt_to_pi: Some(true), ..options(RobotKind::Aloha, 7, 7) };
     let error = lerobot_policy(&checkpoint, asked).unwrap_err();
     assert!(matches!(error, PolicyError::RobotLength { expected: 14, found: 7, .. }));
+}
+
+#[test]
+fn the_built_in_libero_shows_the_state_to_lerobots_checkpoints_and_not_to_openpis() {
+    let options = Config::builtin(RobotKind::Libero).unwrap().policy_options();
+    let openpi = Policy::synthetic(SHAPE, options.clone()).unwrap();
+    assert_eq!(openpi.prompt_format(), PromptFormat::TaskOnlyNewline);
+    // The recorded checkpoint has the seven values of another robot.
+    let lerobot = lerobot_policy(&lerobot_checkpoint(), PolicyOptions { state_len: 7, ..options }).unwrap();
+    assert_eq!(lerobot.prompt_format(), PromptFormat::StateInPrompt);
+    let encoded = lerobot.encode(&observation(vec![0.0; 7]), "do it").unwrap();
+    assert!(encoded.prompt_text.starts_with("Task: do it, State: "), "{}", encoded.prompt_text);
 }
 
 // --------------------------------------------------------------------------------------------------------- prompts

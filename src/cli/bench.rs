@@ -100,9 +100,6 @@ pub(super) enum Streams {
     JustInTime,
 }
 
-/// Denoise steps of both workloads.
-pub(super) const STEPS: usize = 10;
-
 #[derive(Serialize)]
 struct Results {
     backend: String,
@@ -200,9 +197,10 @@ pub fn run(args: Args) -> Result<Verdict, Failure> {
         tokens: (0..tokens).map(|t| (t * 7919 + 3) % vocab).collect(),
     };
     let noise = noise(0, 0, horizon * dims.action_dim);
+    let steps = model.denoise_steps();
     let every = Duration::from_millis(args.every.unwrap_or(0).into());
-    let chunk = Chunk { input, noise, sampler: Sampler::euler(STEPS, model.time_rounding()) };
-    let work = Work { cameras, tokens: tokens as usize, horizon, steps: STEPS };
+    let chunk = Chunk { input, noise, sampler: Sampler::euler(steps, model.time_rounding()) };
+    let work = Work { cameras, tokens: tokens as usize, horizon, steps };
     let (times, peak, gpu) = match &mut engine {
         Engine::Cpu(_) => {
             sequential(&mut engine, &chunk, every, 1)?; // pages, threads, modulation
@@ -227,7 +225,7 @@ pub fn run(args: Args) -> Result<Verdict, Failure> {
             Precision::Bf16 => [2; 3],
             Precision::F32 => [4; 3],
         };
-        let stages = dims.weights_read(STEPS).into_iter().zip(sizes);
+        let stages = dims.weights_read(steps).into_iter().zip(sizes);
         for (ms, (parameters, size)) in roofline_stages_ms.iter_mut().zip(stages) {
             if size == 1 {
                 *ms /= 2.0;

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use serde::Serialize;
 
-use super::bench::{Chunk, Latency, Run, STEPS, Streams, sequential};
+use super::bench::{Chunk, Latency, Run, Streams, sequential};
 use super::bench_power::{Meter, Power};
 use super::{Failure, progress};
 use crate::engine::Engine;
@@ -83,7 +83,7 @@ pub(super) fn measure(
         action_nodes,
         vision_kernels: kernels.vision,
         prefix_kernels: kernels.prefix,
-        kernels_per_step: kernels.denoise as f64 / STEPS as f64,
+        kernels_per_step: kernels.denoise as f64 / chunk.sampler.steps as f64,
         alone,
         power,
     };

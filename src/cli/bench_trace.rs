@@ -7,7 +7,7 @@ use std::time::Instant;
 use serde::Serialize;
 
 use super::Failure;
-use super::bench::{Chunk, STEPS, Streams};
+use super::bench::{Chunk, Streams};
 use super::bench_gpu::pipelined_once;
 use crate::engine::cuda::CudaEngine;
 use crate::pipeline::just_in_time::JustInTime;
@@ -59,7 +59,7 @@ pub(super) fn write(
         let name = "thread_name".to_owned();
         events.push(Event { name, ph: "M", pid: 1, tid: tid as u32, ts: None, dur: None, args });
     }
-    let origin = engine.start_timeline(STEPS)?;
+    let origin = engine.start_timeline(chunk.sampler.steps)?;
     let ms = |at: Instant| at.saturating_duration_since(origin).as_secs_f64() * 1e3;
     engine.start_vision(1, &chunk.input.images)?;
     engine.start_vision(0, &chunk.input.images)?;

@@ -58,7 +58,7 @@ impl FrameArgs {
             (Some(path), _) => {
                 let name = self.checkpoint.as_deref().ok_or("--case: needs --checkpoint too")?;
                 let model = Model::open_network(name)?;
-                let start = Case::read(path, &model.dims()?)?.start()?;
+                let start = Case::read(path, &model)?.start()?;
                 Frames {
                     model,
                     inputs: vec![start.input],

@@ -12,6 +12,7 @@ use super::{Failure, Verdict};
 use crate::config::Config;
 use crate::control::Scheduler;
 use crate::model::dims::{Dims, GemmaDims};
+use crate::model::sampler::Sampler;
 use crate::pipeline::recipe::Recipe;
 use crate::pipeline::setup::Setup;
 use crate::pipeline::{Model, calibrated};
@@ -79,6 +80,7 @@ pub fn run(args: Args) -> Result<Verdict, Failure> {
         }
         if let Some(config) = &config {
             robot(&mut page, config, &model.cameras(), &faults, &mut problems)?;
+            sampler(&mut page, config, &model)?;
             if let Model::Folder(checkpoint) = &model {
                 misfits(checkpoint, &faults, dims.as_ref(), config, &mut problems);
             }
@@ -199,6 +201,26 @@ fn network(page: &mut String, model: &Model, dims: &Dims) -> std::fmt::Result {
     writeln!(page, "parameters  {parameters:.1} M in use, {}", HumanBytes(model.bytes()))
 }
 
+/// How many steps will run, and who says so.
+fn sampler(page: &mut String, config: &Config, model: &Model) -> std::fmt::Result {
+    let Sampler { steps, solver, schedule, .. } =
+        config.sampler.of(model.time_rounding(), model.denoise_steps());
+    let said = match model {
+        Model::Folder(checkpoint) => checkpoint.hints.num_steps,
+        Model::Synthetic(_) => None,
+    };
+    let reason = match (config.sampler.steps, said) {
+        (Some(_), Some(said)) => {
+            format!("as sampler.steps says; the checkpoint's num_inference_steps: {said}")
+        }
+        (Some(_), None) => "as sampler.steps says".to_owned(),
+        (None, Some(_)) => "as the checkpoint's num_inference_steps says".to_owned(),
+        (None, None) => "as neither sampler.steps nor the checkpoint says otherwise".to_owned(),
+    };
+    let (solver, schedule) = (solver.name(), schedule.name());
+    writeln!(page, "sampler     {steps} steps, {reason}; solver {solver}, schedule {schedule}")
+}
+
 fn files(page: &mut String, checkpoint: &Checkpoint, faults: &Faults) -> std::fmt::Result {
     for file in &checkpoint.tensors.files {
         writeln!(page, "weights     {}", file.display())?;
@@ -226,7 +248,10 @@ fn files(page: &mut String, checkpoint: &Checkpoint, faults: &Faults) -> std::fm
     }
     if let Some(relative) = &checkpoint.relative_actions {
         let kept: Vec<_> = relative.exclude_joints.iter().map(|joint| printable(joint)).collect();
-        writeln!(page, "actions     relative to the state, but for {}", kept.join(", "))?;
+        match relative.action_names {
+            Some(_) => writeln!(page, "actions     relative to the state, but for {}", kept.join(", "))?,
+            None => writeln!(page, "actions     all relative to the state, for they have no names")?,
+        }
     }
     Ok(())
 }

@@ -3,7 +3,7 @@
 use std::io::Write;
 use std::time::Duration;
 
-use super::bench::{Chunk, Latency, STEPS, sequential};
+use super::bench::{Chunk, Latency, sequential};
 use super::bench_gpu::warm_up;
 use super::calibrate::{PERCENTILE, errors, measured_choice, plain_and_rounded, ranges};
 use super::frames::{FrameArgs, Frames};
@@ -83,7 +83,7 @@ pub fn run(args: Args) -> Result<Verdict, Failure> {
         Calibrated { calibration, errors }
     };
     let (chosen, layers) = measured.by(&recipe, &dims, &file)?;
-    let sampler = Sampler::euler(STEPS, model.time_rounding());
+    let sampler = Sampler::euler(model.denoise_steps(), model.time_rounding());
     let chunk = Chunk { input: inputs.into_iter().next().ok_or("no frame")?, noise, sampler };
 
     // What this recipe's matrices add, whatever the bound then says of their layer.

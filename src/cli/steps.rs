@@ -9,7 +9,7 @@ use serde::Serialize;
 use super::out::stdout;
 use super::replay::load_config;
 use super::{Failure, Verdict, progress};
-use crate::config::{Backend, Config, DtypeChoice};
+use crate::config::{self, Backend, Config, DtypeChoice};
 use crate::engine::{self, Engine};
 use crate::model::sampler::{Schedule, Solver, TimeRounding, noise};
 use crate::pipeline::Model;
@@ -81,6 +81,8 @@ struct Subject {
     engine: Engine,
     starts: Vec<Start>,
     rounding: TimeRounding,
+    /// Where the parameters leave them open.
+    steps: usize,
     columns: usize,
 }
 
@@ -109,7 +111,7 @@ pub fn run(args: Args) -> Result<Verdict, Failure> {
         (None, Some(bag)) => of_bag(&config, bag, args.observations as usize)?,
         (None, None) => return Err("neither --case nor --bag".into()), // clap has refused it
     };
-    let (mut choices, configured) = choices(&args, &config);
+    let (mut choices, configured) = choices(&args, &config, subject.steps);
     if !choices.contains(&configured) {
         choices.push(configured);
     }
@@ -153,8 +155,8 @@ pub fn run(args: Args) -> Result<Verdict, Failure> {
 /// A choice of steps, solver and schedule.
 type Choice = (usize, Solver, Schedule);
 
-/// What to measure, and what the parameters ask for.
-fn choices(args: &Args, config: &Config) -> (Vec<Choice>, Choice) {
+/// What to measure, and what the parameters ask for, of a checkpoint that asks for so many steps.
+fn choices(args: &Args, config: &Config, steps: usize) -> (Vec<Choice>, Choice) {
     fn or_all<T: Copy>(chosen: &[T], names: &[&str], from_name: fn(&str) -> Option<T>) -> Vec<T> {
         if chosen.is_empty() {
             names.iter().filter_map(|name| from_name(name)).collect()
@@ -172,15 +174,17 @@ fn choices(args: &Args, config: &Config) -> (Vec<Choice>, Choice) {
             }
         }
     }
-    (choices, (config.sampler.steps, config.sampler.solver, config.sampler.schedule))
+    let config::Sampler { steps: given, solver, schedule, .. } = config.sampler;
+    (choices, (given.unwrap_or(steps), solver, schedule))
 }
 
 fn of_case(config: &Config, path: &Path) -> Result<Subject, Failure> {
     let model = Model::open_network(&config.checkpoint)?;
-    let dims = model.dims()?;
-    let start = Case::read(path, &dims)?.start()?;
+    let columns = model.dims()?.action_dim;
+    let start = Case::read(path, &model)?.start()?;
     let engine = progress::weights(|told| model.load(engine::Choice::Cpu, told))?;
-    Ok(Subject { engine, starts: vec![start], rounding: model.time_rounding(), columns: dims.action_dim })
+    let (rounding, steps) = (model.time_rounding(), model.denoise_steps());
+    Ok(Subject { engine, starts: vec![start], rounding, steps, columns })
 }
 
 fn of_bag(config: &Config, path: &Path, count: usize) -> Result<Subject, Failure> {
@@ -203,6 +207,7 @@ fn of_bag(config: &Config, path: &Path, count: usize) -> Result<Subject, Failure
         engine,
         starts: starts.collect::<Result<_, Failure>>()?,
         rounding: setup.model.time_rounding(),
+        steps: setup.model.denoise_steps(),
         columns: config.joints.action_names.len(),
     })
 }

@@ -78,6 +78,8 @@ pub fn run(args: Args) -> Result<Verdict, Failure> {
         max_token_len: Some(dims.max_tokens),
         action_horizon: Some(dims.horizon),
         action_dim: Some(dims.action_dim),
+        image: None,   // `image_side` below says it
+        periods: None, // the official ones
         num_steps: None,
         gemma_2b: model == Synthetic::Full,
         builtin_tokenizer: model == Synthetic::Full, // 512 pieces for 257152 rows: only because we say so

@@ -51,8 +51,7 @@ const WARM_RUNS: usize = 21;
 pub fn run(args: Args) -> Result<Verdict, Failure> {
     let choice = engine_choice(args.backend, args.dtype)?;
     let model = Model::open_network(&args.checkpoint)?;
-    let dims = model.dims()?;
-    let cases = args.cases.iter().map(|path| Case::read(path, &dims)).collect::<Result<Vec<_>, _>>()?;
+    let cases = args.cases.iter().map(|path| Case::read(path, &model)).collect::<Result<Vec<_>, _>>()?;
     let mut engine = progress::weights(|told| model.load_by(&args.recipe, choice, told))?;
 
     let mut out = stdout();

@@ -313,7 +313,7 @@ impl Layers<'_> {
                 max_guidance_weight: self.double("rtc.max_guidance_weight"),
             },
             sampler: Sampler {
-                steps: self.count("sampler.steps"),
+                steps: Some(self.count("sampler.steps")).filter(|&steps| steps > 0),
                 schedule: self.choice("sampler.schedule", Schedule::from_name, Schedule::Linear),
                 solver: self.choice("sampler.solver", Solver::from_name, Solver::Euler),
                 seed: u64::try_from(self.integer("sampler.seed")).ok(),

@@ -327,7 +327,7 @@ mod tests {
     fn descriptors_have_the_tables_ranges() {
         let parameters = aloha();
         let steps = parameters.describe("sampler.steps", true).unwrap();
-        assert_eq!((steps.kind, steps.integer_range, steps.read_only), (Kind::Integer, Some((1, 50)), true));
+        assert_eq!((steps.kind, steps.integer_range, steps.read_only), (Kind::Integer, Some((0, 50)), true));
         let rate = parameters.describe("control.rate_hz", false).unwrap();
         assert_eq!((rate.floating_point_range, rate.read_only), (Some((1.0, 1000.0)), false));
         // What a range cannot say is said in words.

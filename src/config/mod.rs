@@ -168,7 +168,8 @@ pub struct Rtc {
 #[derive(Clone, Debug, PartialEq)]
 #[allow(missing_docs)]
 pub struct Sampler {
-    pub steps: usize,
+    /// `None`: as the checkpoint says.
+    pub steps: Option<usize>,
     pub schedule: Schedule,
     pub solver: Solver,
     /// `None`: fresh noise in every run.
@@ -176,9 +177,11 @@ pub struct Sampler {
 }
 
 impl Sampler {
-    /// The sampler that these parameters ask for; whose times are rounded how is the checkpoint's matter.
-    pub fn of(&self, rounding: TimeRounding) -> sampler::Sampler {
-        sampler::Sampler { steps: self.steps, schedule: self.schedule, solver: self.solver, rounding }
+    /// The sampler that these parameters ask for. Whose times are rounded how is the checkpoint's matter, and so is the
+    /// number of steps where the parameters leave it open.
+    pub fn of(&self, rounding: TimeRounding, checkpoint_steps: usize) -> sampler::Sampler {
+        let steps = self.steps.unwrap_or(checkpoint_steps);
+        sampler::Sampler { steps, schedule: self.schedule, solver: self.solver, rounding }
     }
 }
 

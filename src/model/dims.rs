@@ -53,8 +53,22 @@ impl GemmaDims {
     }
 }
 
+/// Ends of the range of periods in the time embedding (spec/PI05.md §6).
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Periods {
+    /// Of the first sine and cosine.
+    pub min: f64,
+    /// Of the last ones.
+    pub max: f64,
+}
+
+impl Periods {
+    /// openpi's, and LeRobot's defaults.
+    pub const OFFICIAL: Periods = Periods { min: 4e-3, max: 4.0 };
+}
+
 /// All dimensions of one π0.5 network.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Dims {
     /// SigLIP.
     pub vision: VisionDims,
@@ -70,6 +84,8 @@ pub struct Dims {
     pub horizon: usize,
     /// Prompt slots; longer prompts are truncated.
     pub max_tokens: usize,
+    /// Of the time embedding.
+    pub periods: Periods,
 }
 
 /// How much one inference has to do.
@@ -86,7 +102,7 @@ pub struct Work {
 }
 
 /// What shapes cannot tell; `None` takes the official value.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct DimsHints {
     /// SigLIP's heads. Default: heads of 72, as in So400m.
     pub vision_heads: Option<usize>,
@@ -96,6 +112,10 @@ pub struct DimsHints {
     pub max_tokens: Option<usize>,
     /// Values per action; must agree with the tensors.
     pub action_dim: Option<usize>,
+    /// Height and width of an image; must agree with the tensors.
+    pub image: Option<[usize; 2]>,
+    /// Of the time embedding.
+    pub periods: Option<Periods>,
     /// It is said to be PaliGemma with Gemma-2B: what has their widths must have their layers.
     pub gemma_2b: bool,
 }
@@ -152,8 +172,15 @@ impl Dims {
         }
         let fc1 = Shape::of(table, &format!("{VISION}encoder.layers.0.mlp.fc1.weight"))?;
         let [vision_mlp, _] = fc1.dims("[mlp, width]")?;
+        let image = side * patch;
+        if let Some(said) = hints.image.filter(|&said| said != [image; 2]) {
+            return Err(DimsError::Hint(format!(
+                "config.json says an image resolution of {said:?}, but {tokens} patches of {patch} pixels make {:?}: one of the two files is from another checkpoint",
+                [image; 2]
+            )));
+        }
         let vision = VisionDims {
-            image: side * patch,
+            image,
             patch,
             width,
             layers: count_layers(table, &format!("{VISION}encoder.layers.")),
@@ -201,6 +228,7 @@ impl Dims {
             action_dim,
             horizon: hints.horizon.unwrap_or(DEFAULT_HORIZON),
             max_tokens: hints.max_tokens.unwrap_or(DEFAULT_MAX_TOKENS),
+            periods: hints.periods.unwrap_or(Periods::OFFICIAL),
         };
         dims.check(table)?;
         Ok(dims)
@@ -229,6 +257,7 @@ impl Dims {
         action_dim: 32,
         horizon: 50,
         max_tokens: 200,
+        periods: Periods::OFFICIAL,
     };
 
     /// The built-in tiny network: widths and layer counts of the fixtures, sizes of a real robot.
@@ -240,6 +269,7 @@ impl Dims {
         action_dim: 32,
         horizon: 50,
         max_tokens: 200,
+        periods: Periods::OFFICIAL,
     };
 
     /// Floating-point operations of one inference's matrix products (a multiply-add is two); the last prefix layer
@@ -501,6 +531,8 @@ mod tests {
             DimsHints { vision_heads: Some(5), ..hints(&Dims::TINY) },
             DimsHints { vision_heads: Some(0), ..hints(&Dims::TINY) },
             DimsHints { action_dim: Some(7), ..hints(&Dims::TINY) },
+            DimsHints { image: Some([56, 56]), ..hints(&Dims::TINY) },
+            DimsHints { image: Some([224, 112]), ..hints(&Dims::TINY) },
         ] {
             assert!(matches!(Dims::from_tensors(&tiny, &bad), Err(DimsError::Hint(_))), "{bad:?}");
         }

@@ -22,6 +22,9 @@ use rtc::Steering;
 pub use schedule::{Schedule, Step, TimeRounding};
 pub use solver::Solver;
 
+/// Denoise steps of the reference implementations, where a checkpoint does not say its own.
+pub const DEFAULT_STEPS: usize = 10;
+
 /// From noise to actions: how many steps, where, and how.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Sampler {

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use super::inference::Inference;
 use super::{LoadError, Model};
 use crate::config::{Config, Execution};
+use crate::model::sampler::Sampler;
 use crate::policy::cameras::CameraSlots;
 use crate::policy::{NetworkShape, Policy};
 
@@ -24,9 +25,14 @@ pub struct Setup {
 }
 
 impl Setup {
-    /// Everything but the weights.
+    /// Everything but the weights. What a person may want to know of the checkpoint is logged.
     pub fn open(config: &Config) -> Result<Self, LoadError> {
-        Self::of(Model::open(&config.checkpoint, config.policy.asset_id.as_deref())?, config)
+        let model = Model::open(&config.checkpoint, config.policy.asset_id.as_deref())?;
+        if let Model::Folder(checkpoint) = &model {
+            let folder = checkpoint.folder.display();
+            checkpoint.notes.iter().for_each(|note| tracing::warn!("{folder}: {note}"));
+        }
+        Self::of(model, config)
     }
 
     /// The same, of a model that is open already.
@@ -41,13 +47,18 @@ impl Setup {
         Ok(Self { cameras: model.cameras(), policy: Arc::new(policy), model })
     }
 
+    /// How the network is run: as the parameters say, else the checkpoint.
+    pub fn sampler(&self, config: &Config) -> Sampler {
+        config.sampler.of(self.model.time_rounding(), self.model.denoise_steps())
+    }
+
     /// Loads the weights. `progress` hears of (parameters made, parameters in all) where they are made.
     pub fn load(&self, config: &Config, progress: impl FnMut(usize, usize)) -> Result<Inference, LoadError> {
         let engine = self.model.load_by(&config.recipe, config.engine(), progress)?;
         if config.control.execution == Execution::RtcTrained {
             engine.check_takes_clean().map_err(LoadError::Engine)?;
         }
-        let sampler = config.sampler.of(self.model.time_rounding());
+        let sampler = self.sampler(config);
         let seed = config.sampler.seed.unwrap_or_else(fresh_seed);
         Ok(Inference::new(engine, Arc::clone(&self.policy), sampler, seed))
     }

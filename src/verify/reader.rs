@@ -4,15 +4,17 @@
 //! nothing large is made, of a tensor that was not held against these first. Called by everything that takes a case.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::iter::repeat_n;
 use std::ops::RangeInclusive;
 use std::path::Path;
 
 use super::{Case, VerifyError};
-use crate::model::dims::Dims;
 use crate::model::sampler::{Sampler, TimeRounding};
 use crate::model::{ModelInput, Pixels};
+use crate::pipeline::Model;
+use crate::policy::cameras::CameraSlots;
 use crate::policy::checkpoint::safetensors::{Dtype, RawTensor, read_case};
-use crate::policy::checkpoint::{DEFAULT_CAMERAS, MAX_CAMERAS};
+use crate::policy::checkpoint::{DEFAULT_CAMERAS, Layout, MAX_CAMERAS};
 use crate::printable::printable;
 
 /// Most actions of a case's chunk; official models have at most 50. Attention among them takes the square of this.
@@ -37,21 +39,30 @@ impl Reader {
         Ok(Self { file: path.display().to_string(), recorded: read_case(path)? })
     }
 
-    /// A plain case: what went into a network of `dims`.
-    pub(super) fn case(self, dims: &Dims) -> Result<Case, VerifyError> {
-        let cameras = self.cameras()?;
-        let mut valid = Vec::new();
-        let mut images = Vec::new();
-        for camera in &cameras {
-            let image = self.image(camera, dims.vision.image)?;
-            valid.extend(std::iter::repeat_n(image.is_some(), dims.vision.tokens()));
-            images.push(image);
-        }
+    /// A plain case: what went into the network of `model`.
+    pub(super) fn case(self, model: &Model) -> Result<Case, VerifyError> {
+        let dims = model.dims()?;
+        let seen = self.cameras(&model.cameras())?.into_iter().map(|camera| {
+            let image = self.image(&camera, dims.vision.image)?;
+            Ok((camera, image))
+        });
+        let mut seen = seen.collect::<Result<Vec<_>, VerifyError>>()?;
         let prompt = self.prompt(dims.vocab)?;
-        valid.extend(prompt.iter().map(Option::is_some));
+        let slots = |seen: &[(String, Option<Pixels>)]| -> Vec<bool> {
+            let of_cameras =
+                seen.iter().flat_map(|(_, image)| repeat_n(image.is_some(), dims.vision.tokens()));
+            of_cameras.chain(prompt.iter().map(Option::is_some)).collect()
+        };
+        // LeRobot appends missing cameras, openpi leaves their slots where they are (spec/PI05.md §2.2). No number
+        // depends on it, so that openpi's recordings of a network hold for LeRobot's file of it too.
+        if model.layout() == Layout::LeRobot && !self.has_slots(&slots(&seen)) {
+            seen.sort_by_key(|(_, image)| image.is_none());
+        }
+        let valid = slots(&seen);
+        let (cameras, images) = seen.into_iter().unzip();
         let noise = self.noise(dims.action_dim)?;
         Ok(Case {
-            dims: *dims,
+            dims,
             horizon: noise.len() / dims.action_dim,
             sampler: self.sampler()?,
             file: self.file,
@@ -115,18 +126,31 @@ impl Reader {
         self.values(key)?.into_iter().map(bit).collect()
     }
 
-    /// openpi's cameras in its order, then any others by name: all that have a mask or an image.
-    fn cameras(&self) -> Result<Vec<String>, VerifyError> {
+    /// All cameras that have a mask or an image: the model's in its order, then openpi's, then any others by name.
+    fn cameras(&self, slots: &CameraSlots) -> Result<Vec<String>, VerifyError> {
         let keys = self.recorded.keys();
-        let mut names: BTreeSet<&str> = keys
+        let names: BTreeSet<&str> = keys
             .filter_map(|key| [MASK, IMAGE, RAW].iter().find_map(|prefix| key.strip_prefix(prefix)))
             .collect();
         if names.len() > MAX_CAMERAS {
             let expected = format!("at most {MAX_CAMERAS} cameras");
             return Err(self.wrong(&format!("{MASK}*"), expected, names.len().to_string()));
         }
-        let known = DEFAULT_CAMERAS.map(|name| names.take(name));
-        Ok(known.into_iter().flatten().chain(names).map(str::to_owned).collect())
+        let mut names: Vec<String> = names.into_iter().map(str::to_owned).collect();
+        let last = usize::MAX;
+        names.sort_by_key(|name| {
+            let of_openpi = DEFAULT_CAMERAS.iter().position(|camera| camera == name);
+            (slots.find(name).unwrap_or(last), of_openpi.unwrap_or(last))
+        });
+        Ok(names)
+    }
+
+    /// Whether these slots were recorded as the valid ones.
+    fn has_slots(&self, valid: &[bool]) -> bool {
+        let recorded = self.recorded.get("prefix.pad_mask");
+        let recorded = recorded.filter(|mask| mask.shape.iter().product::<usize>() == valid.len());
+        let bits = recorded.and_then(RawTensor::to_f64);
+        bits.is_some_and(|bits| bits.iter().zip(valid).all(|(&bit, &valid)| (bit != 0.0) == valid))
     }
 
     /// `raw.image_u8.*` `[side, side, 3]`, else `in.image.*` `[1, 3, side, side]`; `None` if the camera is masked.

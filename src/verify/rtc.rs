@@ -23,10 +23,9 @@ use super::reader::{MAX_HORIZON, Reader};
 use super::{Arithmetic, Case, Outcome, VerifyError};
 use crate::engine::Engine;
 use crate::engine::probe::{Probe, Tap};
-use crate::model::dims::Dims;
 use crate::model::sampler::TimeRounding;
 use crate::model::sampler::rtc::{Leftover, MAX_GUIDANCE_WEIGHT, PrefixSchedule, Rtc, RtcError};
-use crate::pipeline::StageTimes;
+use crate::pipeline::{Model, StageTimes};
 use crate::printable::printable;
 
 /// The tensor that makes a file one of these.
@@ -63,26 +62,26 @@ struct Parameters {
 }
 
 /// The case that `own`, read from `path`, is.
-pub(super) fn read(path: &Path, own: Reader, dims: &Dims) -> Result<Case, VerifyError> {
+pub(super) fn read(path: &Path, own: Reader, model: &Model) -> Result<Case, VerifyError> {
     let beside = path.with_file_name(INPUTS);
     let mut case = if own.recorded.contains_key("in.noise") {
-        Reader { file: own.file.clone(), recorded: own.recorded.clone() }.case(dims)?
+        Reader { file: own.file.clone(), recorded: own.recorded.clone() }.case(model)?
     } else if beside.exists() {
-        Reader::open(&beside)?.case(dims)?
+        Reader::open(&beside)?.case(model)?
     } else {
         return Err(own.wrong("in.noise", format!("it, or {INPUTS} beside the file"), "neither"));
     };
     case.sampler.rounding = TimeRounding::Direct;
     let parameters = parameters(path)?;
     let (elements, most) =
-        (own.tensor(LEFTOVER)?.shape.iter().product::<usize>(), MAX_HORIZON * dims.action_dim);
+        (own.tensor(LEFTOVER)?.shape.iter().product::<usize>(), MAX_HORIZON * case.dims.action_dim);
     if elements > most {
         return Err(own.wrong(LEFTOVER, format!("at most {most} values"), elements.to_string()));
     }
     let values: Vec<f32> = own.values(LEFTOVER)?.into_iter().map(|v| v as f32).collect();
     let dims_per_row = own.tensor(LEFTOVER)?.shape.last().copied().unwrap_or_default();
     let leftover = Leftover { values: &values, dims: dims_per_row };
-    let shape = [case.horizon, dims.action_dim];
+    let shape = [case.horizon, case.dims.action_dim];
     let keys: Vec<_> = own.recorded.keys().filter(|key| key.ends_with("actions")).collect();
     if keys.len() > MAX_RUNS {
         let expected = format!("at most {MAX_RUNS} recorded actions that it led to");

@@ -41,6 +41,8 @@ fn the_tiny_openpi_folder_opens_without_statistics() {
         max_token_len: Some(24),
         action_horizon: Some(10),
         action_dim: Some(8),
+        image: None,
+        periods: None,
         num_steps: None,
         gemma_2b: false,
         builtin_tokenizer: false,
@@ -61,6 +63,7 @@ fn the_lerobot_folder_opens_with_all_its_side_files_say() {
     assert_eq!(checkpoint.hints.max_token_len, Some(24));
     assert_eq!(checkpoint.hints.action_horizon, Some(10));
     assert_eq!(checkpoint.hints.num_steps, Some(10));
+    assert_eq!(checkpoint.hints.image, Some([56, 56]));
     assert!(checkpoint.hints.gemma_2b, "as its config says, whatever its widths");
     assert_eq!(checkpoint.action_len, Some(7));
     assert_eq!(checkpoint.cameras, DEFAULT_CAMERAS);
@@ -290,6 +293,20 @@ fn relative_actions_are_what_the_steps_say_then_the_config() {
 }
 
 #[test]
+fn a_relative_step_without_names_makes_every_action_relative_whatever_the_config_names() {
+    let dir = lerobot();
+    let names = r#""action_feature_names": ["a", "gripper"]"#;
+    edit(&dir, "config.json", r#""action_feature_names": null"#, names);
+    edit(&dir, "policy_preprocessor.json", r#""enabled": false"#, r#""enabled": true"#);
+    edit(&dir, "policy_postprocessor.json", r#""enabled": false"#, r#""enabled": true"#);
+    assert_eq!(open(&dir).relative_actions.unwrap().action_names, None, "the step is what LeRobot runs");
+    // Without the step, the config's names are all there is.
+    edit(&dir, "policy_preprocessor.json", "relative_actions_processor", "other");
+    let names = open(&dir).relative_actions.unwrap().action_names;
+    assert_eq!(names, Some(vec!["a".to_owned(), "gripper".to_owned()]));
+}
+
+#[test]
 fn the_state_leaves_the_prompt_where_the_step_says_so() {
     let dir = lerobot();
     let step = r#""pi05_prepare_state_tokenizer_processor_step",
@@ -302,6 +319,44 @@ fn the_state_leaves_the_prompt_where_the_step_says_so() {
     assert!(!checkpoint.state_in_prompt);
     let statistics = checkpoint.statistics.unwrap();
     assert_eq!((statistics.state, statistics.state_mode), (Default::default(), NormMode::Identity));
+}
+
+#[test]
+fn a_prompt_is_as_long_as_the_step_that_cuts_it_says_then_the_config() {
+    let dir = lerobot();
+    edit(&dir, "policy_preprocessor.json", r#""max_length": 24"#, r#""max_length": 20"#);
+    let checkpoint = open(&dir);
+    let note = "policy_preprocessor.json cuts prompts to 20 tokens (max_length of tokenizer_processor), config.json \
+                to 24: the former holds";
+    assert_eq!((checkpoint.hints.max_token_len, checkpoint.notes), (Some(20), vec![note.to_owned()]));
+    // The network that `verify` and engines are made for is the same one.
+    assert_eq!(Checkpoint::open_network(dir.path()).unwrap().hints.max_token_len, Some(20));
+
+    edit(&dir, "policy_preprocessor.json", r#""max_length": 20"#, r#""max_length": null"#);
+    let checkpoint = open(&dir);
+    assert_eq!((checkpoint.hints.max_token_len, checkpoint.notes), (Some(24), Vec::new()));
+}
+
+#[test]
+fn a_step_that_nobody_here_runs_is_noted() {
+    let dir = lerobot();
+    assert_eq!(open(&dir).notes, [""; 0], "LeRobot's own steps are all known");
+    let extra = r#""steps": [
+        {"registry_name": "crop\nok", "config": {"size": 9}}, {"class": "mine.Smooth"}, {},
+        {"registry_name": "device_processor"}, {"registry_name": "relative_actions_processor"},"#;
+    edit(&dir, "policy_preprocessor.json", r#""steps": ["#, extra);
+    edit(&dir, "policy_postprocessor.json", "device_processor", "smooth");
+    let notes = open(&dir).notes;
+    assert_eq!(
+        notes,
+        [
+            r"policy_preprocessor.json: step 0 (crop\nok) is not known here and does not run",
+            "policy_preprocessor.json: step 1 (mine.Smooth) is not known here and does not run",
+            "policy_preprocessor.json: step 2 (without a name) is not known here and does not run",
+            "policy_preprocessor.json: step 7 (relative_actions_processor) is there a second time, which is not followed",
+            "policy_postprocessor.json: step 2 (smooth) is not known here and does not run",
+        ]
+    );
 }
 
 #[test]

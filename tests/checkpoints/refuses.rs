@@ -227,7 +227,8 @@ fn configs_of_other_networks_wrong_types_and_absurd_numbers() {
     assert_says(&lerobot(r#""chunk_size": [50]"#), &["chunk_size", "a list of 1"]);
     assert_says(&lerobot(r#""max_action_dim": true"#), &["max_action_dim", "true"]);
     assert_says(&lerobot(r#""num_inference_steps": 1001"#), &["num_inference_steps", "1000"]);
-    assert_says(&lerobot(r#""min_period": 0.001"#), &["min_period", "0.004", "0.001"]);
+    assert_says(&lerobot(r#""min_period": 0.0"#), &["min_period", "0.000001 to 1000000", "found 0"]);
+    assert_says(&lerobot(r#""max_period": 1e7"#), &["max_period", "0.000001 to 1000000", "10000000"]);
     assert_says(&lerobot(r#""input_features": []"#), &["input_features", "an object"]);
     assert_says(&lerobot(r#""input_features": {"a": 1}"#), &["input_features.a", "an object"]);
     let visual = r#"{"type": "VISUAL"}"#;
@@ -253,6 +254,38 @@ fn configs_of_other_networks_wrong_types_and_absurd_numbers() {
         &lerobot(r#""use_proprioceptive_memory": true"#),
         &["use_proprioceptive_memory", "not supported"],
     );
+}
+
+#[test]
+fn images_of_another_size_than_the_networks() {
+    let said = |resolution: &str| {
+        let dir = lerobot();
+        edit(&dir, "config.json", "\"image_resolution\": [\n    56,\n    56\n  ]", resolution);
+        Model::open_network(dir.path().to_str().unwrap())
+            .and_then(|model| model.dims())
+            .unwrap_err()
+            .to_string()
+    };
+    for other in ["[224, 224]", "[56, 28]"] {
+        let message = said(&format!("\"image_resolution\": {other}"));
+        assert_says(&message, &["image resolution", other, "16 patches of 14 pixels", "[56, 56]"]);
+    }
+    assert_says(&said("\"image_resolution\": 56"), &["config.json: image_resolution", "a list"]);
+    assert_says(&said("\"image_resolution\": [56]"), &["image_resolution", "two numbers"]);
+    assert_says(&said("\"image_resolution\": [56, 0]"), &["image_resolution[1]", "found 0"]);
+}
+
+#[test]
+fn a_normalizer_that_would_leave_the_state_as_it_is() {
+    let dir = lerobot();
+    edit(&dir, "policy_preprocessor.json", r#""features": {"#, r#""features": {}, "were": {"#);
+    let message = refusal_naming(&dir, None, "policy_preprocessor.json");
+    assert_says(&message, &["steps[3].config.features", "observation.state among them", "an object of 0"]);
+    // Where nobody reads the state, nothing is wrong with that.
+    let text = fs::read_to_string(dir.path().join("config.json")).unwrap();
+    let once = text.replacen("{\n", "{\"include_state_in_prompt\": false,\n", 1);
+    put(&dir, "config.json", once);
+    assert!(!Checkpoint::open(dir.path(), None).unwrap().state_in_prompt);
 }
 
 /// The refusal of the tiny model with this text as its only statistics.

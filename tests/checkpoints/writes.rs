@@ -60,6 +60,8 @@ const HINTS: ConfigHints = ConfigHints {
     max_token_len: Some(24),
     action_horizon: Some(10),
     action_dim: Some(8),
+    image: None,
+    periods: None,
     num_steps: None,
     gemma_2b: true,
     builtin_tokenizer: true,
@@ -102,7 +104,8 @@ fn both_layouts_read_back_as_they_were_written() {
 
         let checkpoint = Checkpoint::open(&folder, None).unwrap();
         assert_eq!(checkpoint.layout, layout);
-        assert_eq!(checkpoint.hints, HINTS);
+        let image = (layout == Layout::LeRobot).then_some([56; 2]);
+        assert_eq!(checkpoint.hints, ConfigHints { image, ..HINTS });
         assert_eq!(checkpoint.cameras, DEFAULT_CAMERAS);
         assert_eq!(checkpoint.tokenizer, Some(folder.join("tokenizer.model")));
         assert_eq!(checkpoint.action_len, (layout == Layout::LeRobot).then_some(6));

@@ -56,9 +56,14 @@ fn case_file(case: &str) -> PathBuf {
     fixture(&format!("tiny/case_{case}_f32.safetensors"))
 }
 
+/// A checkpoint folder, as far as its network goes.
+fn model(checkpoint: &Path) -> Model {
+    Model::open_network(checkpoint.to_str().unwrap()).unwrap()
+}
+
 /// The network of a checkpoint folder.
 fn engine(checkpoint: &Path) -> Engine {
-    Model::open_network(checkpoint.to_str().unwrap()).unwrap().load(Choice::Cpu, |_, _| {}).unwrap()
+    model(checkpoint).load(Choice::Cpu, |_, _| {}).unwrap()
 }
 
 /// A case's recorded inputs, run without anybody looking on: actions as bits.

@@ -37,6 +37,8 @@ pub enum Mutation {
 pub struct Naive {
     weights: BTreeMap<String, Weight>,
     vision_heads: usize,
+    /// Shortest and longest period of the time embedding.
+    periods: [f64; 2],
     mutation: Mutation,
 }
 
@@ -78,7 +80,12 @@ impl Naive {
     pub fn new(weights: &Arrays, vision_heads: usize) -> Self {
         let weight = |a: &Array| Weight { shape: a.shape.clone(), values: a.f32s() };
         let weights = weights.iter().map(|(name, array)| (name.clone(), weight(array))).collect();
-        Self { weights, vision_heads, mutation: Mutation::None }
+        Self { weights, vision_heads, periods: [4e-3, 4.0], mutation: Mutation::None }
+    }
+
+    /// The same network, trained with another time embedding.
+    pub fn with_periods(self, periods: [f64; 2]) -> Self {
+        Self { periods, ..self }
     }
 
     /// The same network, computed wrongly.
@@ -323,7 +330,8 @@ impl Naive {
         let half = self.shape("action_in_proj.weight")[0] / 2;
         let (mut sin, mut cos) = (Vec::new(), Vec::new());
         for j in 0..half {
-            let period = 4e-3 * (4.0f64 / 4e-3).powf(j as f64 / (half - 1) as f64);
+            let [min, max] = self.periods;
+            let period = min * (max / min).powf(j as f64 / (half - 1) as f64);
             let angle = f64::from(t) * (1.0 / period * 2.0 * std::f64::consts::PI);
             sin.push(angle.sin() as f32);
             cos.push(angle.cos() as f32);

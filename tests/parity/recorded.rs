@@ -1,6 +1,9 @@
 //! The reference implementations' recordings.
 
-use std::{fs, path::Path};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
 
 use half::{bf16, f16};
 use pi05_thor::{
@@ -8,9 +11,8 @@ use pi05_thor::{
         Choice,
         probe::{Probe, Tap},
     },
-    model::dims::Dims,
     model::sampler::rtc::Rtc,
-    pipeline::{Model, infer},
+    pipeline::infer,
     verify::{Case, Outcome},
 };
 use safetensors::Dtype;
@@ -19,7 +21,7 @@ use tempfile::TempDir;
 use super::{
     CAMERAS, CASES, actions, arrays,
     arrays::{Array, Arrays, largest_difference},
-    case_file, engine, fixture, inputs, verify,
+    case_file, engine, fixture, inputs, model, verify,
 };
 
 /// The tiny network as each code base stores it.
@@ -27,8 +29,7 @@ const CHECKPOINTS: [&str; 2] = ["tiny", "lerobot_ckpt"];
 
 fn outcome(checkpoint: &Path, case: &Path) -> Outcome {
     let mut engine = engine(checkpoint);
-    let case = Case::read(case, engine.dims()).unwrap();
-    case.run(&mut engine).unwrap()
+    Case::read(case, &model(checkpoint)).unwrap().run(&mut engine).unwrap()
 }
 
 /// The largest difference that the specification allows a stage (§10), whatever `verify` thinks.
@@ -92,14 +93,14 @@ fn a_case_may_hold_images_as_floats_or_any_part_of_the_stages() {
     let always = |key: &str| {
         ["in.", "raw."].iter().any(|input| key.starts_with(input)) || ["times", "actions"].contains(&key)
     };
-    let mut engine = engine(&fixture("tiny"));
+    let (tiny, mut engine) = (model(&fixture("tiny")), engine(&fixture("tiny")));
     let masked = "vision.projected.right_wrist_0_rgb";
     for stage in whole.keys().filter(|key| !always(key) && *key != masked) {
         let mut only = whole.clone();
         only.retain(|key, _| always(key) || key == stage);
         arrays::write(&only, &path);
         let Outcome { comparisons, skipped, .. } =
-            Case::read(&path, engine.dims()).unwrap().run(&mut engine).unwrap();
+            Case::read(&path, &tiny).unwrap().run(&mut engine).unwrap();
         assert!(skipped.is_empty() && comparisons.len() == 3, "{stage}: {skipped:?}");
         assert!(comparisons.iter().all(|c| c.ok()), "{stage}: {comparisons:?}");
     }
@@ -157,6 +158,78 @@ fn rows_that_are_all_masked_are_not_called_compared() {
     let outcome = outcome(&fixture("tiny"), &path);
     assert!(outcome.skipped.iter().any(|key| key == "prefix.embs[:8]"), "{:?}", outcome.skipped);
     assert!(outcome.comparisons.iter().all(|c| c.stage != "prefix.embs[:8]"));
+}
+
+/// LeRobot's folder of the tiny network with these cameras, the first in whose order the features stand.
+fn lerobot_with(cameras: [&str; 3]) -> TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    fs::copy(fixture("lerobot_ckpt/model.safetensors"), dir.path().join("model.safetensors")).unwrap();
+    let config = fs::read_to_string(fixture("lerobot_ckpt/config.json")).unwrap();
+    let config =
+        CAMERAS.iter().enumerate().fold(config, |text, (i, old)| text.replace(old, &format!("@{i}@")));
+    let config =
+        cameras.iter().enumerate().fold(config, |text, (i, new)| text.replace(&format!("@{i}@"), new));
+    fs::write(dir.path().join("config.json"), config).unwrap();
+    dir
+}
+
+/// A recorded case whose first, second and third camera are called this.
+fn renamed(case: &str, cameras: [&str; 3]) -> (TempDir, PathBuf) {
+    let name = |key: &String| {
+        let renames = CAMERAS.iter().zip(cameras);
+        let found = renames.filter_map(|(old, new)| Some(format!("{}{new}", key.strip_suffix(old)?))).next();
+        found.unwrap_or_else(|| key.clone())
+    };
+    let case: Arrays = arrays::read(&case_file(case)).iter().map(|(k, v)| (name(k), v.clone())).collect();
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("case.safetensors");
+    arrays::write(&case, &path);
+    (dir, path)
+}
+
+#[test]
+fn lerobots_cameras_are_in_the_checkpoints_order_whatever_they_are_called() {
+    for cameras in [
+        ["left", "right", "top"], // by name
+        ["top", "left", "right"],
+        ["zed", "mid", "arm"],
+        ["right_wrist_0_rgb", "left_wrist_0_rgb", "base_0_rgb"], // openpi's names, and not its order
+    ] {
+        for case in ["a", "b"] {
+            let (_dir, path) = renamed(case, cameras);
+            let ran = verify(lerobot_with(cameras).path(), &path);
+            ran.assert_passed();
+            assert_eq!((ran.verdict("prefix.embs"), ran.verdict("actions")), ("ok", "ok"), "{cameras:?}");
+        }
+    }
+    // The same case is another one for a checkpoint that has them in another order.
+    let (_dir, path) = renamed("b", ["top", "left", "right"]);
+    verify(lerobot_with(["left", "top", "right"]).path(), &path).assert_failed("prefix.embs");
+}
+
+#[test]
+fn a_camera_that_lerobot_misses_has_the_last_slot() {
+    // Case c is without its middle camera: openpi's slots 16 to 31, LeRobot's 32 to 47.
+    let mut case = arrays::read(&case_file("c"));
+    let mask = case["prefix.pad_mask"].values();
+    assert!(mask[16..32].iter().all(|&bit| bit == 0.0) && mask[32..48].iter().all(|&bit| bit == 1.0));
+    let slots: Vec<usize> = (0..16).chain(32..48).chain(16..32).chain(48..72).collect();
+    case.remove("suffix.att_2d_mask"); // of slots, too
+    for array in case.values_mut().filter(|array| array.shape.contains(&72)) {
+        let row = array.bytes.len() / 72;
+        let rows = slots.iter().flat_map(|slot| array.bytes[slot * row..(slot + 1) * row].to_vec());
+        array.bytes = rows.collect();
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("case.safetensors");
+    arrays::write(&case, &path);
+    verify(&fixture("lerobot_ckpt"), &path).assert_passed();
+    verify(&fixture("tiny"), &path).assert_failed("prefix.pad_mask");
+    // Without the mask nobody but the checkpoint tells whose slots they are.
+    case.remove("prefix.pad_mask");
+    arrays::write(&case, &path);
+    verify(&fixture("lerobot_ckpt"), &path).assert_passed();
+    verify(&fixture("tiny"), &path).assert_failed("prefix.embs");
 }
 
 #[test]
@@ -240,14 +313,14 @@ fn floats(bits: &[u32]) -> Vec<f64> {
 
 #[test]
 fn the_full_size_recording_fits_the_full_size_network() {
-    assert!(Case::read(&fixture("full_f32.safetensors"), &Dims::FULL).is_ok());
+    assert!(Case::read(&fixture("full_f32.safetensors"), &model(Path::new("synth:full"))).is_ok());
 }
 
 #[test]
 #[ignore = "needs 7 GB of memory, and a release build to end within a minute"]
 fn the_full_size_network_gives_the_recorded_actions() {
-    let model = Model::open_network("synth:full").unwrap();
-    let case = Case::read(&fixture("full_f32.safetensors"), &model.dims().unwrap()).unwrap();
+    let model = model(Path::new("synth:full"));
+    let case = Case::read(&fixture("full_f32.safetensors"), &model).unwrap();
     let Outcome { comparisons, skipped, .. } =
         case.run(&mut model.load(Choice::Cpu, |_, _| {}).unwrap()).unwrap();
     for stage in &comparisons {

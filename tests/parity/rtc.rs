@@ -11,15 +11,15 @@ use serde_json::Value;
 use super::{
     arrays,
     arrays::{Array, Arrays},
-    case_file, engine, fixture, verify,
+    case_file, engine, fixture, model, verify,
 };
 
 /// What issue 4 allows.
 const ALLOWED: f64 = 2e-5;
 
 fn comparisons(checkpoint: &str, case: &Path) -> Vec<Comparison> {
-    let mut engine = engine(&fixture(checkpoint));
-    let outcome = Case::read(case, engine.dims()).unwrap().run(&mut engine).unwrap();
+    let (model, mut engine) = (model(&fixture(checkpoint)), engine(&fixture(checkpoint)));
+    let outcome = Case::read(case, &model).unwrap().run(&mut engine).unwrap();
     assert!(outcome.skipped.is_empty(), "{:?}", outcome.skipped);
     outcome.comparisons
 }

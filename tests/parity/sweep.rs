@@ -6,7 +6,7 @@ use std::{io::Write, path::Path};
 use half::{bf16, f16};
 use pi05_thor::{
     model::{
-        dims::{Dims, GemmaDims, VisionDims},
+        dims::{Dims, GemmaDims, Periods, VisionDims},
         names, synth,
         tensors::{Dtype, TOKEN_EMBEDDING},
     },
@@ -27,7 +27,7 @@ use proptest::{
 use super::{
     arrays,
     arrays::{Array, Arrays, largest_difference},
-    engine,
+    engine, model,
     naive::{Naive, times},
 };
 
@@ -82,11 +82,18 @@ fn trials() -> impl Strategy<Value = Trial> {
                 action_dim,
                 horizon,
                 max_tokens,
+                periods: Periods::OFFICIAL,
             }
         },
     );
+    // Only LeRobot's files can tell of others.
+    let other = Just(Periods { min: 0.01, max: 2.5 });
+    let layout = prop_oneof![
+        Just((Layout::OpenPi, Periods::OFFICIAL)),
+        Just((Layout::LeRobot, Periods::OFFICIAL)),
+        other.prop_map(|periods| (Layout::LeRobot, periods)),
+    ];
     let dtype = prop_oneof![Just(Dtype::F32), Just(Dtype::BF16), Just(Dtype::F16)];
-    let layout = prop_oneof![Just(Layout::OpenPi), Just(Layout::LeRobot)];
     let inputs = |dims: Dims| {
         let cameras =
             prop::collection::vec(any::<bool>(), 1..=4).prop_filter("one valid", |c| c.contains(&true));
@@ -94,8 +101,8 @@ fn trials() -> impl Strategy<Value = Trial> {
         (Just(dims), cameras, prompt)
     };
     (dims.prop_flat_map(inputs), dtype, layout, 1..=12usize, any::<bool>()).prop_map(
-        |((dims, cameras, prompt), dtype, layout, steps, lerobot_times)| Trial {
-            dims,
+        |((dims, cameras, prompt), dtype, (layout, periods), steps, lerobot_times)| Trial {
+            dims: Dims { periods, ..dims },
             dtype,
             layout,
             cameras,
@@ -126,6 +133,7 @@ impl Trial {
             max_token_len: Some(self.dims.max_tokens),
             action_horizon: Some(self.dims.horizon),
             action_dim: Some(self.dims.action_dim),
+            periods: Some(self.dims.periods),
             ..ConfigHints::default()
         };
         let new = NewCheckpoint {
@@ -157,7 +165,8 @@ impl Trial {
             };
             weights.insert(name, Array::f32(&tensor.shape, &values));
         }
-        Naive::new(&weights, self.dims.vision.heads)
+        let Periods { min, max } = self.dims.periods;
+        Naive::new(&weights, self.dims.vision.heads).with_periods([min, max])
     }
 
     fn case(&self, given: &Arrays) -> Arrays {
@@ -217,7 +226,7 @@ fn any_network_and_any_masks_agree_with_the_second_implementation() {
             prop_assume!(!amplifies_rounding(&trial, &naive));
             let path = dir.path().join("case.safetensors");
             arrays::write(&naive, &path);
-            let outcome = Case::read(&path, engine.dims()).unwrap().run(&mut engine).unwrap();
+            let outcome = Case::read(&path, &model(&checkpoint)).unwrap().run(&mut engine).unwrap();
             for stage in &outcome.comparisons {
                 prop_assert!(stage.max <= 2e-5, "{:?}", stage);
             }

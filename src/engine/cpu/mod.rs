@@ -138,7 +138,7 @@ impl CpuEngine {
             expert: (0..dims.expert.layers)
                 .map(|i| Block::new(weights, &dims.expert, &format!("{EXPERT}layers.{i}."), |_| None))
                 .collect::<Result<_, _>>()?,
-            time: TimeConditioning::new(weights, &dims.expert)?,
+            time: TimeConditioning::new(weights, &dims)?,
             action_in: linear("action_in_proj")?,
             action_out: linear("action_out_proj")?,
             rope: Rope::new(dims.language.head_dim, 0),

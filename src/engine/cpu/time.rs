@@ -9,12 +9,13 @@ use super::linear::Linear;
 use super::math::silu;
 use crate::engine::probe::Tap;
 use crate::engine::weights::Weights;
-use crate::model::dims::GemmaDims;
+use crate::model::dims::{Dims, Periods};
 use crate::model::names::EXPERT;
 
 /// Makes modulation vectors and keeps them: they depend on t alone, so a schedule's are made once.
 pub struct TimeConditioning {
     width: usize,
+    periods: Periods,
     mlp_in: Linear,
     mlp_out: Linear,
     /// One per norm: two per layer, then the final one.
@@ -31,16 +32,19 @@ pub struct Modulation {
 }
 
 impl TimeConditioning {
-    pub fn new(weights: &Weights, dims: &GemmaDims) -> Result<Self, MissingTensor> {
+    /// Of the expert, and of the periods.
+    pub fn new(weights: &Weights, dims: &Dims) -> Result<Self, MissingTensor> {
         let linear = |name: String| Linear::new(weights, &name).ok_or(MissingTensor(name));
-        let mut dense = Vec::with_capacity(2 * dims.layers + 1);
-        for i in 0..dims.layers {
+        let layers = dims.expert.layers;
+        let mut dense = Vec::with_capacity(2 * layers + 1);
+        for i in 0..layers {
             dense.push(linear(format!("{EXPERT}layers.{i}.input_layernorm.dense"))?);
             dense.push(linear(format!("{EXPERT}layers.{i}.post_attention_layernorm.dense"))?);
         }
         dense.push(linear(format!("{EXPERT}norm.dense"))?);
         Ok(Self {
-            width: dims.width,
+            width: dims.expert.width,
+            periods: dims.periods,
             mlp_in: linear("time_mlp_in".into())?,
             mlp_out: linear("time_mlp_out".into())?,
             dense,
@@ -84,7 +88,7 @@ impl TimeConditioning {
 
     /// `(sin | cos)` of each time, and `silu(out(silu(in(·))))` of it: `[times, width]` each.
     fn conditions(&self, times: &[f32]) -> (Vec<f32>, Vec<f32>) {
-        let sincos: Vec<f32> = times.iter().flat_map(|&t| sincos(t, self.width)).collect();
+        let sincos: Vec<f32> = times.iter().flat_map(|&t| sincos(t, self.width, self.periods)).collect();
         let mut cond = self.mlp_in.of(&sincos);
         silu(&mut cond);
         let mut cond = self.mlp_out.of(&cond);
@@ -124,14 +128,12 @@ impl<'a> Modulated<'a> {
     }
 }
 
-/// The sines, then the cosines, of `t * 2π / period_j`, periods from 4e-3 to 4 in geometric steps; f64 inside.
-fn sincos(t: f32, width: usize) -> Vec<f32> {
-    const MIN_PERIOD: f64 = 4e-3;
-    const MAX_PERIOD: f64 = 4.0;
+/// The sines, then the cosines, of `t * 2π / period_j`, periods in geometric steps; f64 inside.
+fn sincos(t: f32, width: usize, Periods { min, max }: Periods) -> Vec<f32> {
     let half = width / 2;
     let angle = |j: usize| {
         let fraction = if half > 1 { j as f64 / (half - 1) as f64 } else { 0.0 };
-        let period = MIN_PERIOD * (MAX_PERIOD / MIN_PERIOD).powf(fraction);
+        let period = min * (max / min).powf(fraction);
         f64::from(t) * (1.0 / period * 2.0 * PI)
     };
     let sin = (0..half).map(|j| angle(j).sin() as f32);

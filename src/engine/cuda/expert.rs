@@ -137,7 +137,7 @@ impl Expert {
             None => Form::own(gpu, load, dims, keys, bf16)?,
         };
         Ok(Self {
-            time: TimeConditioning::new(weights, &expert)
+            time: TimeConditioning::new(weights, dims)
                 .map_err(|e| EngineError::Missing(e.name().to_owned()))?,
             form,
             x: gpu.zeros(ACTIONS * expert.width * 4)?,

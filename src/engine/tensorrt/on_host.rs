@@ -131,7 +131,7 @@ impl OnHost<'_> {
 
         // Actions.
         let actions = if self.stages.has(Stage::Denoise) {
-            let mut time = TimeConditioning::new(self.weights, &dims.expert).unwrap();
+            let mut time = TimeConditioning::new(self.weights, dims).unwrap();
             let mut inputs = self.tables(valid, self.sizes.horizon, valid);
             let rows = self.sizes.prefix(dims) * head_dim;
             inputs.extend(cache.iter().map(|(name, values)| (name.clone(), values[..rows].to_vec())));

@@ -13,7 +13,7 @@ use crate::engine::cpu::CpuEngine;
 use crate::engine::probe::Tap;
 use crate::engine::weights::Weights;
 use crate::model::ModelInput;
-use crate::model::dims::{Dims, DimsHints};
+use crate::model::dims::Dims;
 use crate::model::sampler::rtc::{Leftover, MAX_GUIDANCE_WEIGHT, PrefixSchedule, Rtc};
 use crate::model::sampler::{Sampler, TimeRounding};
 use crate::pipeline::Model;
@@ -25,6 +25,7 @@ fn fixture(name: &str) -> PathBuf {
 }
 
 struct Tiny {
+    model: Model,
     dims: Dims,
     weights: Weights,
 }
@@ -37,19 +38,8 @@ struct Run {
 
 impl Tiny {
     fn open() -> Self {
-        let Model::Folder(checkpoint) = Model::open_network(&fixture("").display().to_string()).unwrap()
-        else {
-            panic!("a folder was opened")
-        };
-        let hints = DimsHints {
-            vision_heads: checkpoint.hints.vision_heads,
-            horizon: checkpoint.hints.action_horizon,
-            max_tokens: checkpoint.hints.max_token_len,
-            action_dim: checkpoint.hints.action_dim,
-            gemma_2b: checkpoint.hints.gemma_2b,
-        };
-        let dims = Dims::from_tensors(&checkpoint.tensors, &hints).unwrap();
-        Self { dims, weights: Weights::map(&checkpoint.tensors).unwrap() }
+        let model = Model::open_network(&fixture("").display().to_string()).unwrap();
+        Self { dims: model.dims().unwrap(), weights: model.weights(|_, _| {}).unwrap(), model }
     }
 
     fn sizes(&self) -> Sizes {
@@ -144,7 +134,7 @@ fn each_case(check: impl Fn(&Tiny, &Recorded, ModelInput, Vec<f32>, Sampler)) {
     let tiny = Tiny::open();
     for case in ["case_a_f32.safetensors", "case_b_f32.safetensors", "case_c_f32.safetensors"] {
         let recorded = Recorded::of(case);
-        let start = Case::read(&fixture(case), &tiny.dims).unwrap().start().unwrap();
+        let start = Case::read(&fixture(case), &tiny.model).unwrap().start().unwrap();
         let sampler = Sampler::euler(recorded.values("times").len(), TimeRounding::Accumulated);
         check(&tiny, &recorded, start.input, start.noise, sampler);
     }

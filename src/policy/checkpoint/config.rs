@@ -2,6 +2,7 @@
 //!
 //! Promises that every number that comes out is at least 1 and below a named cap. Unknown keys are passed over.
 
+use std::ops::RangeInclusive;
 use std::path::Path;
 
 use super::{
@@ -9,22 +10,25 @@ use super::{
     error::CheckpointError,
     json::{Field, SideFile},
 };
+use crate::model::dims::Periods;
 use crate::policy::statistics::NormMode;
 
 /// Most attention heads of the vision tower; So400m has 16.
 const MAX_HEADS: usize = 1024;
 /// Most prompt slots; the official models have 200.
-const MAX_TOKENS: usize = 65_536;
+pub(super) const MAX_TOKENS: usize = 65_536;
 /// Most steps of a chunk; the official models have at most 50.
 const MAX_HORIZON: usize = 4096;
 /// Most dimensions of an action; the official models have 32.
 const MAX_ACTION_DIM: usize = 4096;
+/// Longest side of an image; the official models have 224.
+const MAX_IMAGE: usize = 65_536;
 /// Most denoise steps; the reference takes 10.
 const MAX_STEPS: usize = 1000;
 /// Most cameras; the official models have 3.
 pub const MAX_CAMERAS: usize = 16;
-/// Ends of the range of periods of the time embedding, which the network was trained with (spec/PI05.md §6).
-const PERIODS: [(&str, f64); 2] = [("min_period", 4e-3), ("max_period", 4.0)];
+/// Shortest and longest period of the time embedding, far from where its angles lose their digits.
+const PERIODS: RangeInclusive<f64> = 1e-6..=1e6;
 
 /// `pi05_thor.tokenizer` of a procedural checkpoint, whose embedding has more rows than the built-in tokenizer pieces.
 pub(super) const BUILTIN_TOKENIZER: &str = "built-in";
@@ -120,6 +124,13 @@ impl Config {
                 if self.hints.max_token_len.is_none() {
                     self.hints.max_token_len = count("tokenizer_max_length", MAX_TOKENS)?;
                 }
+                if let Some(resolution) = root.get("image_resolution")? {
+                    let sides: Vec<_> = resolution.items()?.collect();
+                    let [height, width] = sides.as_slice() else {
+                        return Err(resolution.wrong("a list of two numbers"));
+                    };
+                    self.hints.image = Some([height.count(MAX_IMAGE)?, width.count(MAX_IMAGE)?]);
+                }
                 self.fill_lerobot(root)?;
             }
         }
@@ -127,13 +138,15 @@ impl Config {
     }
 
     fn fill_lerobot(&mut self, root: &Field<'_>) -> Result<(), CheckpointError> {
-        for (key, expected) in PERIODS {
-            if let Some(period) = root.get(key)?
-                && period.number()? != expected
-            {
-                return Err(period.wrong(&format!("{expected}, the only one supported")));
-            }
-        }
+        let period = |key: &str, default| {
+            let Some(said) = root.get(key)? else { return Ok(default) };
+            let (least, most) = (PERIODS.start(), PERIODS.end());
+            let wrong = || said.wrong(&format!("a number from {least} to {most}"));
+            Some(said.number()?).filter(|period| PERIODS.contains(period)).ok_or_else(wrong)
+        };
+        let Periods { min, max } = Periods::OFFICIAL;
+        let periods = Periods { min: period("min_period", min)?, max: period("max_period", max)? };
+        self.hints.periods = Some(periods).filter(|&said| said != Periods::OFFICIAL);
         if let Some(memory) = root.get("use_proprioceptive_memory")?
             && memory.flag()?
         {

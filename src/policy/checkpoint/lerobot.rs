@@ -8,15 +8,18 @@ use std::{
 };
 
 use super::{
-    RelativeActions,
-    config::{Config, NormModes, PREPROCESSOR, camera_name},
+    ConfigHints, RelativeActions,
+    config::{Config, MAX_TOKENS, NormModes, PREPROCESSOR, camera_name},
     error::CheckpointError,
     folder,
     json::{Field, SideFile},
     norm,
     safetensors::{Dtype, RawTensor, read_tensors},
 };
-use crate::policy::statistics::{FeatureStats, NormMode, Statistics};
+use crate::{
+    policy::statistics::{FeatureStats, NormMode, Statistics},
+    printable::printable,
+};
 
 /// Name of the list of the steps after the network.
 pub(super) const POSTPROCESSOR: &str = "policy_postprocessor.json";
@@ -26,6 +29,22 @@ pub(super) const STATE: &str = "observation.state";
 pub(super) const ACTION: &str = "action";
 /// Epsilon of the normalising steps that do not say theirs (spec/PI05.md §3.1).
 pub(super) const EPS: f64 = 1e-8;
+/// Registry names of the steps that are followed, and of those that have nothing to do here: one observation is one
+/// batch, and where tensors lie is the engine's matter.
+const RENAME: &str = "rename_observations_processor";
+const BATCH: &str = "to_batch_processor";
+const RELATIVE: &str = "relative_actions_processor";
+const NORMALIZER: &str = "normalizer_processor";
+const PROMPT: &str = "pi05_prepare_state_tokenizer_processor_step";
+const TOKENIZER: &str = "tokenizer_processor";
+const DEVICE: &str = "device_processor";
+const UNNORMALIZER: &str = "unnormalizer_processor";
+const ABSOLUTE: &str = "absolute_actions_processor";
+const PRE_STEPS: [&str; 5] = [RENAME, RELATIVE, NORMALIZER, PROMPT, TOKENIZER];
+const POST_STEPS: [&str; 2] = [UNNORMALIZER, ABSOLUTE];
+const IDLE_STEPS: [&str; 2] = [BATCH, DEVICE];
+/// What `steps` of either list has to be.
+const STEPS: &str = "a list of steps";
 /// Longest file of statistics that is read, in bytes; the usual one has a few thousand.
 const MAX_STATISTICS: u64 = 4 << 20;
 
@@ -47,18 +66,21 @@ pub(super) fn read(
 ) -> Result<Steps, CheckpointError> {
     let pre = SideFile::read(&folder.join(PREPROCESSOR))?;
     let post = SideFile::read(&folder.join(POSTPROCESSOR))?;
+    note_strangers(PREPROCESSOR, pre.as_ref(), &PRE_STEPS, notes)?;
+    note_strangers(POSTPROCESSOR, post.as_ref(), &POST_STEPS, notes)?;
     let pre = |name| step(pre.as_ref(), name);
     let post = |name| step(post.as_ref(), name);
 
-    let prompt = pre("pi05_prepare_state_tokenizer_processor_step")?;
+    let prompt = pre(PROMPT)?;
     let state_in_prompt = match setting(prompt.as_ref(), "include_state_in_prompt")? {
         Some(said) => said.flag()?,
         None => config.state_in_prompt,
     };
-    let rename = pre("rename_observations_processor")?;
-    let relative = pre("relative_actions_processor")?;
-    let absolute = post("absolute_actions_processor")?;
-    let (normalizer, unnormalizer) = (pre("normalizer_processor")?, post("unnormalizer_processor")?);
+    max_length(pre(TOKENIZER)?.as_ref())?; // taken by `limit_prompt`
+    let rename = pre(RENAME)?;
+    let relative = pre(RELATIVE)?;
+    let absolute = post(ABSOLUTE)?;
+    let (normalizer, unnormalizer) = (pre(NORMALIZER)?, post(UNNORMALIZER)?);
     Ok(Steps {
         statistics: statistics(folder, config, state_in_prompt, normalizer, unnormalizer, notes),
         camera_aliases: camera_aliases(rename.as_ref())?,
@@ -67,10 +89,60 @@ pub(super) fn read(
     })
 }
 
+/// Notes the steps that LeRobot runs and nobody here does: those of its user, and those that stand in a list again.
+fn note_strangers(
+    list: &str,
+    file: Option<&SideFile>,
+    followed: &[&str],
+    notes: &mut Vec<String>,
+) -> Result<(), CheckpointError> {
+    let Some(file) = file else { return Ok(()) };
+    let mut seen = Vec::new();
+    for (index, step) in file.root().require("steps", STEPS)?.items()?.enumerate() {
+        let name = match step.get("registry_name")? {
+            Some(name) => Some(name),
+            None => step.get("class")?,
+        };
+        let name = name.map(|name| name.text()).transpose()?.unwrap_or("without a name");
+        if IDLE_STEPS.contains(&name) {
+            continue;
+        }
+        let problem = match (followed.contains(&name), seen.contains(&name)) {
+            (true, false) => {
+                seen.push(name);
+                continue;
+            }
+            (true, true) => "is there a second time, which is not followed",
+            (false, _) => "is not known here and does not run",
+        };
+        notes.push(format!("{list}: step {index} ({}) {problem}", printable(name)));
+    }
+    Ok(())
+}
+
+/// Takes the prompt's slots from the step that cuts it, where there is one: it is what LeRobot runs. What is wrong with
+/// the list of steps is said by [`read`]: the network does without it.
+pub(super) fn limit_prompt(folder: &Path, hints: &mut ConfigHints, notes: &mut Vec<String>) {
+    let list = SideFile::read(&folder.join(PREPROCESSOR));
+    let said = list.and_then(|list| max_length(step(list.as_ref(), TOKENIZER)?.as_ref()));
+    let Ok(Some(slots)) = said else { return };
+    if let Some(other) = hints.max_token_len.replace(slots).filter(|&other| other != slots) {
+        notes.push(format!(
+            "{PREPROCESSOR} cuts prompts to {slots} tokens (max_length of {TOKENIZER}), config.json to {other}: the \
+             former holds"
+        ));
+    }
+}
+
+/// Tokens that the tokenizing step leaves of a prompt, if it says.
+fn max_length(tokenizer: Option<&Field<'_>>) -> Result<Option<usize>, CheckpointError> {
+    setting(tokenizer, "max_length")?.map(|length| length.count(MAX_TOKENS)).transpose()
+}
+
 /// The first step of that registry name, if the list has one.
 fn step<'a>(list: Option<&'a SideFile>, name: &str) -> Result<Option<Field<'a>>, CheckpointError> {
     let Some(list) = list else { return Ok(None) };
-    for step in list.root().require("steps", "a list of steps")?.items()? {
+    for step in list.root().require("steps", STEPS)?.items()? {
         if let Some(registered) = step.get("registry_name")?
             && registered.text()? == name
         {
@@ -118,6 +190,12 @@ fn statistics(
             expected: format!("{len} numbers, as output_features of config.json says"),
             found: found.to_string(),
         });
+    }
+    if state_needed
+        && let Some(features) = setting(normalizer.as_ref(), "features")?
+        && features.get(STATE)?.is_none()
+    {
+        return Err(features.wrong(&format!("{STATE} among them: LeRobot leaves unnormalised what is not")));
     }
     let sources = [&state, &action].map(|feature| feature.source.display().to_string());
     // Where nobody reads the state, there may be nothing to normalise it with.
@@ -244,8 +322,9 @@ fn relative_actions(
     if let Some(joints) = setting(relative, "exclude_joints")? {
         actions.exclude_joints = joints.texts()?;
     }
-    if let Some(names) = setting(relative, "action_names")? {
-        actions.action_names = Some(names.texts()?);
+    // A step without names makes every action relative, whatever names the config has (spec/PI05.md §9).
+    if relative.is_some() {
+        actions.action_names = setting(relative, "action_names")?.map(|names| names.texts()).transpose()?;
     }
     Ok(Some(actions))
 }

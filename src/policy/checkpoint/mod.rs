@@ -25,6 +25,7 @@ pub use config::{DEFAULT_CAMERAS, MAX_CAMERAS};
 pub use error::CheckpointError;
 
 use super::statistics::Statistics;
+use crate::model::dims::Periods;
 use crate::model::tensors::{TOKEN_EMBEDDING, TensorTable};
 
 /// Whose conventions the checkpoint follows: resize, arithmetic, prompt, time steps (spec/PI05.md §13).
@@ -37,16 +38,20 @@ pub enum Layout {
 }
 
 /// What `config.json` says that tensor shapes cannot. `None`: it does not say.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct ConfigHints {
     /// `pi05_thor.vision_heads`.
     pub vision_heads: Option<usize>,
-    /// `pi05_thor.max_token_len`, else LeRobot's `tokenizer_max_length`.
+    /// `max_length` of LeRobot's tokenizing step, else `pi05_thor.max_token_len`, else LeRobot's `tokenizer_max_length`.
     pub max_token_len: Option<usize>,
     /// openpi's `action_horizon`, LeRobot's `chunk_size`.
     pub action_horizon: Option<usize>,
     /// openpi's `action_dim`, LeRobot's `max_action_dim`; must agree with the tensors.
     pub action_dim: Option<usize>,
+    /// LeRobot's `image_resolution`, height and width; must agree with the tensors.
+    pub image: Option<[usize; 2]>,
+    /// LeRobot's `min_period` and `max_period`.
+    pub periods: Option<Periods>,
     /// LeRobot's `num_inference_steps`.
     pub num_steps: Option<usize>,
     /// `paligemma_variant` is Gemma-2B, with or without LoRA.
@@ -167,6 +172,9 @@ impl Checkpoint {
         let mut config = Config::read(folder)?;
         let (tensors, mut notes) = weights::read(folder)?;
         notes.append(&mut config.notes);
+        if config.layout == Layout::LeRobot {
+            lerobot::limit_prompt(folder, &mut config.hints, &mut notes);
+        }
         let checkpoint = Self {
             folder: folder.to_owned(),
             layout: config.layout,

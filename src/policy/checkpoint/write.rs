@@ -154,6 +154,8 @@ fn write_lerobot(new: &NewCheckpoint<'_>, written: &mut NewFolder<'_>) -> Result
     put(&mut config, "max_state_dim", hints.action_dim);
     put(&mut config, "max_action_dim", hints.action_dim);
     put(&mut config, "num_inference_steps", hints.num_steps);
+    put(&mut config, "min_period", hints.periods.map(|periods| periods.min));
+    put(&mut config, "max_period", hints.periods.map(|periods| periods.max));
     put(&mut config, "image_resolution", Some([image_side, image_side]));
     put(&mut config, "empty_cameras", Some(0));
     put(&mut config, "tokenizer_max_length", hints.max_token_len);
