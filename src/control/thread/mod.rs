@@ -1,8 +1,8 @@
 //! The control thread: one tick per period, and everything that goes in and out of it.
 //!
-//! Promises: nothing that others do makes a tick wait. Measured positions and commands pass through wait-free triple
-//! buffers, chunks and requests through bounded queues that the tick only tries; what it has used goes back to be freed
-//! by who made it. However the thread ends, everybody who waits for it hears of it. Called by the node and by
+//! Promises: nothing that others do makes a tick wait. Measured positions and commands pass through triple buffers,
+//! chunks and requests through rings of one writer and one reader, all of them wait-free; what the tick has used goes
+//! back to be freed by who made it. However the thread ends, everybody who waits for it hears of it. Called by the node and by
 //! `pi05 bench control`. It knows no ROS.
 //!
 //! | file | holds |
@@ -30,8 +30,9 @@ use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, Sender, bounded};
+use crossbeam_channel::bounded;
 use parking_lot::Mutex;
+use rtrb::{Consumer, Producer, RingBuffer};
 use triple_buffer::{Input, Output, triple_buffer};
 
 use self::bell::Bell;
@@ -145,11 +146,11 @@ pub struct ControlHandle {
     shape: Shape,
     /// The locks are among the callers; the tick knows none of them.
     joints: Mutex<Input<Joints>>,
-    chunks: Sender<Box<Proposal>>,
+    chunks: Mutex<Producer<Box<Proposal>>>,
     chunks_sent: AtomicU64,
-    outcomes: Receiver<Outcome>,
-    requests: Sender<Request>,
-    requests_made: Mutex<u64>,
+    outcomes: Mutex<Consumer<Outcome>>,
+    /// And how many were made.
+    requests: Mutex<(Producer<Request>, u64)>,
     status: Mutex<Output<Status>>,
     granted: Granted,
     has_thread: bool,
@@ -212,9 +213,9 @@ impl ControlHandle {
         });
         let told = Status::of(&scheduler);
         let (joints_in, joints) = triple_buffer(&Joints { at: Steady(i64::MIN), positions: Vec::new() });
-        let (chunks_in, chunks) = bounded(CHUNKS_MAX);
-        let (outcomes, outcomes_out) = bounded(OUTCOMES_MAX);
-        let (requests_in, requests) = bounded(REQUESTS_MAX);
+        let (chunks_in, chunks) = RingBuffer::new(CHUNKS_MAX);
+        let (outcomes, outcomes_out) = RingBuffer::new(OUTCOMES_MAX);
+        let (requests_in, requests) = RingBuffer::new(REQUESTS_MAX);
         let (status, status_out) = triple_buffer(&told);
         let (inlet, outlet) = outlet::outlet(scheduler.joints(), &shared);
         let shape = scheduler.shape();
@@ -244,11 +245,10 @@ impl ControlHandle {
             clock,
             shape,
             joints: Mutex::new(joints_in),
-            chunks: chunks_in,
+            chunks: Mutex::new(chunks_in),
             chunks_sent: AtomicU64::new(0),
-            outcomes: outcomes_out,
-            requests: requests_in,
-            requests_made: Mutex::new(0),
+            outcomes: Mutex::new(outcomes_out),
+            requests: Mutex::new((requests_in, 0)),
             status: Mutex::new(status_out),
             granted: Granted::default(),
             has_thread: false,
@@ -278,22 +278,23 @@ impl ControlHandle {
             return Err(NotCarriedOut::Ended);
         }
         let proposal = Box::new(Proposal::new(chunk, self.shape));
-        self.chunks.try_send(proposal).map_err(|_| NotCarriedOut::NoTick)?;
+        self.chunks.lock().push(proposal).map_err(|_| NotCarriedOut::NoTick)?;
         self.chunks_sent.fetch_add(1, Ordering::Release);
         Ok(())
     }
 
     /// What became of the chunks since the last time it was asked, oldest first.
     pub fn outcomes(&self) -> impl Iterator<Item = Outcome> {
-        self.outcomes.try_iter()
+        std::iter::from_fn(|| self.outcomes.lock().pop().ok())
     }
 
     /// Hands a request over and returns at once. Gives its number: carried out when [`Status::requests_taken`] is there.
     pub fn request(&self, request: Request) -> Result<u64, NotCarriedOut> {
-        let mut made = self.requests_made.lock();
+        let mut requests = self.requests.lock();
+        let (queue, made) = &mut *requests;
         let give_up = Instant::now() + REQUEST_PATIENCE;
-        // Not `send`: who waits in it would make the tick take a lock to wake him.
-        while self.requests.try_send(request).is_err() {
+        // Nobody waits to be woken: the tick would have to do it.
+        while queue.push(request).is_err() {
             if !self.is_alive() {
                 return Err(NotCarriedOut::Ended);
             }

@@ -6,7 +6,7 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use crossbeam_channel::{Receiver, Sender};
+use rtrb::{Consumer, Producer};
 use triple_buffer::{Input, Output};
 
 use super::clock::{Due, Grid, TickClock, monotonic};
@@ -24,9 +24,9 @@ pub struct Ticker {
     pub(super) scheduler: Scheduler,
     pub(super) form: Form,
     pub(super) joints: Output<Joints>,
-    pub(super) chunks: Receiver<Box<Proposal>>,
-    pub(super) outcomes: Sender<Outcome>,
-    pub(super) requests: Receiver<Request>,
+    pub(super) chunks: Consumer<Box<Proposal>>,
+    pub(super) outcomes: Producer<Outcome>,
+    pub(super) requests: Consumer<Request>,
     pub(super) requests_taken: u64,
     pub(super) chunks_taken: u64,
     pub(super) inlet: Inlet,
@@ -168,15 +168,16 @@ impl Ticker {
     fn take_chunks(&mut self, now: Steady) {
         // What is taken must go back to where it came from, to be freed there.
         while !self.outcomes.is_full() {
-            let Ok(mut proposal) = self.chunks.try_recv() else { return };
+            let Ok(mut proposal) = self.chunks.pop() else { return };
             self.chunks_taken += 1;
             let result = self.scheduler.take(&mut proposal, now);
-            let _ = self.outcomes.try_send(Outcome { chunk: proposal.id, at: now, result, _spent: proposal }); // there is room: nobody else sends
+            let outcome = Outcome { chunk: proposal.id, at: now, result, _spent: proposal };
+            let _ = self.outcomes.push(outcome); // there is room: nobody else sends
         }
     }
 
     fn take_requests(&mut self) {
-        while let Ok(request) = self.requests.try_recv() {
+        while let Ok(request) = self.requests.pop() {
             self.requests_taken += 1;
             let scheduler = &mut self.scheduler;
             if self.leaving {
