@@ -289,6 +289,7 @@ impl<'a> Player<'a> {
         if jumped {
             self.intake.count("clock_jump", "stamps jumped; buffers cleared");
             self.intake.clear();
+            self.scheduler.brake(Reason::new("the clock has jumped"));
             if let Some(pending) = &mut self.pending {
                 pending.outdated = true;
             }

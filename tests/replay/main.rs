@@ -413,9 +413,10 @@ fn broken_messages_are_dropped_and_counted_by_reason() {
 }
 
 #[test]
-fn a_clock_that_jumps_clears_the_buffers_and_control_goes_on() {
-    for jump in [-1000 * S, 1000 * S] {
-        let shifted = |t: i64| if t >= T0 + S { t + jump } else { t };
+fn a_clock_that_jumps_clears_the_buffers_and_brakes_until_everything_is_fresh() {
+    // setup: a healthy second; fault: all stamps leap, whichever source is the first to say so
+    for (jump, from) in [(-1000 * S, S), (1000 * S, S), (-1000 * S, 1050 * MS)] {
+        let shifted = |t: i64| if t >= T0 + from { t + jump } else { t };
         let messages: Vec<Message> = healthy(0, 2 * S)
             .into_iter()
             .map(|(topic, _, log, _)| match topic.as_str() {
@@ -425,6 +426,7 @@ fn a_clock_that_jumps_clears_the_buffers_and_control_goes_on() {
             .collect();
         let run = replay(&messages, &parameters("")).ok();
         assert_eq!(run.counted(&["clock_jump"]), 1, "{jump}");
+        assert!(run.counted(&["interruptions"]) >= 1, "{jump}: it brakes");
         let commands = run.assert_safe();
         assert!(commands.len() > 180 && commands.len() < 400, "{}", commands.len());
         assert!(run.chunks().iter().any(|&t| t > S + 100 * MS), "inference goes on");
