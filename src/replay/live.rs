@@ -209,22 +209,39 @@ impl Reader<'_> {
             Source::Values => match decode_float64_multi_array(payload) {
                 Ok(values) => {
                     let stamp = self.ticks.stamp(log_time);
-                    if self.take_command(stamp, values) {
-                        self.logged.push(log_time);
-                    }
+                    self.take_command(stamp, values);
+                    self.logged.push(log_time);
                 }
                 Err(error) => self.intake.count("command_dropped", &error.to_string()),
             },
             Source::States => match JointStateMessage::decode(payload) {
-                Ok(message) => match self.commanded.positions(&message.names, &message.position) {
-                    Ok(values) => {
-                        self.take_command(message.stamp.or(log_time), values);
-                    }
-                    Err(error) => self.intake.count("command_dropped", &error.to_string()),
-                },
+                Ok(message) => self.take_named_command(&message, log_time),
                 Err(error) => self.intake.count("command_dropped", &error.to_string()),
             },
         }
+    }
+
+    /// A command that names its joints. One that is wrong is counted, and what is wrong of it is missing; one that names
+    /// none of the configured joints is another robot's.
+    fn take_named_command(&mut self, message: &JointStateMessage<'_>, log_time: Stamp) {
+        let JointStateMessage { names, position, .. } = message;
+        let values = match self.commanded.positions(names, position) {
+            Ok(values) => values,
+            Err(error) => {
+                self.intake.count("command_dropped", &error.to_string());
+                let ours = self.commanded.names();
+                if !ours.iter().any(|joint| names.contains(&joint.as_str())) {
+                    return;
+                }
+                let value = |joint: &String| {
+                    let mut named = names.iter().zip(position).filter(|(name, _)| **name == joint);
+                    let (_, value) = named.next().filter(|_| names.len() == position.len())?;
+                    named.next().is_none().then_some(*value)
+                };
+                ours.iter().map(|joint| value(joint).unwrap_or(f64::NAN)).collect()
+            }
+        };
+        self.take_command(message.stamp.or(log_time), values);
     }
 
     fn take_chunk(&mut self, message: &ActionChunkMessage<'_>, arrived: Stamp) {
@@ -276,13 +293,14 @@ impl Reader<'_> {
         });
     }
 
-    /// The chunk that a command followed is the newest one that had arrived. Tells whether it was taken.
-    fn take_command(&mut self, stamp: Stamp, values: Vec<f64>) -> bool {
+    /// The chunk that a command followed is the newest one that had arrived. Nobody knows which values one of another
+    /// width has: all are missing.
+    fn take_command(&mut self, stamp: Stamp, mut values: Vec<f64>) {
         let width = self.recording.joints.len();
         if values.len() != width {
             let why = format!("expected {width} values, found {}", values.len());
             self.intake.count("command_dropped", &why);
-            return false;
+            values.clear();
         }
         let chunk = self.recording.chunks.last();
         let resting = chunk.is_none_or(|chunk| {
@@ -291,11 +309,14 @@ impl Reader<'_> {
         });
         let chunk = chunk.map_or(0, |chunk| chunk.id);
         self.recording.commands.push(CommandSample { stamp, values, chunk, resting, limited: false });
-        true
     }
 
     fn finish(mut self) -> (Recording, Vec<Vec<Option<Stamp>>>) {
         let Recording { measured, commands, chunks, notes, untimed, .. } = &mut self.recording;
+        if commands.iter().all(|command| command.values.is_empty()) {
+            commands.clear(); // they are another robot's
+            self.logged.clear();
+        }
         let stamps = || {
             let chunks = chunks.iter().flat_map(|chunk| [chunk.observed, chunk.arrived]);
             measured.iter().map(|m| m.stamp).chain(commands.iter().map(|c| c.stamp)).chain(chunks)

@@ -136,6 +136,37 @@ fn a_command_outside_its_limit_is_found() {
 }
 
 #[test]
+fn a_command_with_a_value_that_is_no_number_or_missing_is_found_whatever_its_type() {
+    let values = |values: &[f64]| {
+        let mut payload = Vec::new();
+        put_float64_multi_array(values, &mut payload);
+        (FLOAT64_MULTI_ARRAY, payload)
+    };
+    let state = |names: &[&str], position: &[f64]| {
+        let (_, kind, _, payload) = joints(T0, T0 + 960 * MS, names, position);
+        (kind, payload)
+    };
+    let by_name = stamped(|at| at);
+    for (recorded, control, (kind, payload), violations) in [
+        (&run(), "", values(&[f64::NAN, 0.2]), 1),
+        (&run(), "", values(&[0.79, 0.2, 0.0]), 2),
+        (&run(), "", values(&[]), 2),
+        (&by_name, "joint_state", state(&["b", "a"], &[0.2, f64::NAN]), 1),
+        (&by_name, "joint_state", state(&["a"], &[0.79]), 1),
+        (&by_name, "joint_state", state(&["a", "b"], &[0.79]), 2),
+        (&by_name, "joint_state", state(&["a", "a", "b"], &[0.79, 0.5, 0.2]), 1),
+        (&by_name, "joint_state", state(&["elbow"], &[f64::NAN]), 0), // somebody else's
+    ] {
+        let mut messages = recorded.clone();
+        messages.push(("/commands".to_owned(), kind, T0 + 960 * MS, payload));
+        let control = if control.is_empty() { "float64_multi_array" } else { control };
+        let run = report_with(&messages, &format!("command_topic: commands, command: {control}"));
+        assert_eq!(run.summary()["violations"]["position"], violations, "{run:?}");
+        assert_eq!(run.code, Some(i32::from(violations > 0)), "{run:?}");
+    }
+}
+
+#[test]
 fn the_speed_of_commands_that_were_logged_together_is_not_judged_and_that_is_said() {
     // setup: a recorder that stalls for 60 ms and then logs what it missed within a millisecond, in any order
     let mut messages = run();
