@@ -85,6 +85,7 @@ pub fn recording(bag: &Bag, config: &Config, slots: &CameraSlots) -> Result<Reco
             rate_hz: config.control.rate_hz,
             joints: joints.map(|(name, limit)| JointInfo::new(name, limit)).collect(),
             measured_index: config.measured_index(),
+            joints_max_age_ns: config.joints.max_age_ms * NS_PER_MS,
             notes: sources.notes.clone(),
             ..Recording::default()
         },

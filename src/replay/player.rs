@@ -206,6 +206,7 @@ impl<'a> Player<'a> {
                 rate_hz: config.control.rate_hz,
                 joints,
                 measured_index: config.measured_index(),
+                joints_max_age_ns: config.joints.max_age_ms * NS_PER_MS,
                 ..Recording::default()
             },
         })

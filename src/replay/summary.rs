@@ -293,9 +293,9 @@ pub(super) fn judge<'a>(
         let period =
             |previous: &CommandSample| command.stamp.since(previous.stamp) as f64 * recording.rate_hz;
         if previous.is_none_or(|previous| period(previous) > GAP_PERIODS * NS_PER_S as f64)
-            && let Some(measured) = measured(recording, joint, info, command.stamp)
+            && let Some((least, most)) = measured(recording, joint, info, command.stamp)
         {
-            (below, above) = (outside(info.position_min, measured), outside(measured, info.position_max));
+            (below, above) = (outside(info.position_min, least), outside(most, info.position_max));
         }
         let untimed = |i| recording.untimed.contains(&i);
         let timed = previous.filter(|_| recording.untimed.is_empty() || !(untimed(i) || untimed(i - 1)));
@@ -328,12 +328,18 @@ fn outside(low: f64, high: f64) -> f64 {
     (low - high).max(0.0) // 0 for NaN
 }
 
-/// Where the joint of a position was measured last, by `at`.
-fn measured(recording: &Recording, joint: usize, info: &JointInfo, at: Stamp) -> Option<f64> {
+/// Between which positions a joint was measured lately, by `at`: a state that came late was not yet there when the
+/// command was computed, and an older one counted.
+fn measured(recording: &Recording, joint: usize, info: &JointInfo, at: Stamp) -> Option<(f64, f64)> {
     let index = recording.measured_index.get(joint).copied().flatten().filter(|_| !info.is_velocity)?;
-    let before = recording.measured.partition_point(|measured| measured.stamp <= at);
-    let last = before.checked_sub(1).and_then(|last| recording.measured.get(last))?;
-    last.positions.get(index).copied().filter(|position| position.is_finite())
+    let number = |stamp: Stamp| recording.measured.partition_point(|measured| measured.stamp <= stamp);
+    let by_now = number(at);
+    let oldest = Stamp(at.0.saturating_sub(recording.joints_max_age_ns).saturating_sub(1));
+    let lately = recording.measured.get(number(oldest).min(by_now.saturating_sub(1))..by_now)?;
+    let positions = lately.iter().filter_map(|measured| measured.positions.get(index).copied());
+    let none = (f64::INFINITY, f64::NEG_INFINITY);
+    let (least, most) = positions.fold(none, |(least, most), p| (least.min(p), most.max(p)));
+    (least <= most).then_some((least, most))
 }
 
 fn joint_summary(recording: &Recording, joint: usize, info: &JointInfo) -> JointSummary {
