@@ -561,8 +561,10 @@ impl<'a> Player<'a> {
         match refusals.max() {
             Some((count, why)) => format!("no chunk was taken; the reason most often ({count} times): {why}"),
             None => {
-                let why = self.intake.waiting_for().unwrap_or("no message of its topics");
-                format!("no inference ran to its end; last reason to wait: {why}")
+                let waits = || self.intake.waiting_because().map(|why| format!("last reason to wait: {why}"));
+                let why = self.intake.refused_throughout().or_else(waits);
+                let why = why.unwrap_or_else(|| "no message of its topics came".to_owned());
+                format!("no inference ran to its end; {why}")
             }
         }
     }

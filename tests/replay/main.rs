@@ -302,12 +302,33 @@ fn parameters_that_do_not_fit_the_bag_are_refused_in_one_line() {
 }
 
 #[test]
-fn a_joint_that_never_comes_ends_in_no_chunk_and_says_why() {
-    let run = replay(&healthy(0, 300 * MS), &parameters("").replace("[a, b]", "[a, wrist]"));
-    assert_eq!(run.code, Some(1));
-    assert!(run.stdout.contains("joints: nothing received"), "{}", run.stdout);
-    assert!(run.counted(&["joints_dropped", "wrist"]) >= 10);
-    assert!(run.commands().is_empty());
+fn where_every_message_of_a_source_is_refused_the_reason_is_told() {
+    type Change = fn(Message) -> Message;
+    let image_as: Change = |(topic, kind, log, payload)| match topic.as_str() {
+        CAMERA if log >= T0 + 100 * MS => image(log, log, "telepathy", 0),
+        CAMERA => image(log, log, "rgb8", 7),
+        _ => (topic, kind, log, payload),
+    };
+    let not_a_number: Change = |(topic, kind, log, payload)| match topic.as_str() {
+        JOINTS => joints(log, log, &["a", "b"], &[f64::NAN, 0.0]),
+        _ => (topic, kind, log, payload),
+    };
+    let as_they_are: Change = |message| message;
+    for (change, joints, words) in [
+        (as_they_are, "[a, wrist]", ["joints: 0 of 15 messages", "(15 times)", "lacks \"wrist\""]),
+        (not_a_number, "[a, b]", ["joints: 0 of 15 messages", "(15 times)", "position of \"a\" is NaN"]),
+        (image_as, "[a, b]", ["base_0_rgb: 0 of 6 messages", "(4 times)", "telepathy"]),
+    ] {
+        let messages: Vec<Message> = healthy(0, 300 * MS).into_iter().map(change).collect();
+        let run = replay(&messages, &parameters("").replace("[a, b]", joints));
+        assert_eq!(run.code, Some(1));
+        let notes = run.summary()["notes"].clone();
+        let [note] = &notes.as_array().unwrap()[..] else { panic!("{notes}") };
+        let note = note.as_str().unwrap();
+        assert!(words.iter().all(|word| note.contains(word)), "{words:?} in {note}");
+        assert!(run.stdout.contains(note), "{}", run.stdout);
+        assert!(run.commands().is_empty());
+    }
 }
 
 #[test]
@@ -331,7 +352,7 @@ fn a_bag_without_messages_of_the_topics_is_found_wanting() {
     ];
     let run = replay(&only_prompts, &parameters(""));
     assert_eq!(run.code, Some(1));
-    assert!(run.stdout.contains("base_0_rgb: nothing received"), "{run:?}");
+    assert!(run.stdout.contains("base_0_rgb: 0 of 1 messages taken"), "{run:?}");
 }
 
 // -------------------------------------------------------------------------------------------------------------- faults
@@ -582,7 +603,7 @@ fn splices_of_a_bag_without_an_observation_are_found_wanting() {
     let output = pi05(&["splice", bag.to_str().unwrap(), "--config", config.to_str().unwrap()]);
     let stdout = String::from_utf8(output.stdout).unwrap();
     assert_eq!(output.status.code(), Some(1));
-    assert!(stdout.contains("note: ") && stdout.contains("joints: nothing received"), "{stdout}");
+    assert!(stdout.contains("note: ") && stdout.contains("lacks \"wrist\""), "{stdout}");
 }
 
 #[test]
