@@ -26,6 +26,7 @@ use crate::observe::intake::Intake;
 use crate::observe::joints::{JointError, JointMap};
 use crate::policy::cameras::{CameraError, CameraSlots};
 use crate::policy::resize::{Resize, resize_with_pad};
+use crate::printable::printable;
 
 /// Why a bag is not reported on.
 #[derive(Debug, thiserror::Error)]
@@ -74,6 +75,7 @@ pub fn recording(bag: &Bag, config: &Config, slots: &CameraSlots) -> Result<Reco
         ticks: Ticks::new(config.control.rate_hz),
         logged: Vec::new(),
         id_offset: 0,
+        other_joints: None,
         image_stamps: Vec::new(),
         recording: Recording {
             bag: bag.path().display().to_string(),
@@ -177,6 +179,8 @@ struct Reader<'a> {
     logged: Vec<Stamp>,
     /// Added to the chunks' numbers, which begin anew with every activation.
     id_offset: u64,
+    /// The joints of the last chunk that was refused for them.
+    other_joints: Option<String>,
     /// By chunk: those of the images that it was computed from.
     image_stamps: Vec<Vec<Option<Stamp>>>,
     recording: Recording,
@@ -248,6 +252,10 @@ impl Reader<'_> {
     fn take_chunk(&mut self, message: &ActionChunkMessage<'_>, arrived: Stamp) {
         let width = self.recording.joints.len();
         let steps = message.steps as usize;
+        let names = &self.config.joints.action_names;
+        if !names.iter().all(|name| message.joint_names.contains(&name.as_str())) {
+            self.other_joints = Some(printable(&message.joint_names.join(", ")));
+        }
         if message.joint_names.len() != width
             || steps.checked_mul(width) != Some(message.actions.len())
             || width == 0
@@ -322,6 +330,11 @@ impl Reader<'_> {
             let chunks = chunks.iter().flat_map(|chunk| [chunk.observed, chunk.arrived]);
             measured.iter().map(|m| m.stamp).chain(commands.iter().map(|c| c.stamp)).chain(chunks)
         };
+        if let (true, Some(found)) = (chunks.is_empty(), &self.other_joints) {
+            let expected = printable(&self.config.joints.action_names.join(", "));
+            let note = format!("the bag's chunks are of the joints {found}; the parameters name {expected}");
+            notes.push(format!("{note}: give the file that the node ran with, by --config"));
+        }
         let (start, end) = (stamps().min().unwrap_or_default(), stamps().max().unwrap_or_default());
         if chunks.iter().any(|chunk| chunk.arrived.since(chunk.observed).saturating_abs() > CLOCKS_APART_NS) {
             let note =

@@ -224,3 +224,34 @@ fn a_bag_without_the_node_is_refused_in_one_line() {
     assert_eq!(run.stderr.lines().count(), 1, "{}", run.stderr);
     assert!(run.stderr.contains("ActionChunk"), "{}", run.stderr);
 }
+
+#[test]
+fn a_run_of_another_robot_than_the_parameters_name_is_told_as_that() {
+    let others = || run().into_iter().filter(|(topic, ..)| topic != "/policy/chunks");
+    let chunk = ActionChunkMessage {
+        stamp: Stamp(T0),
+        joint_names: vec!["shoulder", "elbow", "wrist"],
+        steps: 1,
+        actions: vec![0.0; 3],
+        ..Default::default()
+    };
+    let payload = chunk.encode();
+    let chunk = ("/policy/chunks".to_owned(), ActionChunkMessage::TYPE, T0 + 50 * MS, payload);
+    let run = report(&others().chain([chunk]).collect::<Vec<_>>());
+    assert_eq!(run.code, Some(1));
+    let told = "the joints shoulder, elbow, wrist; the parameters name a, b";
+    assert!(run.stdout.contains(told) && run.stdout.contains("--config"), "{}", run.stdout);
+
+    // Commands of another width are another robot's, where all are.
+    let mut wide = Vec::new();
+    put_float64_multi_array(&[0.0; 3], &mut wide);
+    let rewritten = others().map(|(topic, kind, log, payload)| match topic.as_str() {
+        "/commands" => (topic, kind, log, wide.clone()),
+        _ => (topic, kind, log, payload),
+    });
+    let run = report(
+        &rewritten.chain(self::run().into_iter().filter(|m| m.0 == "/policy/chunks")).collect::<Vec<_>>(),
+    );
+    assert_eq!((run.code, run.counted(&["command_dropped"])), (Some(0), 90), "{run:?}");
+    assert!(run.stdout.contains("nothing commanded"), "{}", run.stdout);
+}
