@@ -18,7 +18,7 @@ use crate::config::{CommandType, Config};
 use crate::control::limits::LimitsError;
 use crate::messages::{
     ActionChunkMessage, CompressedImageMessage, FLOAT64_MULTI_ARRAY, ImageMessage, JointStateMessage,
-    PolicyStatusMessage, decode_float64_multi_array,
+    JointTrajectoryMessage, PolicyStatusMessage, decode_float64_multi_array,
 };
 use crate::model::Pixels;
 use crate::observe::RgbImage;
@@ -122,6 +122,8 @@ enum Source {
     Values,
     /// Commands as JointState.
     States,
+    /// Commands as JointTrajectory.
+    Trajectories,
 }
 
 struct Sources {
@@ -153,11 +155,21 @@ impl Sources {
             CommandType::JointState => {
                 sources.add(bag, "control.command_topic", topic, JointStateMessage::TYPE, Source::States);
             }
-            CommandType::JointTrajectory => {
-                sources.notes.push("commands that are trajectories are not drawn".to_owned());
-            }
+            CommandType::JointTrajectory => sources.add_trajectories(bag, topic),
         }
         Ok(sources)
+    }
+
+    /// Trajectories; or, in a file of the flight recorder, what each tick would have commanded.
+    fn add_trajectories(&mut self, bag: &Bag, name: &str) {
+        let is_flight = find(bag, "", name, &[JointStateMessage::TYPE], &mut Vec::new()).is_ok();
+        if is_flight {
+            self.add(bag, "control.command_topic", name, JointStateMessage::TYPE, Source::States);
+        } else {
+            self.add(bag, "control.command_topic", name, JointTrajectoryMessage::TYPE, Source::Trajectories);
+            let note = "commands are trajectories: they are not drawn, and their limits are not judged";
+            self.notes.push(note.to_owned());
+        }
     }
 
     /// A topic that the report can do without.
@@ -223,6 +235,7 @@ impl Reader<'_> {
                 Ok(message) => self.take_named_command(&message, log_time),
                 Err(error) => self.intake.count("command_dropped", &error.to_string()),
             },
+            Source::Trajectories => self.recording.unjudged += 1,
         }
     }
 

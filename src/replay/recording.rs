@@ -47,6 +47,8 @@ pub struct Recording {
     pub untimed: BTreeSet<usize>,
     /// What was sent instead of each command, oldest first, where commands are trajectories.
     pub trajectories: Vec<SentTrajectory>,
+    /// How many trajectories were commanded that nobody judges: of a live run.
+    pub unjudged: u64,
     /// Every inference, oldest first.
     pub chunks: Vec<ChunkRecord>,
     /// Events by name (`image_dropped: camera base_0_rgb: …`, `position_limited`, …).

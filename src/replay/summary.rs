@@ -47,6 +47,8 @@ pub struct Summary {
     pub rate_hz: f64,
     /// Ticks that gave a command.
     pub ticks: u64,
+    /// Trajectories that were commanded and whose limits are not judged: of a live run with such commands.
+    pub unjudged_trajectories: u64,
     /// Ticks that braked or held because the plan's end was reached.
     pub resting_ticks: u64,
     /// Inferences.
@@ -242,6 +244,7 @@ pub fn summary(recording: &Recording) -> Summary {
         policy_rate_hz: recording.policy_rate_hz,
         rate_hz: recording.rate_hz,
         ticks: commands.len() as u64,
+        unjudged_trajectories: recording.unjudged,
         resting_ticks: commands.iter().filter(|c| c.resting).count() as u64,
         chunks: recording.chunks.len() as u64,
         chunks_followed: commands.iter().map(|c| c.chunk).collect::<BTreeSet<_>>().len() as u64,
@@ -448,6 +451,10 @@ fn verdict(s: &Summary) -> (Level, String) {
         parts.push(format!("{gap:.2} s without a command"));
     }
     parts.push(match (s.ticks, s.inside_limits) {
+        (0, _) if s.unjudged_trajectories > 0 => {
+            let trajectories = count(s.unjudged_trajectories, "trajectory", "trajectories");
+            format!("{trajectories} commanded, not judged")
+        }
         (0, _) => "nothing commanded".to_owned(),
         (_, true) => "commands inside limits".to_owned(),
         (_, false) => format!(

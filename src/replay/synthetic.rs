@@ -78,6 +78,7 @@ pub(crate) fn recording(seconds: i64, seen_every: u64) -> Recording {
         commands,
         untimed: BTreeSet::new(),
         trajectories: Vec::new(),
+        unjudged: 0,
         chunks,
         counters: [
             ("image_dropped: camera right_wrist_0_rgb: data shorter than step x height".to_owned(), 2),

@@ -255,3 +255,25 @@ fn a_run_of_another_robot_than_the_parameters_name_is_told_as_that() {
     assert_eq!((run.code, run.counted(&["command_dropped"])), (Some(0), 90), "{run:?}");
     assert!(run.stdout.contains("nothing commanded"), "{}", run.stdout);
 }
+
+#[test]
+fn trajectories_are_counted_and_said_to_be_unjudged_and_ticks_of_the_flight_recorder_are_judged() {
+    let control = "command_topic: commands, command: joint_trajectory";
+    let kind = "trajectory_msgs/msg/JointTrajectory";
+    let sent = run().into_iter().map(|(topic, was, log, payload)| match topic.as_str() {
+        "/commands" => (topic, kind, log, payload),
+        _ => (topic, was, log, payload),
+    });
+    let run = report_with(&sent.collect::<Vec<_>>(), control).ok();
+    let line = run.stdout.lines().next().unwrap();
+    assert!(line.contains("90 trajectories commanded, not judged"), "{line}");
+    assert!(
+        run.stdout.contains("note: commands are trajectories") && !line.contains("nothing"),
+        "{}",
+        run.stdout
+    );
+
+    let flight = report_with(&stamped(|at| at), control).ok();
+    assert_eq!(flight.summary()["ticks"], 90);
+    assert!(flight.stdout.contains("commands inside limits"), "{}", flight.stdout);
+}
