@@ -154,7 +154,9 @@ fn robot_of(joints: usize) -> String {
 fn whole_folder() -> (TempDir, String) {
     let folder = checkpoint_with("tests/data/fixtures/data/tiny_tokenizer.model");
     let config = folder.path().join("robot.yaml");
-    fs::write(&config, robot_of(7)).unwrap();
+    // Its network reads few tokens.
+    let short = "    prompt: a\n    policy.prompt_format: task\n";
+    fs::write(&config, robot_of(7) + short).unwrap();
     (folder, config.to_str().unwrap().to_owned())
 }
 
@@ -213,7 +215,7 @@ fn a_prompt_that_lerobot_would_cut_is_said_to_be_too_long() {
     let (folder, config) = whole_folder();
     edit(&folder, "config.json", "\"tokenizer_max_length\": 24", "\"tokenizer_max_length\": 200");
     edit(&folder, "policy_preprocessor.json", "\"max_length\": 24", "\"max_length\": 200");
-    let robot = fs::read_to_string(&config).unwrap();
+    let robot = robot_of(7);
     fs::write(&config, format!("{robot}    prompt: pick up the cube and put it into the bowl\n")).unwrap();
     let page = inspected(&folder, &config);
     assert!(page.contains("of 200 tokens") && !page.contains("note "), "{page}");
@@ -221,7 +223,7 @@ fn a_prompt_that_lerobot_would_cut_is_said_to_be_too_long() {
     let page = inspected(&folder, &config);
     assert!(page.contains("; 30 prompt tokens\n"), "{page}");
     let notes: Vec<_> = page.lines().filter_map(|line| line.strip_prefix("note        ")).collect();
-    let [cut, prompt] = notes.as_slice() else { panic!("{page}") };
+    let ([cut], [prompt]) = (notes.as_slice(), &problems(&page)[..]) else { panic!("{page}") };
     assert!(cut.contains("to 30 tokens") && cut.contains("config.json to 200"), "{cut}");
     assert!(prompt.contains("pick up the cube") && prompt.contains("30"), "{prompt}");
 }
@@ -256,6 +258,47 @@ fn inspect_says_which_actions_are_relative() {
         "\"action_names\": [\"a\", \"gripper\"]",
     );
     assert!(inspected(&folder, &config).contains("actions     relative to the state, but for gripper"));
+}
+
+#[test]
+fn inspect_asks_about_units_where_actions_range_far_beyond_a_position_s_limits() {
+    let (folder, config) = whole_folder();
+    let yaml = fs::read_to_string(&config).unwrap();
+    let asked = |lines: &str, limit: &str| {
+        let wide = |sign: &str| format!("[{sign}{limit}{}]", format!(", {sign}1000.0").repeat(6));
+        let limits = |yaml: &str, sign: &str, name: &str| {
+            let before = format!("{name}: [{sign}1.0{}]", format!(", {sign}1.0").repeat(6));
+            yaml.replace(&before, &format!("{name}: {}", wide(sign)))
+        };
+        let yaml = limits(&limits(&yaml, "-", "position_min"), "", "position_max");
+        fs::write(&config, format!("{yaml}{lines}")).unwrap();
+        let output = pi05(&["inspect", "--checkpoint", folder.path().to_str().unwrap(), "--config", &config]);
+        assert!(output.status.success(), "a question is no refusal: {}", text(&output.stdout));
+        let asks = |line: &&str| line.starts_with("note  ") && line.ends_with("other units?");
+        text(&output.stdout).lines().filter(asks).map(str::to_owned).collect::<Vec<_>>()
+    };
+    let relative_first = |is: bool| format!("    policy.delta_mask: [{is}{}]\n", ", false".repeat(6));
+    let absolute = &relative_first(false);
+    let [line] = &asked(absolute, "0.001")[..] else { panic!("one joint of the seven") };
+    assert!(
+        line.contains("actions of joint j0 range from") && line.contains("limits from -0.001 to 0.001"),
+        "{line}"
+    );
+    assert!(asked(absolute, "1000.0").is_empty());
+    assert!(asked(&relative_first(true), "0.001").is_empty(), "relative");
+    let velocity = "    joints.velocity_controlled: [true, false, false, false, false, false, false]\n";
+    assert!(asked(&format!("{velocity}{absolute}"), "0.001").is_empty(), "a velocity");
+}
+
+#[test]
+fn inspect_refuses_the_prompt_that_the_node_refuses() {
+    let (folder, config) = whole_folder();
+    let yaml = fs::read_to_string(&config).unwrap();
+    fs::write(&config, yaml.replace("prompt: a", &format!("prompt: {}", "zebra ".repeat(150)))).unwrap();
+    let output = pi05(&["inspect", "--checkpoint", folder.path().to_str().unwrap(), "--config", &config]);
+    let page = text(&output.stdout);
+    assert!(problems(&page).iter().any(|p| p.contains("tokens together with the state")), "{page}");
+    assert!(page.ends_with("it could not run\n"), "{page}");
 }
 
 #[test]

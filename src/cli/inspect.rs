@@ -3,22 +3,25 @@
 use std::fmt::{Display, Write as _};
 use std::io::Write;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use indicatif::HumanBytes;
 
 use super::out::stdout;
 use super::replay::load_config;
 use super::{Failure, Verdict};
+use crate::clock::Stamp;
 use crate::config::Config;
 use crate::control::Scheduler;
 use crate::model::dims::{Dims, GemmaDims};
 use crate::model::sampler::Sampler;
+use crate::observe::{Observation, RgbImage};
 use crate::pipeline::recipe::Recipe;
 use crate::pipeline::setup::Setup;
 use crate::pipeline::{Model, calibrated};
 use crate::policy::cameras::CameraSlots;
 use crate::policy::checkpoint::{Checkpoint, Faults};
-use crate::policy::statistics::FeatureStats;
+use crate::policy::statistics::{FeatureStats, NormMode};
 use crate::policy::{NetworkShape, Policy, PolicyError};
 use crate::printable::printable;
 
@@ -89,11 +92,19 @@ pub fn run(args: Args) -> Result<Verdict, Failure> {
                 let control = config.control_config(dims.horizon).map_err(Failure::from);
                 problems.of(control.and_then(|control| Ok(Scheduler::new(control)?)));
             }
+            let mode = match &model {
+                Model::Folder(checkpoint) => checkpoint.statistics.as_ref().map(|found| found.action_mode),
+                Model::Synthetic(_) => None,
+            };
             // A policy is tried only where nothing is known to be wrong: it would say the same again.
             if problems.found.is_empty()
                 && let Some(setup) = problems.of(Setup::of(model, config))
             {
-                policy(&mut page, config, &setup.policy, &mut notes, &mut problems)?;
+                policy(&mut page, config, &setup.policy, &mut problems)?;
+                if let Some(mode) = mode {
+                    let mode = config.policy_options().normalization.unwrap_or(mode);
+                    notes.extend(problems.of(other_units(config, &setup.policy, mode)).into_iter().flatten());
+                }
             }
         }
     }
@@ -147,26 +158,59 @@ fn engine(model: &Model, config: &Config, problems: &mut Problems) {
     }
 }
 
-fn policy(
-    page: &mut String,
-    config: &Config,
-    policy: &Policy,
-    notes: &mut Vec<String>,
-    problems: &mut Problems,
-) -> std::fmt::Result {
+fn policy(page: &mut String, config: &Config, policy: &Policy, problems: &mut Problems) -> std::fmt::Result {
     writeln!(page, "policy      prompt {:?}, resize {:?}", policy.prompt_format(), policy.resize())?;
     match policy.check_prompt(&config.prompt) {
         Ok(tokens) => {
             let most = policy.shape().max_tokens;
             writeln!(page, "prompt      {:?}: at most {tokens} of {most} tokens", config.prompt)?;
         }
-        // It would be cut off, and run.
-        Err(error @ PolicyError::PromptTooLong { .. }) => {
-            notes.push(format!("prompt {:?}: {error}", config.prompt));
-        }
-        Err(error) => problems.add(error),
+        // The node is not configured with it.
+        Err(error) => problems.add(format!("prompt {:?}: {error}", printable(&config.prompt))),
     }
     Ok(())
+}
+
+/// Actions that range over so many times what the limits permit are in other units, most likely.
+const OTHER_UNITS: f64 = 3.0;
+
+/// Joints of which the checkpoint's actions, in the robot's numbers, range far beyond their limits. Only where positions
+/// are commanded and learnt as such; `mode` is how the checkpoint's statistics make actions.
+fn other_units(config: &Config, policy: &Policy, mode: NormMode) -> Result<Vec<String>, PolicyError> {
+    let bound: f32 = match mode {
+        NormMode::Quantiles | NormMode::Quantile10 | NormMode::MinMax => 1.0,
+        NormMode::MeanStd => 2.0,
+        NormMode::Identity => return Ok(Vec::new()),
+    };
+    // What is not relative does not depend on what is seen.
+    let observation = Observation {
+        images: vec![RgbImage::new(1, 1, vec![0; 3]).map(Arc::new)],
+        image_stamps: vec![None],
+        state: vec![0.0; config.joints.names.len()],
+        stamp: Stamp(0),
+        joints_stamp: Stamp(0),
+    };
+    let encoded = policy.encode(&observation, "")?;
+    let shape = policy.shape();
+    let row = |value: f32| -> Result<Vec<f64>, PolicyError> {
+        let rows = policy.decode(&vec![value; shape.horizon * shape.action_dim], &encoded)?;
+        Ok(rows.into_iter().next().unwrap_or_default())
+    };
+    let joints = &config.joints;
+    let limits = joints.position_min.iter().zip(&joints.position_max).zip(&joints.velocity_controlled);
+    let ranges = row(-bound)?.into_iter().zip(row(bound)?).zip(limits).zip(&joints.action_names);
+    let told =
+        ranges.enumerate().filter_map(|(index, (((one, other), ((min, max), is_velocity)), joint))| {
+            let is_offset = policy.delta_mask().get(index).copied().unwrap_or(false);
+            let is_far = (one - other).abs() > OTHER_UNITS * (max - min);
+            (is_far && !is_offset && !is_velocity).then(|| {
+                let (from, to) = (one.min(other), one.max(other));
+                let joint = printable(joint);
+                let range = format!("range from {from:.3} to {to:.3}, its limits from {min} to {max}");
+                format!("the checkpoint's actions of joint {joint} {range}: other units?")
+            })
+        });
+    Ok(told.collect())
 }
 
 fn network(page: &mut String, model: &Model, dims: &Dims) -> std::fmt::Result {

@@ -36,9 +36,10 @@ pub struct Args {
     #[arg(long, value_name = "D")]
     checkpoint: Option<String>,
     /// Engine: auto, cpu, cuda, tensorrt, or each stage's, as vision=tensorrt,prefix=tensorrt,denoise=cuda
-    #[arg(long, default_value = "auto", value_name = "B")]
-    backend: Backend,
-    /// Number format of the engine [default: bf16 on cuda, f32 on cpu]
+    /// [default: parameter `backend`]
+    #[arg(long, value_name = "B")]
+    backend: Option<Backend>,
+    /// Number format of the engine [default: parameter `dtype`]
     #[arg(long, value_enum, value_name = "D")]
     dtype: Option<DtypeArg>,
     /// Folder for the results; made if it is not there
@@ -73,9 +74,9 @@ pub(super) fn load_config(file: Option<&Path>, checkpoint: Option<String>) -> Re
 
 pub fn run(args: Args) -> Result<Verdict, Failure> {
     let mut config = load_config(args.config.as_deref(), args.checkpoint)?;
-    engine_choice(args.backend, args.dtype)?;
-    if args.backend != Backend::Auto {
-        config.backend = args.backend;
+    engine_choice(args.backend.unwrap_or(Backend::Auto), args.dtype)?;
+    if let Some(backend) = args.backend {
+        config.backend = backend;
     }
     if let Some(dtype) = args.dtype {
         config.dtype = dtype.into();

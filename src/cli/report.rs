@@ -15,6 +15,8 @@ use crate::replay::live;
 #[command(after_help = "Example:\n  pi05 report recorded --config config/aloha.yaml --out out\n\n\
                         Writes report.html and summary.json to the folder of --out. The bag holds the node's\n\
                         ~/chunks and commands, and, as far as they are to be drawn, joint states, cameras and ~/status.\n\
+                        Limits are judged of commands per tick (Float64MultiArray, JointState), not of trajectories; of\n\
+                        those, the flight recorder's files have what each tick would have commanded.\n\
                         Exit code 1 if it has no chunk or a command broke a limit.")]
 pub struct Args {
     /// rosbag2 folder, .mcap or .db3 file

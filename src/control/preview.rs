@@ -1,8 +1,8 @@
 //! The way from now to rest, as the points of one trajectory: what a controller that plays trajectories is sent.
 //!
-//! Promises: the points are the commands that the ticks will give if nothing new comes, one tick apart (in a very long one, a
-//! few), the first one the command that was given last; the last one is at rest. A trajectory
-//! therefore joins the one before it where that one is by now. Allocates: it is made for a chunk or a brake, and not by the thread that ticks.
+//! Promises: the points are the commands that the ticks will give if nothing new comes, one tick apart (in a very long
+//! one, a few), the first one the command that was given last; the last one is at rest. A trajectory therefore joins the
+//! one before it where that one is by now. Allocates: it is made for a chunk or a brake, and not by the thread that ticks.
 
 use crate::clock::Steady;
 

@@ -257,6 +257,25 @@ impl Intake {
         self.waiting_for.as_ref().map(|(part, reason)| self.explained(part, reason.clone()))
     }
 
+    /// The sources that sent messages of which none was taken, each with its most frequent reason, in one line.
+    pub fn refused_throughout(&self) -> Option<String> {
+        let sources = self.sources().filter(|source| source.taken == 0 && source.refused > 0);
+        let told = sources.map(|source| {
+            let name = &source.name;
+            let event = match name == &self.joints.name {
+                true => format!("{JOINTS_DROPPED}: "),
+                false => format!("{IMAGE_DROPPED}: {name}: "),
+            };
+            let reasons =
+                self.counters.iter().filter_map(|(key, count)| Some((count, key.strip_prefix(&event)?)));
+            let all = format!("{name}: {} of {} messages taken", source.taken, source.refused);
+            reasons.max().map_or(all.clone(), |(count, why)| {
+                format!("{all}; the reason most often ({count} times): {why}")
+            })
+        });
+        Some(told.collect::<Vec<_>>().join("; ")).filter(|told| !told.is_empty())
+    }
+
     /// Whether any message of a camera (by slot) or of the joints (`None`) has come, taken or refused.
     pub fn has_heard(&self, slot: Option<usize>) -> bool {
         let source = slot.map_or(Some(&self.joints), |slot| self.cameras.get(slot)?.as_ref());

@@ -18,7 +18,7 @@ use crate::config::{CommandType, Config};
 use crate::control::limits::LimitsError;
 use crate::messages::{
     ActionChunkMessage, CompressedImageMessage, FLOAT64_MULTI_ARRAY, ImageMessage, JointStateMessage,
-    PolicyStatusMessage, decode_float64_multi_array,
+    JointTrajectoryMessage, PolicyStatusMessage, decode_float64_multi_array,
 };
 use crate::model::Pixels;
 use crate::observe::RgbImage;
@@ -26,6 +26,7 @@ use crate::observe::intake::Intake;
 use crate::observe::joints::{JointError, JointMap};
 use crate::policy::cameras::{CameraError, CameraSlots};
 use crate::policy::resize::{Resize, resize_with_pad};
+use crate::printable::printable;
 
 /// Why a bag is not reported on.
 #[derive(Debug, thiserror::Error)]
@@ -74,6 +75,7 @@ pub fn recording(bag: &Bag, config: &Config, slots: &CameraSlots) -> Result<Reco
         ticks: Ticks::new(config.control.rate_hz),
         logged: Vec::new(),
         id_offset: 0,
+        other_joints: None,
         image_stamps: Vec::new(),
         recording: Recording {
             bag: bag.path().display().to_string(),
@@ -85,6 +87,7 @@ pub fn recording(bag: &Bag, config: &Config, slots: &CameraSlots) -> Result<Reco
             rate_hz: config.control.rate_hz,
             joints: joints.map(|(name, limit)| JointInfo::new(name, limit)).collect(),
             measured_index: config.measured_index(),
+            joints_max_age_ns: config.joints.max_age_ms * NS_PER_MS,
             notes: sources.notes.clone(),
             ..Recording::default()
         },
@@ -119,6 +122,8 @@ enum Source {
     Values,
     /// Commands as JointState.
     States,
+    /// Commands as JointTrajectory.
+    Trajectories,
 }
 
 struct Sources {
@@ -150,11 +155,21 @@ impl Sources {
             CommandType::JointState => {
                 sources.add(bag, "control.command_topic", topic, JointStateMessage::TYPE, Source::States);
             }
-            CommandType::JointTrajectory => {
-                sources.notes.push("commands that are trajectories are not drawn".to_owned());
-            }
+            CommandType::JointTrajectory => sources.add_trajectories(bag, topic),
         }
         Ok(sources)
+    }
+
+    /// Trajectories; or, in a file of the flight recorder, what each tick would have commanded.
+    fn add_trajectories(&mut self, bag: &Bag, name: &str) {
+        let is_flight = find(bag, "", name, &[JointStateMessage::TYPE], &mut Vec::new()).is_ok();
+        if is_flight {
+            self.add(bag, "control.command_topic", name, JointStateMessage::TYPE, Source::States);
+        } else {
+            self.add(bag, "control.command_topic", name, JointTrajectoryMessage::TYPE, Source::Trajectories);
+            let note = "commands are trajectories: they are not drawn, and their limits are not judged";
+            self.notes.push(note.to_owned());
+        }
     }
 
     /// A topic that the report can do without.
@@ -176,6 +191,8 @@ struct Reader<'a> {
     logged: Vec<Stamp>,
     /// Added to the chunks' numbers, which begin anew with every activation.
     id_offset: u64,
+    /// The joints of the last chunk that was refused for them.
+    other_joints: Option<String>,
     /// By chunk: those of the images that it was computed from.
     image_stamps: Vec<Vec<Option<Stamp>>>,
     recording: Recording,
@@ -209,27 +226,49 @@ impl Reader<'_> {
             Source::Values => match decode_float64_multi_array(payload) {
                 Ok(values) => {
                     let stamp = self.ticks.stamp(log_time);
-                    if self.take_command(stamp, values) {
-                        self.logged.push(log_time);
-                    }
+                    self.take_command(stamp, values);
+                    self.logged.push(log_time);
                 }
                 Err(error) => self.intake.count("command_dropped", &error.to_string()),
             },
             Source::States => match JointStateMessage::decode(payload) {
-                Ok(message) => match self.commanded.positions(&message.names, &message.position) {
-                    Ok(values) => {
-                        self.take_command(message.stamp.or(log_time), values);
-                    }
-                    Err(error) => self.intake.count("command_dropped", &error.to_string()),
-                },
+                Ok(message) => self.take_named_command(&message, log_time),
                 Err(error) => self.intake.count("command_dropped", &error.to_string()),
             },
+            Source::Trajectories => self.recording.unjudged += 1,
         }
+    }
+
+    /// A command that names its joints. One that is wrong is counted, and what is wrong of it is missing; one that names
+    /// none of the configured joints is another robot's.
+    fn take_named_command(&mut self, message: &JointStateMessage<'_>, log_time: Stamp) {
+        let JointStateMessage { names, position, .. } = message;
+        let values = match self.commanded.positions(names, position) {
+            Ok(values) => values,
+            Err(error) => {
+                self.intake.count("command_dropped", &error.to_string());
+                let ours = self.commanded.names();
+                if !ours.iter().any(|joint| names.contains(&joint.as_str())) {
+                    return;
+                }
+                let value = |joint: &String| {
+                    let mut named = names.iter().zip(position).filter(|(name, _)| **name == joint);
+                    let (_, value) = named.next().filter(|_| names.len() == position.len())?;
+                    named.next().is_none().then_some(*value)
+                };
+                ours.iter().map(|joint| value(joint).unwrap_or(f64::NAN)).collect()
+            }
+        };
+        self.take_command(message.stamp.or(log_time), values);
     }
 
     fn take_chunk(&mut self, message: &ActionChunkMessage<'_>, arrived: Stamp) {
         let width = self.recording.joints.len();
         let steps = message.steps as usize;
+        let names = &self.config.joints.action_names;
+        if !names.iter().all(|name| message.joint_names.contains(&name.as_str())) {
+            self.other_joints = Some(printable(&message.joint_names.join(", ")));
+        }
         if message.joint_names.len() != width
             || steps.checked_mul(width) != Some(message.actions.len())
             || width == 0
@@ -276,13 +315,14 @@ impl Reader<'_> {
         });
     }
 
-    /// The chunk that a command followed is the newest one that had arrived. Tells whether it was taken.
-    fn take_command(&mut self, stamp: Stamp, values: Vec<f64>) -> bool {
+    /// The chunk that a command followed is the newest one that had arrived. Nobody knows which values one of another
+    /// width has: all are missing.
+    fn take_command(&mut self, stamp: Stamp, mut values: Vec<f64>) {
         let width = self.recording.joints.len();
         if values.len() != width {
             let why = format!("expected {width} values, found {}", values.len());
             self.intake.count("command_dropped", &why);
-            return false;
+            values.clear();
         }
         let chunk = self.recording.chunks.last();
         let resting = chunk.is_none_or(|chunk| {
@@ -291,15 +331,23 @@ impl Reader<'_> {
         });
         let chunk = chunk.map_or(0, |chunk| chunk.id);
         self.recording.commands.push(CommandSample { stamp, values, chunk, resting, limited: false });
-        true
     }
 
     fn finish(mut self) -> (Recording, Vec<Vec<Option<Stamp>>>) {
         let Recording { measured, commands, chunks, notes, untimed, .. } = &mut self.recording;
+        if commands.iter().all(|command| command.values.is_empty()) {
+            commands.clear(); // they are another robot's
+            self.logged.clear();
+        }
         let stamps = || {
             let chunks = chunks.iter().flat_map(|chunk| [chunk.observed, chunk.arrived]);
             measured.iter().map(|m| m.stamp).chain(commands.iter().map(|c| c.stamp)).chain(chunks)
         };
+        if let (true, Some(found)) = (chunks.is_empty(), &self.other_joints) {
+            let expected = printable(&self.config.joints.action_names.join(", "));
+            let note = format!("the bag's chunks are of the joints {found}; the parameters name {expected}");
+            notes.push(format!("{note}: give the file that the node ran with, by --config"));
+        }
         let (start, end) = (stamps().min().unwrap_or_default(), stamps().max().unwrap_or_default());
         if chunks.iter().any(|chunk| chunk.arrived.since(chunk.observed).saturating_abs() > CLOCKS_APART_NS) {
             let note =

@@ -206,6 +206,7 @@ impl<'a> Player<'a> {
                 rate_hz: config.control.rate_hz,
                 joints,
                 measured_index: config.measured_index(),
+                joints_max_age_ns: config.joints.max_age_ms * NS_PER_MS,
                 ..Recording::default()
             },
         })
@@ -289,6 +290,7 @@ impl<'a> Player<'a> {
         if jumped {
             self.intake.count("clock_jump", "stamps jumped; buffers cleared");
             self.intake.clear();
+            self.scheduler.brake(Reason::new("the clock has jumped"));
             if let Some(pending) = &mut self.pending {
                 pending.outdated = true;
             }
@@ -301,7 +303,7 @@ impl<'a> Player<'a> {
         let period = self.scheduler.period_ns();
         if until.since(self.next_tick) > LONGEST_GAP_NS {
             // The plan brakes and rests; then nothing changes until the next message.
-            let gap = self.next_tick;
+            let was_fault = self.fault.is_some();
             let resume = Stamp(self.next_tick.0.saturating_add(LONGEST_GAP_NS));
             self.advance(resume)?;
             self.come_to_rest(until)?;
@@ -309,9 +311,11 @@ impl<'a> Player<'a> {
             let ticks = until.since(self.next_tick) / period;
             self.next_tick = Stamp(self.next_tick.0.saturating_add(ticks.saturating_mul(period)));
             self.pace.skip_to(until.min(self.next_tick));
-            // That the recording paused is no fault of the robot; whoever took it up again had reset it.
-            self.tell_fault(Some(gap));
-            self.scheduler.reset();
+            // That the recording paused is no fault of the robot; one from before it lasts.
+            if !was_fault {
+                self.fault = None;
+                self.scheduler.reset();
+            }
         }
         loop {
             // What is due at a tick comes before it.
@@ -337,16 +341,11 @@ impl<'a> Player<'a> {
         Ok(())
     }
 
-    /// Ends the fault that lasts, if one does, with a note; one that began in the gap that ends it is no news.
-    fn tell_fault(&mut self, gap: Option<Stamp>) {
-        let Some((since, why)) = self.fault.take() else { return };
-        let at = |stamp: Stamp| seconds(stamp.since(self.recording.start));
-        let until = match gap {
-            Some(gap) if since >= gap => return,
-            Some(gap) => format!("until the gap at {:.2} s", at(gap)),
-            None => "from then on".to_owned(),
-        };
-        let note = format!("fault at {:.2} s of the bag: {why}; no chunk is taken {until}", at(since));
+    /// A note of the fault that lasts, if one does.
+    fn tell_fault(&mut self) {
+        let Some((since, why)) = self.fault else { return };
+        let at = seconds(since.since(self.recording.start));
+        let note = format!("fault at {at:.2} s of the bag: {why}; no chunk is taken from then on");
         self.recording.notes.push(note);
     }
 
@@ -537,7 +536,7 @@ impl<'a> Player<'a> {
                 self.recording.notes.push(format!("{after} s {note}"));
             }
         }
-        self.tell_fault(None);
+        self.tell_fault();
         if self.recording.chunks.is_empty() {
             let note = self.why_no_chunk();
             self.recording.notes.push(note);
@@ -562,8 +561,10 @@ impl<'a> Player<'a> {
         match refusals.max() {
             Some((count, why)) => format!("no chunk was taken; the reason most often ({count} times): {why}"),
             None => {
-                let why = self.intake.waiting_for().unwrap_or("no message of its topics");
-                format!("no inference ran to its end; last reason to wait: {why}")
+                let waits = || self.intake.waiting_because().map(|why| format!("last reason to wait: {why}"));
+                let why = self.intake.refused_throughout().or_else(waits);
+                let why = why.unwrap_or_else(|| "no message of its topics came".to_owned());
+                format!("no inference ran to its end; {why}")
             }
         }
     }

@@ -37,6 +37,8 @@ pub struct Recording {
     pub joints: Vec<JointInfo>,
     /// For each of `joints`, the index into a measured state that it corresponds to, if any.
     pub measured_index: Vec<Option<usize>>,
+    /// A command may be computed from joint states that are this old.
+    pub joints_max_age_ns: i64,
     /// Every joint state used, oldest first.
     pub measured: Vec<Measured>,
     /// Every tick that gave a command, oldest first.
@@ -45,6 +47,8 @@ pub struct Recording {
     pub untimed: BTreeSet<usize>,
     /// What was sent instead of each command, oldest first, where commands are trajectories.
     pub trajectories: Vec<SentTrajectory>,
+    /// How many trajectories were commanded that nobody judges: of a live run.
+    pub unjudged: u64,
     /// Every inference, oldest first.
     pub chunks: Vec<ChunkRecord>,
     /// Events by name (`image_dropped: camera base_0_rgb: …`, `position_limited`, …).

@@ -47,6 +47,8 @@ pub struct Summary {
     pub rate_hz: f64,
     /// Ticks that gave a command.
     pub ticks: u64,
+    /// Trajectories that were commanded and whose limits are not judged: of a live run with such commands.
+    pub unjudged_trajectories: u64,
     /// Ticks that braked or held because the plan's end was reached.
     pub resting_ticks: u64,
     /// Inferences.
@@ -242,6 +244,7 @@ pub fn summary(recording: &Recording) -> Summary {
         policy_rate_hz: recording.policy_rate_hz,
         rate_hz: recording.rate_hz,
         ticks: commands.len() as u64,
+        unjudged_trajectories: recording.unjudged,
         resting_ticks: commands.iter().filter(|c| c.resting).count() as u64,
         chunks: recording.chunks.len() as u64,
         chunks_followed: commands.iter().map(|c| c.chunk).collect::<BTreeSet<_>>().len() as u64,
@@ -293,9 +296,9 @@ pub(super) fn judge<'a>(
         let period =
             |previous: &CommandSample| command.stamp.since(previous.stamp) as f64 * recording.rate_hz;
         if previous.is_none_or(|previous| period(previous) > GAP_PERIODS * NS_PER_S as f64)
-            && let Some(measured) = measured(recording, joint, info, command.stamp)
+            && let Some((least, most)) = measured(recording, joint, info, command.stamp)
         {
-            (below, above) = (outside(info.position_min, measured), outside(measured, info.position_max));
+            (below, above) = (outside(info.position_min, least), outside(most, info.position_max));
         }
         let untimed = |i| recording.untimed.contains(&i);
         let timed = previous.filter(|_| recording.untimed.is_empty() || !(untimed(i) || untimed(i - 1)));
@@ -328,12 +331,18 @@ fn outside(low: f64, high: f64) -> f64 {
     (low - high).max(0.0) // 0 for NaN
 }
 
-/// Where the joint of a position was measured last, by `at`.
-fn measured(recording: &Recording, joint: usize, info: &JointInfo, at: Stamp) -> Option<f64> {
+/// Between which positions a joint was measured lately, by `at`: a state that came late was not yet there when the
+/// command was computed, and an older one counted.
+fn measured(recording: &Recording, joint: usize, info: &JointInfo, at: Stamp) -> Option<(f64, f64)> {
     let index = recording.measured_index.get(joint).copied().flatten().filter(|_| !info.is_velocity)?;
-    let before = recording.measured.partition_point(|measured| measured.stamp <= at);
-    let last = before.checked_sub(1).and_then(|last| recording.measured.get(last))?;
-    last.positions.get(index).copied().filter(|position| position.is_finite())
+    let number = |stamp: Stamp| recording.measured.partition_point(|measured| measured.stamp <= stamp);
+    let by_now = number(at);
+    let oldest = Stamp(at.0.saturating_sub(recording.joints_max_age_ns).saturating_sub(1));
+    let lately = recording.measured.get(number(oldest).min(by_now.saturating_sub(1))..by_now)?;
+    let positions = lately.iter().filter_map(|measured| measured.positions.get(index).copied());
+    let none = (f64::INFINITY, f64::NEG_INFINITY);
+    let (least, most) = positions.fold(none, |(least, most), p| (least.min(p), most.max(p)));
+    (least <= most).then_some((least, most))
 }
 
 fn joint_summary(recording: &Recording, joint: usize, info: &JointInfo) -> JointSummary {
@@ -442,6 +451,10 @@ fn verdict(s: &Summary) -> (Level, String) {
         parts.push(format!("{gap:.2} s without a command"));
     }
     parts.push(match (s.ticks, s.inside_limits) {
+        (0, _) if s.unjudged_trajectories > 0 => {
+            let trajectories = count(s.unjudged_trajectories, "trajectory", "trajectories");
+            format!("{trajectories} commanded, not judged")
+        }
         (0, _) => "nothing commanded".to_owned(),
         (_, true) => "commands inside limits".to_owned(),
         (_, false) => format!(

@@ -72,11 +72,13 @@ pub(crate) fn recording(seconds: i64, seen_every: u64) -> Recording {
         policy_rate_hz: POLICY_RATE_HZ,
         rate_hz: 1000.0 / TICK_MS as f64,
         measured_index: (0..n).map(Some).collect(),
+        joints_max_age_ns: 100 * NS_PER_MS,
         joints,
         measured,
         commands,
         untimed: BTreeSet::new(),
         trajectories: Vec::new(),
+        unjudged: 0,
         chunks,
         counters: [
             ("image_dropped: camera right_wrist_0_rgb: data shorter than step x height".to_owned(), 2),

@@ -136,6 +136,37 @@ fn a_command_outside_its_limit_is_found() {
 }
 
 #[test]
+fn a_command_with_a_value_that_is_no_number_or_missing_is_found_whatever_its_type() {
+    let values = |values: &[f64]| {
+        let mut payload = Vec::new();
+        put_float64_multi_array(values, &mut payload);
+        (FLOAT64_MULTI_ARRAY, payload)
+    };
+    let state = |names: &[&str], position: &[f64]| {
+        let (_, kind, _, payload) = joints(T0, T0 + 960 * MS, names, position);
+        (kind, payload)
+    };
+    let by_name = stamped(|at| at);
+    for (recorded, control, (kind, payload), violations) in [
+        (&run(), "", values(&[f64::NAN, 0.2]), 1),
+        (&run(), "", values(&[0.79, 0.2, 0.0]), 2),
+        (&run(), "", values(&[]), 2),
+        (&by_name, "joint_state", state(&["b", "a"], &[0.2, f64::NAN]), 1),
+        (&by_name, "joint_state", state(&["a"], &[0.79]), 1),
+        (&by_name, "joint_state", state(&["a", "b"], &[0.79]), 2),
+        (&by_name, "joint_state", state(&["a", "a", "b"], &[0.79, 0.5, 0.2]), 1),
+        (&by_name, "joint_state", state(&["elbow"], &[f64::NAN]), 0), // somebody else's
+    ] {
+        let mut messages = recorded.clone();
+        messages.push(("/commands".to_owned(), kind, T0 + 960 * MS, payload));
+        let control = if control.is_empty() { "float64_multi_array" } else { control };
+        let run = report_with(&messages, &format!("command_topic: commands, command: {control}"));
+        assert_eq!(run.summary()["violations"]["position"], violations, "{run:?}");
+        assert_eq!(run.code, Some(i32::from(violations > 0)), "{run:?}");
+    }
+}
+
+#[test]
 fn the_speed_of_commands_that_were_logged_together_is_not_judged_and_that_is_said() {
     // setup: a recorder that stalls for 60 ms and then logs what it missed within a millisecond, in any order
     let mut messages = run();
@@ -192,4 +223,57 @@ fn a_bag_without_the_node_is_refused_in_one_line() {
     assert_eq!(run.code, Some(1));
     assert_eq!(run.stderr.lines().count(), 1, "{}", run.stderr);
     assert!(run.stderr.contains("ActionChunk"), "{}", run.stderr);
+}
+
+#[test]
+fn a_run_of_another_robot_than_the_parameters_name_is_told_as_that() {
+    let others = || run().into_iter().filter(|(topic, ..)| topic != "/policy/chunks");
+    let chunk = ActionChunkMessage {
+        stamp: Stamp(T0),
+        joint_names: vec!["shoulder", "elbow", "wrist"],
+        steps: 1,
+        actions: vec![0.0; 3],
+        ..Default::default()
+    };
+    let payload = chunk.encode();
+    let chunk = ("/policy/chunks".to_owned(), ActionChunkMessage::TYPE, T0 + 50 * MS, payload);
+    let run = report(&others().chain([chunk]).collect::<Vec<_>>());
+    assert_eq!(run.code, Some(1));
+    let told = "the joints shoulder, elbow, wrist; the parameters name a, b";
+    assert!(run.stdout.contains(told) && run.stdout.contains("--config"), "{}", run.stdout);
+
+    // Commands of another width are another robot's, where all are.
+    let mut wide = Vec::new();
+    put_float64_multi_array(&[0.0; 3], &mut wide);
+    let rewritten = others().map(|(topic, kind, log, payload)| match topic.as_str() {
+        "/commands" => (topic, kind, log, wide.clone()),
+        _ => (topic, kind, log, payload),
+    });
+    let run = report(
+        &rewritten.chain(self::run().into_iter().filter(|m| m.0 == "/policy/chunks")).collect::<Vec<_>>(),
+    );
+    assert_eq!((run.code, run.counted(&["command_dropped"])), (Some(0), 90), "{run:?}");
+    assert!(run.stdout.contains("nothing commanded"), "{}", run.stdout);
+}
+
+#[test]
+fn trajectories_are_counted_and_said_to_be_unjudged_and_ticks_of_the_flight_recorder_are_judged() {
+    let control = "command_topic: commands, command: joint_trajectory";
+    let kind = "trajectory_msgs/msg/JointTrajectory";
+    let sent = run().into_iter().map(|(topic, was, log, payload)| match topic.as_str() {
+        "/commands" => (topic, kind, log, payload),
+        _ => (topic, was, log, payload),
+    });
+    let run = report_with(&sent.collect::<Vec<_>>(), control).ok();
+    let line = run.stdout.lines().next().unwrap();
+    assert!(line.contains("90 trajectories commanded, not judged"), "{line}");
+    assert!(
+        run.stdout.contains("note: commands are trajectories") && !line.contains("nothing"),
+        "{}",
+        run.stdout
+    );
+
+    let flight = report_with(&stamped(|at| at), control).ok();
+    assert_eq!(flight.summary()["ticks"], 90);
+    assert!(flight.stdout.contains("commands inside limits"), "{}", flight.stdout);
 }

@@ -65,6 +65,25 @@ proptest! {
         prop_assert!(counts(&recording).0 > 1, "nothing says that it began outside");
     }
 
+    /// Outside by `out` 8 ms before the first tick, and by less at it: the later state may have come after the tick.
+    #[test]
+    fn a_joint_that_returns_by_itself_is_judged_by_what_was_known(out in 2e-3..0.5_f64, further in 1e-5..0.4_f64) {
+        let mut recording = still();
+        recording.measured_index = (0..3).map(Some).collect();
+        recording.joints_max_age_ns = 100 * NS_PER_MS;
+        let measured = |ms: i64, by: f64| Measured { stamp: Stamp(ms * NS_PER_MS), positions: vec![1.0 + by; 3] };
+        recording.measured = vec![measured(-200, 0.9), measured(-8, out), measured(0, out - 1e-3)];
+        for (tick, command) in recording.commands.iter_mut().enumerate() {
+            command.values[0] = (1.0 + out - 0.01 * tick as f64).max(0.99);
+        }
+        prop_assert_eq!(counts(&recording), (0, 0));
+        recording.commands[0].values[0] += further;
+        prop_assert_eq!(counts(&recording).0, 1, "further out than it was while a state counts");
+        recording.commands[0].values[0] -= further;
+        recording.joints_max_age_ns = 0;
+        prop_assert_eq!(counts(&recording).0, 1, "nor may what was measured too long ago be taken");
+    }
+
     #[test]
     fn one_step_too_fast_is_counted_once(tick in 1..TICKS, joint in 0..3_usize, by in 0.0301..1.9_f64) {
         let mut recording = still();
