@@ -5,10 +5,11 @@
 
 use std::collections::{BTreeMap, HashSet};
 use std::env;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use super::choices::*;
 use super::error::{ConfigError, LISTED_MAX, Violation, shortened};
+use super::home::from_home;
 use super::parameters::{
     CAMERAS_MAX, DefaultValue, JOINTS_MAX, Kind, Parameter, ROS_OWN, Range, SLOT, TABLE, Value, camera_slot,
     find, nearest,
@@ -221,14 +222,6 @@ fn table_default(name: &str) -> Option<Value> {
         (DefaultValue::Empty, Kind::DoubleArray) => Some(Value::DoubleArray(Vec::new())),
         (DefaultValue::Empty, _) => Some(Value::StringArray(Vec::new())),
         (DefaultValue::Robot, _) => None,
-    }
-}
-
-/// `~/` in front is the home folder: no shell has seen what stands in a parameter file or behind `checkpoint:=`.
-fn from_home(path: String, home: Option<PathBuf>) -> String {
-    match (path.strip_prefix("~/"), home.as_deref().and_then(Path::to_str)) {
-        (Some(rest), Some(home)) if !home.is_empty() => format!("{}/{rest}", home.trim_end_matches('/')),
-        _ => path,
     }
 }
 
@@ -581,26 +574,5 @@ impl Layers<'_> {
             found,
             advice: advice.to_owned(),
         });
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_tilde_in_front_is_the_home_folder() {
-        for (path, home, expected) in [
-            ("~/pi05", Some("/home/ada"), "/home/ada/pi05"),
-            ("~/pi05", Some("/home/ada/"), "/home/ada/pi05"),
-            ("~/pi05", Some("/"), "/pi05"),
-            ("~/pi05", Some(""), "~/pi05"),
-            ("~/pi05", None, "~/pi05"),
-            ("~ada/pi05", Some("/home/ada"), "~ada/pi05"),
-            ("a/~/pi05", Some("/home/ada"), "a/~/pi05"),
-            ("synth:tiny", Some("/home/ada"), "synth:tiny"),
-        ] {
-            assert_eq!(from_home(path.to_owned(), home.map(PathBuf::from)), expected, "{path}, {home:?}");
-        }
     }
 }

@@ -12,10 +12,12 @@
 //! | `ros_file` | YAML to names and values |
 //! | `layers` | file over robot over table; what this version does not have |
 //! | [`urdf`] | the limits of a robot description |
+//! | `home` | paths that begin with `~/` |
 //! | `error` | what is said when it does not fit |
 
 pub mod choices;
 mod error;
+mod home;
 mod layers;
 pub mod live;
 pub mod parameters;
