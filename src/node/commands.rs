@@ -36,14 +36,17 @@ fn run(
 ) {
     let mut payload = Vec::new();
     loop {
-        match outlet.receive(NAP) {
-            Received::Command(command) => match form {
-                CommandType::JointState => {
-                    let stamp = shared.clock.stamp(command.at);
-                    put_joint_state(stamp, joint_names, command.values, &mut payload);
+        let at = match outlet.receive(NAP) {
+            Received::Command(command) => {
+                match form {
+                    CommandType::JointState => {
+                        let stamp = shared.clock.stamp(command.at);
+                        put_joint_state(stamp, joint_names, command.values, &mut payload);
+                    }
+                    _ => put_float64_multi_array(command.values, &mut payload),
                 }
-                _ => put_float64_multi_array(command.values, &mut payload),
-            },
+                command.at
+            }
             Received::Trajectory(trajectory) => {
                 let point = |(time_from_start, positions)| TrajectoryPoint { time_from_start, positions };
                 let message = JointTrajectoryMessage {
@@ -52,11 +55,12 @@ fn run(
                     points: trajectory.points().map(point).collect(),
                 };
                 message.put(&mut payload);
+                trajectory.start
             }
             Received::Nothing => continue,
             Received::Ended => return,
-        }
-        if !shared.may_publish() {
+        };
+        if !shared.may_publish(at) {
             continue;
         }
         if let Err(error) = publisher.publish_raw(&payload) {

@@ -15,7 +15,7 @@ use super::names::Names;
 use super::shared::Shared;
 use super::statistics::InferenceStatistics;
 use super::subscriptions::Subscriptions;
-use crate::clock::{NS_PER_MS, Stamp};
+use crate::clock::{NS_PER_MS, Stamp, Steady};
 use crate::config::{CommandType, Config, Execution};
 use crate::control::thread::{Form, Options, RealTime, Request};
 use crate::control::{ControlHandle, Reason, Scheduler, State};
@@ -219,8 +219,9 @@ impl Session {
             tracing::warn!("{topic}: {others} others publish commands, too; the arm hears them all");
         }
         active.publishers = publishers.max(1);
-        // Who comes while it still brakes counts once it rests.
-        let heard = heard && (active.heard || active.control.status().at_rest);
+        // Who comes while it still brakes counts once it rests, who comes while it ends does not.
+        let counts = || !active.leaving && active.control.status().at_rest;
+        let heard = heard && (active.heard || counts());
         if active.heard == heard {
             return;
         }
@@ -228,10 +229,12 @@ impl Session {
         if heard {
             tracing::info!("{HEARD_AGAIN}");
             // Who listens now has not done what was sent before: it hears nothing of that.
-            let _ = active.control.ask(Request::BeginAnew(Reason::new(HEARD_AGAIN)), ASK_PATIENCE);
-            self.shared.set_heard(true);
+            match active.control.ask(Request::BeginAnew(Reason::new(HEARD_AGAIN)), ASK_PATIENCE) {
+                Ok(status) => self.shared.set_heard(Some(status.tick.unwrap_or(Steady(i64::MIN)))),
+                Err(_) => active.heard = false, // it does not tick: later, then
+            }
         } else {
-            self.shared.set_heard(false);
+            self.shared.set_heard(None);
             tracing::warn!("{UNHEARD}; braking");
             let _ = active.control.request(Request::Brake(Reason::new(UNHEARD)));
         }

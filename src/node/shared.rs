@@ -3,14 +3,14 @@
 //! Promises: every lock here is held for a move or a copy, never while something is decoded, computed or sent.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
 
 use super::clock::RosClock;
 use super::statistics::InferenceStatistics;
-use crate::clock::{NS_PER_MS, Stamp};
+use crate::clock::{NS_PER_MS, Stamp, Steady};
 use crate::config::Config;
 use crate::control::recorder::{Capacity, Recorder};
 use crate::control::{ControlHandle, Wants};
@@ -22,6 +22,9 @@ use crate::policy::Policy;
 
 /// How long the inference thread sleeps at most before it looks whether it is still wanted.
 const NAP: Duration = Duration::from_millis(50);
+
+/// No time is after it.
+const UNHEARD: i64 = i64::MAX;
 
 /// Shared by the spin thread, the decode workers and the inference thread.
 pub struct Shared {
@@ -35,8 +38,8 @@ pub struct Shared {
     /// Something arrived in `intake`, or `running` or `closed` changed.
     changed: Condvar,
     running: Mutex<Option<Run>>,
-    /// Somebody hears the commands.
-    heard: AtomicBool,
+    /// Commands of ticks after this time may be published: what was sent before concerns nobody who listens now.
+    heard_after: AtomicI64,
     config: Mutex<Arc<Config>>,
     prompt: Mutex<Arc<str>>,
     closed: AtomicBool,
@@ -97,7 +100,7 @@ impl Shared {
             intake: Mutex::new(intake),
             changed: Condvar::new(),
             running: Mutex::new(None),
-            heard: AtomicBool::new(false),
+            heard_after: AtomicI64::new(UNHEARD),
             prompt: Mutex::new(config.prompt.as_str().into()),
             config: Mutex::new(Arc::new(config)),
             closed: AtomicBool::new(false),
@@ -173,18 +176,24 @@ impl Shared {
     /// From now on inferences run, numbered from 0, and `control` gets their chunks.
     pub fn run(&self, control: Arc<ControlHandle>) {
         *self.running.lock() = Some(Run { control, next_id: 0 });
-        self.set_heard(true);
+        self.set_heard(Some(Steady(i64::MIN)));
     }
 
-    /// Whether somebody hears the commands; while nobody does, no inference begins and nothing is published.
-    pub fn set_heard(&self, heard: bool) {
-        self.heard.store(heard, Ordering::Release);
+    /// Somebody hears the commands of the ticks after this one; `None`: nobody does, and while that is so no inference
+    /// begins and nothing is published.
+    pub fn set_heard(&self, after: Option<Steady>) {
+        self.heard_after.store(after.map_or(UNHEARD, |after| after.0), Ordering::Release);
         self.changed.notify_all();
     }
 
-    /// Whether commands may be published: not while nobody hears them, nor what is left of a brake to who comes then.
-    pub fn may_publish(&self) -> bool {
-        self.heard.load(Ordering::Acquire)
+    /// Whether the command of a tick may be published: not while nobody hears it, nor what is left of a brake to who comes
+    /// then.
+    pub fn may_publish(&self, command: Steady) -> bool {
+        command.0 > self.heard_after.load(Ordering::Acquire)
+    }
+
+    fn is_heard(&self) -> bool {
+        self.heard_after.load(Ordering::Acquire) != UNHEARD
     }
 
     /// No inference begins any more.
@@ -247,7 +256,7 @@ impl Shared {
     /// Control, what it wants chunks of, and its epoch; `None` if it would follow none.
     fn accepting(&self) -> Option<(Arc<ControlHandle>, Wants, u64)> {
         let running = self.running.lock();
-        let run = running.as_ref().filter(|_| self.may_publish())?;
+        let run = running.as_ref().filter(|_| self.is_heard())?;
         let (wants, epoch) = run.control.wants();
         (wants != Wants::Nothing).then(|| (Arc::clone(&run.control), wants, epoch))
     }
