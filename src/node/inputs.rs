@@ -276,7 +276,7 @@ fn take_frame(slot: usize, frame: &Frame, shared: &Shared) {
         shared.resize(slot, image);
     }
     shared.arrived(|intake| {
-        intake.forget_future(frame.arrived);
+        intake.forget_future(Some(slot), frame.arrived);
         intake.take_image(slot, stamp, image);
     });
 }

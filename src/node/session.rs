@@ -550,7 +550,7 @@ fn take_joints(payload: &[u8], now: Stamp, shared: &Shared, active: Option<&Acti
     };
     let stamp = if message.stamp.0 == 0 { now } else { message.stamp };
     let measured = shared.arrived(|intake| {
-        intake.forget_future(now);
+        intake.forget_future(None, now);
         let taken = intake.take_joints(stamp, &message.names, &message.position);
         taken.then(|| intake.last_measured().cloned()).flatten()
     });

@@ -173,9 +173,9 @@ impl Intake {
         }
     }
 
-    /// See [`Snapshots::forget_future`]. To be called before what arrives at `now` is taken.
-    pub fn forget_future(&mut self, now: Stamp) {
-        self.snapshots.forget_future(now);
+    /// See [`Snapshots::forget_future`]. To be called before what arrives from the same source at `now` is taken.
+    pub fn forget_future(&mut self, slot: Option<usize>, now: Stamp) {
+        self.snapshots.forget_future(slot, now);
     }
 
     /// Counts a joint state that could not be decoded.
@@ -540,10 +540,12 @@ mod tests {
         let mut intake = started();
         assert!(joints(&mut intake, 600_000), "whether it is of the future is seen when it is used");
         assert!(!joints(&mut intake, 10));
-        intake.forget_future(at(10));
+        intake.forget_future(Some(0), at(10));
+        assert!(!joints(&mut intake, 10), "of another source");
+        intake.forget_future(None, at(10));
         assert!(joints(&mut intake, 10));
         image(&mut intake, 0, 600_000);
-        intake.forget_future(at(10));
+        intake.forget_future(Some(0), at(10));
         image(&mut intake, 0, 10);
         assert_eq!(intake.sources().next().unwrap().newest, Some(at(10)));
     }

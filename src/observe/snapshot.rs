@@ -230,15 +230,23 @@ impl Snapshots {
     pub fn snapshot(&mut self, now: Stamp) -> Result<Observation, NotReady> {
         let observation = self.observe(now);
         if matches!(observation, Err(NotReady::Future { .. })) {
-            self.forget_future(now);
+            self.joints.forget_future(now);
+            self.cameras.iter_mut().flatten().for_each(|camera| camera.forget_future(now));
         }
         observation
     }
 
-    /// Lets go of what is stamped later than `now` can be: whatever comes after it would be older.
-    pub fn forget_future(&mut self, now: Stamp) {
-        self.joints.forget_future(now);
-        self.cameras.iter_mut().flatten().for_each(|camera| camera.forget_future(now));
+    /// Lets go of what a camera (by slot) or the joints (`None`) stamped later than `now` can be: whatever they send after
+    /// it would be older.
+    pub fn forget_future(&mut self, slot: Option<usize>, now: Stamp) {
+        match slot {
+            Some(slot) => {
+                if let Some(Some(camera)) = self.cameras.get_mut(slot) {
+                    camera.forget_future(now);
+                }
+            }
+            None => self.joints.forget_future(now),
+        }
     }
 
     fn observe(&self, now: Stamp) -> Result<Observation, NotReady> {
