@@ -7,6 +7,8 @@ use proptest::prelude::*;
 
 /// 100 Hz ticks.
 const TICK_S: f64 = 0.01;
+/// What the sum of a brake's steps, thousands of them where the jerk is limited, may be beside rest.
+const ROUNDING: f64 = 1e-9;
 
 /// The limits of one tick: of the value, its step, and the step's change.
 pub struct Ticked {
@@ -75,7 +77,7 @@ impl Judge {
         } else {
             let outside = |v: f64| (v - high).max(low - v).max(0.0);
             prop_assert!(
-                outside(found) <= outside(self.value) + 1e-12,
+                outside(found) <= outside(self.value) + ROUNDING,
                 "further out: {} to {found}",
                 self.value
             );
